@@ -1,0 +1,1 @@
+//! Decides: which snapshots to keep, which snapshot a name means.

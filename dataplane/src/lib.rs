@@ -1,0 +1,1 @@
+//! Moves the bytes: disks to chunks to packs, and back.
