@@ -1,9 +1,31 @@
-//! What Undercroft's bytes mean. No files, sockets, clocks or threads.
+//! What Undercroft's bytes mean: no files, sockets, clocks or threads.
+//!
+//! A disk is cut into fixed segments; a [`segment`] map lists the [`extent`]s of one, [`maptree`]s hold
+//! the maps of a disk together, and a [`snapshot`] names the trees of one VM at one time. All of these,
+//! and the chunks they point at, lie as records in [`pack`]s. [`config`] says how a repository was set
+//! up. `docs/format.md` in the repository shows the same byte by byte, with the reasons.
+//!
+//! In the order in which data flows:
+//!
+//! - [`units`], [`id`]: positions, lengths and names as types
+//! - [`source`]: what hypervisors hand over; [`ranges`]: what an increment reads
+//! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
+//! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
+//! - [`pack`]: records at rest
+//! - [`snapshot`], [`config`], [`reason`]: the roots and the set-up
+//! - [`codec`]: how all of them are written
 
+pub mod chunker;
 pub mod codec;
+pub mod config;
 pub mod extent;
 pub mod id;
 pub mod maptree;
 pub mod pack;
+pub mod partition;
+pub mod ranges;
+pub mod reason;
 pub mod segment;
+pub mod snapshot;
+pub mod source;
 pub mod units;

@@ -1,0 +1,3 @@
+//! What hypervisors hand over.
+
+pub mod cbt;
