@@ -179,7 +179,11 @@ mod tests {
         assert_eq!(SegmentSize::DEFAULT.segments_of(size), 2);
         let last = SegmentSize::DEFAULT.range_of(SegmentNumber(1), size);
         assert_eq!(last.len(), 5);
-        assert!(SegmentSize::DEFAULT.range_of(SegmentNumber(2), size).is_empty());
+        assert!(
+            SegmentSize::DEFAULT
+                .range_of(SegmentNumber(2), size)
+                .is_empty()
+        );
     }
 
     #[test]
