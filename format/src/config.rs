@@ -46,7 +46,10 @@ impl MasterKey {
 
     /// Keys chunk ids.
     pub fn id_key(&self) -> IdKey {
-        IdKey::from_bytes(blake3::derive_key("undercroft 2026-11 chunk id key", &self.0))
+        IdKey::from_bytes(blake3::derive_key(
+            "undercroft 2026-11 chunk id key",
+            &self.0,
+        ))
     }
 
     /// Authenticates snapshots.
@@ -303,7 +306,10 @@ mod tests {
         };
         [
             example(KeyMaterial::Clear(MasterKey::from_bytes([2; 32]))),
-            example(KeyMaterial::Wrapped(vec![slot(passphrase), slot(SlotKind::Recovery)])),
+            example(KeyMaterial::Wrapped(vec![
+                slot(passphrase),
+                slot(SlotKind::Recovery),
+            ])),
         ]
     }
 

@@ -39,7 +39,10 @@ impl RangeSet {
 
 impl FromIterator<DiskRange> for RangeSet {
     fn from_iter<I: IntoIterator<Item = DiskRange>>(ranges: I) -> Self {
-        let mut ranges: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+        let mut ranges: Vec<_> = ranges
+            .into_iter()
+            .filter(|range| !range.is_empty())
+            .collect();
         ranges.sort_unstable();
         let mut set: Vec<DiskRange> = Vec::with_capacity(ranges.len());
         for range in ranges {

@@ -359,7 +359,10 @@ fn decode_metadata(reader: &mut Reader<'_>) -> Result<Metadata, DecodeError> {
     let chunks: Vec<(ChunkId, u32)> = (0..reader.count("chunks", METADATA_CHUNKS_MAX, 33)?)
         .map(|_| {
             let chunk = ChunkId::from_bytes(reader.array()?);
-            Ok((chunk, reader.varint("chunk length", u32::MAX.into())? as u32))
+            Ok((
+                chunk,
+                reader.varint("chunk length", u32::MAX.into())? as u32,
+            ))
         })
         .collect::<Result<_, DecodeError>>()?;
     if chunks.iter().map(|(_, len)| u64::from(*len)).sum::<u64>() != len {

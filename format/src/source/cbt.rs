@@ -101,7 +101,10 @@ mod tests {
     #[test]
     fn the_documented_vector_marks_blocks_0_2_and_15() {
         let block = |number: u64| DiskRange::new(number << 16, (number + 1) << 16);
-        assert_eq!(ranges("oAE=\n", 16 << 16), Ok(vec![block(0), block(2), block(15)]));
+        assert_eq!(
+            ranges("oAE=\n", 16 << 16),
+            Ok(vec![block(0), block(2), block(15)])
+        );
     }
 
     #[test]
@@ -111,7 +114,10 @@ mod tests {
 
     #[test]
     fn a_bitmap_of_another_size_is_refused() {
-        assert!(matches!(ranges("oAE=", 17 << 16), Err(BitmapError::TooShort { .. })));
+        assert!(matches!(
+            ranges("oAE=", 17 << 16),
+            Err(BitmapError::TooShort { .. })
+        ));
         let long = STANDARD.encode(vec![0; 5000]);
         assert!(matches!(ranges(&long, 1), Err(BitmapError::TooLong { .. })));
         assert!(matches!(ranges("a*", 1), Err(BitmapError::Base64(_))));
