@@ -17,7 +17,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::chunker::ChunkerSpec;
 use crate::codec::{DecodeError, Problem, Reader, put_varint};
-use crate::id::{IdKey, PackId, RepositoryId};
+use crate::id::{IdKey, RepositoryId, SessionId};
 use crate::units::SegmentSize;
 
 const MAGIC: &[u8; 8] = b"UCCONF\0\x01";
@@ -25,6 +25,8 @@ const MAGIC: &[u8; 8] = b"UCCONF\0\x01";
 pub const FORMAT_VERSION: u32 = 1;
 /// Longest config file, in bytes.
 pub const CONFIG_LEN_MAX: u64 = 64 << 10;
+/// Longest pack that may be aimed at, in bytes: a scrub holds a whole pack in memory.
+pub const PACK_LEN_TARGET_MAX: u64 = 64 << 20;
 const SLOTS_MAX: u64 = 32;
 /// Bytes of a wrapped master key: ciphertext and tag.
 pub const WRAPPED_LEN: usize = 48;
@@ -57,12 +59,12 @@ impl MasterKey {
         blake3::derive_key("undercroft 2026-11 snapshot authentication key", &self.0)
     }
 
-    /// Seals the records first written to `pack`.
-    pub fn pack_key(&self, pack: PackId) -> [u8; 32] {
+    /// Seals the records of `session`: a key per session, so that nonces can be a session's own count.
+    pub fn session_key(&self, session: SessionId) -> [u8; 32] {
         let mut material = [0; 48];
         material[..32].copy_from_slice(&self.0);
-        material[32..].copy_from_slice(pack.as_bytes());
-        let key = blake3::derive_key("undercroft 2026-11 pack sealing key", &material);
+        material[32..].copy_from_slice(session.as_bytes());
+        let key = blake3::derive_key("undercroft 2026-11 session sealing key", &material);
         material.zeroize();
         key
     }
@@ -204,7 +206,7 @@ impl Config {
             .map_err(|_| reader.error(Problem::Invalid("chunker")))?;
         let segment_size = SegmentSize::from_log2(reader.u8()?)
             .ok_or_else(|| reader.error(Problem::Invalid("segment size")))?;
-        let pack_len_target = reader.varint("pack length", 1 << 30)? as u32;
+        let pack_len_target = reader.varint("pack length", PACK_LEN_TARGET_MAX)? as u32;
         let zstd_level = i8::from_le_bytes(reader.array()?);
         let index_memory_max = reader.varint("index memory", u64::MAX)?;
         let keys = match reader.u8()? {
@@ -341,8 +343,8 @@ mod tests {
     #[test]
     fn keys_for_different_uses_differ() {
         let master = MasterKey::from_bytes([2; 32]);
-        let a = master.pack_key(PackId::from_bytes([1; 16]));
-        assert_ne!(a, master.pack_key(PackId::from_bytes([2; 16])));
+        let a = master.session_key(SessionId::from_bytes([1; 16]));
+        assert_ne!(a, master.session_key(SessionId::from_bytes([2; 16])));
         assert_ne!(a, master.snapshot_key());
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{DecodeError, Problem, Reader, checksum};
-use crate::id::{ObjectId, PackId, RepositoryId};
+use crate::id::{ObjectId, PackId, RepositoryId, SessionId};
 
 /// Bytes of a pack's header.
 pub const PACK_HEADER_LEN: usize = 64;
@@ -204,18 +204,18 @@ impl RecordInfo {
 /// First bytes of a sealed payload: which key and nonce sealed it. They stay when the record moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SealPrefix {
-    /// The pack in which the record was first written: the per-pack key is derived from it.
-    pub pack: PackId,
-    /// The record's position in that pack: the nonce, unique under the key.
-    pub position: u64,
+    /// The session that sealed the record: its sealing key is derived from it.
+    pub session: SessionId,
+    /// Counts the records that the session sealed: the nonce, unique under the key.
+    pub sequence: u64,
 }
 
 impl SealPrefix {
     /// The bytes.
     pub fn encode(&self) -> [u8; SEAL_PREFIX_LEN] {
         let mut out = [0; SEAL_PREFIX_LEN];
-        out[..16].copy_from_slice(self.pack.as_bytes());
-        out[16..].copy_from_slice(&self.position.to_le_bytes());
+        out[..16].copy_from_slice(self.session.as_bytes());
+        out[16..].copy_from_slice(&self.sequence.to_le_bytes());
         out
     }
 
@@ -223,15 +223,15 @@ impl SealPrefix {
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("seal", payload);
         Ok(Self {
-            pack: PackId::from_bytes(reader.array()?),
-            position: reader.u64()?,
+            session: SessionId::from_bytes(reader.array()?),
+            sequence: reader.u64()?,
         })
     }
 
     /// The 96-bit nonce of AES-GCM.
     pub fn nonce(&self) -> [u8; 12] {
         let mut nonce = [0; 12];
-        nonce[4..].copy_from_slice(&self.position.to_be_bytes());
+        nonce[4..].copy_from_slice(&self.sequence.to_be_bytes());
         nonce
     }
 }

@@ -1,0 +1,189 @@
+//! What can go wrong with a repository.
+
+use std::io;
+
+use undercroft_format::codec::DecodeError;
+use undercroft_format::id::{ObjectId, PackId, SnapshotId};
+use undercroft_format::pack::ObjectKind;
+
+use super::index::IndexError;
+
+/// A repository operation failed: what was attempted, on what.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// A file operation failed.
+    #[error("{action} {path}")]
+    Io {
+        /// What was attempted, as in "reading".
+        action: &'static str,
+        /// The file, from the repository's root.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file's bytes are not what was written.
+    #[error("{path} is damaged")]
+    Damaged {
+        /// The file, from the repository's root.
+        path: String,
+        /// What is wrong.
+        source: DecodeError,
+    },
+    /// A record's bytes are not what was written.
+    #[error("{} {id}: the record at {pack}+{position} is damaged: {problem}", kind_name(*.kind))]
+    CorruptObject {
+        /// Kind of the object.
+        kind: ObjectKind,
+        /// Its id.
+        id: ObjectId,
+        /// The pack where its record stands.
+        pack: PackId,
+        /// The record's position there.
+        position: u64,
+        /// What is wrong.
+        problem: RecordProblem,
+    },
+    /// No pack holds the object.
+    #[error("{} {id} is not in the repository", kind_name(*.kind))]
+    MissingObject {
+        /// Kind of the object.
+        kind: ObjectKind,
+        /// Its id.
+        id: ObjectId,
+    },
+    /// The chunk index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// There is no config.
+    #[error("{location} is not an Undercroft repository: it has no config")]
+    NotARepository {
+        /// Where it was looked for.
+        location: String,
+    },
+    /// There is one already.
+    #[error("{location} is already an Undercroft repository")]
+    AlreadyExists {
+        /// Where.
+        location: String,
+    },
+    /// Something else is there.
+    #[error("{location} is not empty and is not an Undercroft repository")]
+    NotEmpty {
+        /// Where.
+        location: String,
+    },
+    /// Another process owns the repository.
+    #[error("the repository is in use by {owner}")]
+    Locked {
+        /// Who: command, process id, host, start time.
+        owner: String,
+    },
+    /// A passphrase or recovery key is needed.
+    #[error("the repository is encrypted: a passphrase or recovery key is needed")]
+    KeyNeeded,
+    /// The passphrase or recovery key does not fit.
+    #[error("the passphrase or recovery key is wrong")]
+    WrongKey,
+    /// No such snapshot.
+    #[error("snapshot {id} is not in the repository")]
+    NoSuchSnapshot {
+        /// The id.
+        id: SnapshotId,
+    },
+    /// A protected snapshot would be removed.
+    #[error("snapshot {id} is protected")]
+    Protected {
+        /// The id.
+        id: SnapshotId,
+    },
+    /// A snapshot names objects that are not there, so a collection cannot tell what is live.
+    #[error("a collection cannot go on: snapshot {id} cannot be read completely")]
+    IncompleteSnapshot {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What is missing or damaged.
+        source: Box<RepositoryError>,
+    },
+    /// Another thread of the session failed first.
+    #[error("the session failed: {0}")]
+    SessionFailed(String),
+    /// The user asked to stop.
+    #[error("stopped on request")]
+    Cancelled,
+    /// The secret source of randomness failed.
+    #[error("reading the system's random numbers: {0}")]
+    Entropy(String),
+}
+
+/// What is wrong with a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordProblem {
+    /// Header or payload do not check out.
+    #[error("{0}")]
+    Format(#[from] DecodeError),
+    /// The record is another object's.
+    #[error("another object stands there")]
+    OtherObject,
+    /// The seal does not open.
+    #[error("its seal does not open")]
+    Seal,
+    /// The payload does not decompress to the length it should.
+    #[error("it does not decompress")]
+    Compression,
+    /// The plaintext has another id.
+    #[error("its content has another id")]
+    WrongId,
+    /// The bytes could not be read.
+    #[error("reading it failed: {0}")]
+    Unreadable(String),
+}
+
+/// Result of a repository operation.
+pub type Result<T, E = RepositoryError> = std::result::Result<T, E>;
+
+impl RepositoryError {
+    /// An I/O error while doing `action` to `path`.
+    pub fn io(action: &'static str, path: &str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// A decode error in the file at `path`.
+    pub fn damaged(path: &str) -> impl FnOnce(DecodeError) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Damaged { path, source }
+    }
+
+    /// True if the cause is a full disk.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ),
+            _ => false,
+        }
+    }
+
+    /// True if stored data is damaged or missing, as opposed to an operation that failed.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged { .. } | Self::CorruptObject { .. } | Self::MissingObject { .. }
+        )
+    }
+}
+
+fn kind_name(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::Chunk => "chunk",
+        ObjectKind::SegmentMap => "segment map",
+        ObjectKind::Node => "map tree node",
+    }
+}

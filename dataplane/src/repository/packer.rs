@@ -1,0 +1,468 @@
+//! The packer: appends records to packs, seals full ones, and tells the index once they are durable.
+//!
+//! A session has one packer with one open pack per kind, so that a disk's chunks stay together and maps
+//! stay apart from them. Workers copy records into the open pack's buffer; a thread of the packer's own
+//! writes full buffers and seals packs, in this order: bytes written, file synced, renamed from
+//! `<id>.open`, directory synced, index told. Only then does anyone else learn of the records.
+//!
+//! A write or sync that failed fails the session: nothing is ever synced a second time, because the
+//! kernel may have dropped the pages that the first one reported (Rebello et al., "Can Applications
+//! Recover from fsync Failures?", USENIX ATC 2020).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+use undercroft_format::id::{ObjectId, PackId, RepositoryId};
+use undercroft_format::pack::{
+    PACK_HEADER_LEN, PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc,
+    TocEntry,
+};
+
+use super::entropy::Entropy;
+use super::error::{RepositoryError, Result};
+use super::index::ChunkIndex;
+use super::layout;
+use crate::io::{BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Storage, Transfer};
+
+/// Bytes written at once: appends below this size cost throughput on every disk measured.
+pub const WRITE_LEN: usize = 4 << 20;
+/// Write buffers: two being filled (data, meta), one full, two on their way to the disk.
+const WRITE_BUFFERS: usize = 5;
+/// Jobs that may wait for the writing thread. Bytes are bounded by the buffers; this bounds the rest.
+const JOBS_MAX: usize = 8;
+/// Requests to the device at once: four 256 KiB pieces per write are enough to keep it busy.
+const QUEUE_DEPTH: u32 = 16;
+
+/// What a packer needs to know.
+pub struct PackerContext {
+    /// Where packs go.
+    pub storage: Arc<dyn Storage>,
+    /// How they are written.
+    pub engine: Arc<dyn Engine>,
+    /// Who is told of sealed packs.
+    pub index: Arc<dyn ChunkIndex>,
+    /// Where pack ids come from.
+    pub entropy: Arc<dyn Entropy>,
+    /// The repository, named in each pack.
+    pub repository: RepositoryId,
+    /// Packs are sealed at this length.
+    pub pack_len_target: u64,
+}
+
+/// What a packer did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PackerFigures {
+    /// Packs sealed.
+    pub packs: u64,
+    /// Bytes of sealed packs.
+    pub bytes: u64,
+}
+
+/// Appends records to packs. Shared by the workers of a session.
+pub struct Packer {
+    context: Arc<PackerContext>,
+    pool: Arc<BufferPool>,
+    open: [Mutex<Option<OpenPack>>; 2],
+    jobs: Option<Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+/// What workers and the writing thread both see.
+#[derive(Default)]
+struct Shared {
+    /// Ids claimed by a worker whose record is not in the index yet.
+    claimed: [Mutex<HashSet<ObjectId>>; CLAIM_SHARDS],
+    failure: Mutex<Option<Failure>>,
+    packs: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Workers rarely meet on one of so many locks.
+const CLAIM_SHARDS: usize = 64;
+
+/// The first failure, kept for whoever asks next.
+enum Failure {
+    Fresh(RepositoryError),
+    Reported(String),
+}
+
+struct OpenPack {
+    id: PackId,
+    kind: PackKind,
+    file: Arc<dyn BlockFile>,
+    buffer: Buffer,
+    /// Bytes of the buffer that are filled.
+    filled: usize,
+    /// Where the buffer's first byte belongs in the file.
+    buffer_offset: u64,
+    entries: Vec<TocEntry>,
+}
+
+enum Job {
+    Write {
+        file: Arc<dyn BlockFile>,
+        buffer: Buffer,
+        len: usize,
+        offset: u64,
+    },
+    Seal {
+        id: PackId,
+        kind: PackKind,
+        file: Arc<dyn BlockFile>,
+        len: u64,
+        entries: Vec<TocEntry>,
+    },
+}
+
+impl Packer {
+    /// A packer with its writing thread.
+    pub fn start(context: PackerContext) -> Self {
+        let context = Arc::new(context);
+        let pool = BufferPool::new(WRITE_BUFFERS * WRITE_LEN);
+        let shared = Arc::new(Shared::default());
+        let (jobs, queue) = bounded(JOBS_MAX);
+        let writer = {
+            let (context, pool, shared) = (context.clone(), pool.clone(), shared.clone());
+            std::thread::Builder::new()
+                .name("packer".into())
+                .spawn(move || Writer::run(&context, &pool, &shared, &queue))
+                .expect("the system can start a thread")
+        };
+        Self {
+            context,
+            pool,
+            open: [Mutex::new(None), Mutex::new(None)],
+            jobs: Some(jobs),
+            writer: Some(writer),
+            shared,
+        }
+    }
+
+    /// Claims `id` for the caller, who must then append its record. False if someone else has claimed
+    /// it and it is on its way.
+    pub fn claim(&self, id: ObjectId) -> bool {
+        self.shared.shard(id).lock().insert(id)
+    }
+
+    /// True if `id` was claimed and is on its way.
+    pub fn is_claimed(&self, id: ObjectId) -> bool {
+        self.shared.shard(id).lock().contains(&id)
+    }
+
+    /// Appends a record and returns the bytes it takes in the pack. Blocks while the disk is slower
+    /// than the callers.
+    ///
+    /// # Errors
+    /// The first failure of the session, whichever thread met it.
+    pub fn append(&self, info: &RecordInfo, payload: &[u8]) -> Result<u64> {
+        let header = RecordHeader::new(*info, payload);
+        self.append_checked(&header, payload)
+    }
+
+    /// Appends a record whose payload's checksum is already known.
+    pub fn append_checked(&self, header: &RecordHeader, payload: &[u8]) -> Result<u64> {
+        self.check_failure()?;
+        let kind = header.info.kind.pack_kind();
+        let mut open = self.slot(kind).lock();
+        let mut pack = match open.take() {
+            Some(pack) => pack,
+            None => self.create(kind)?,
+        };
+        let position = pack.position();
+        self.write(&mut pack, &header.encode(pack.id, position))?;
+        self.write(&mut pack, payload)?;
+        pack.entries.push(TocEntry {
+            info: header.info,
+            position: position as u32,
+        });
+        if pack.position() >= self.context.pack_len_target {
+            self.seal(pack)?;
+        } else {
+            *open = Some(pack);
+        }
+        Ok((RECORD_HEADER_LEN + payload.len()) as u64)
+    }
+
+    /// Seals what is open, waits until everything is durable and in the index, and ends the thread.
+    pub fn finish(mut self) -> Result<PackerFigures> {
+        let sealed = (|| {
+            // Data before maps: a map in the index never names a chunk that is not.
+            for kind in [PackKind::Data, PackKind::Meta] {
+                let pack = self.slot(kind).lock().take();
+                if let Some(pack) = pack {
+                    self.seal(pack)?;
+                }
+            }
+            Ok(())
+        })();
+        self.stop();
+        self.check_failure()?;
+        sealed?;
+        Ok(PackerFigures {
+            packs: self.shared.packs.load(Ordering::Relaxed),
+            bytes: self.shared.bytes.load(Ordering::Relaxed),
+        })
+    }
+
+    fn stop(&mut self) {
+        self.jobs = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            self.shared
+                .fail(RepositoryError::SessionFailed("the packer thread panicked".into()));
+        }
+    }
+
+    fn slot(&self, kind: PackKind) -> &Mutex<Option<OpenPack>> {
+        match kind {
+            PackKind::Data => &self.open[0],
+            PackKind::Meta => &self.open[1],
+        }
+    }
+
+    fn create(&self, kind: PackKind) -> Result<OpenPack> {
+        let id = PackId::from_bytes(self.context.entropy.array()?);
+        let dir = layout::pack_dir(id);
+        let storage = &self.context.storage;
+        if !storage.exists(&dir) {
+            storage
+                .create_dir(&dir)
+                .and_then(|()| storage.sync_dir(layout::PACKS))
+                .map_err(RepositoryError::io("creating", &dir))?;
+        }
+        let path = layout::open_pack(id);
+        let file = storage
+            .create(&path, true)
+            .map_err(RepositoryError::io("creating", &path))?;
+        let mut pack = OpenPack {
+            id,
+            kind,
+            file,
+            buffer: self.pool.acquire(WRITE_LEN),
+            filled: 0,
+            buffer_offset: 0,
+            entries: Vec::new(),
+        };
+        let header = PackHeader {
+            id,
+            kind,
+            repository: self.context.repository,
+        };
+        self.write(&mut pack, &header.encode())?;
+        Ok(pack)
+    }
+
+    fn write(&self, pack: &mut OpenPack, mut bytes: &[u8]) -> Result<()> {
+        loop {
+            let taken = bytes.len().min(WRITE_LEN - pack.filled);
+            pack.buffer[pack.filled..pack.filled + taken].copy_from_slice(&bytes[..taken]);
+            pack.filled += taken;
+            bytes = &bytes[taken..];
+            if pack.filled < WRITE_LEN {
+                return Ok(());
+            }
+            let full = std::mem::replace(&mut pack.buffer, self.pool.acquire(WRITE_LEN));
+            self.send_buffer(pack, full)?;
+        }
+    }
+
+    fn send_buffer(&self, pack: &mut OpenPack, buffer: Buffer) -> Result<()> {
+        let (len, offset) = (pack.filled, pack.buffer_offset);
+        pack.buffer_offset += len as u64;
+        pack.filled = 0;
+        self.send(Job::Write {
+            file: pack.file.clone(),
+            buffer,
+            len,
+            offset,
+        })
+    }
+
+    fn seal(&self, mut pack: OpenPack) -> Result<()> {
+        let toc = Toc {
+            entries: std::mem::take(&mut pack.entries),
+        };
+        let tail = toc.encode_tail(pack.id, pack.position());
+        self.write(&mut pack, &tail)?;
+        let len = pack.position();
+        let (id, kind, file) = (pack.id, pack.kind, pack.file.clone());
+        if pack.filled > 0 {
+            let (len, offset) = (pack.filled, pack.buffer_offset);
+            self.send(Job::Write {
+                file: pack.file,
+                buffer: pack.buffer,
+                len,
+                offset,
+            })?;
+        }
+        self.send(Job::Seal {
+            id,
+            kind,
+            file,
+            len,
+            entries: toc.entries,
+        })
+    }
+
+    fn send(&self, job: Job) -> Result<()> {
+        let jobs = self.jobs.as_ref().expect("jobs are sent before the end");
+        if jobs.send(job).is_err() {
+            self.check_failure()?;
+            return Err(RepositoryError::SessionFailed("the packer thread is gone".into()));
+        }
+        Ok(())
+    }
+
+    fn check_failure(&self) -> Result<()> {
+        let mut failure = self.shared.failure.lock();
+        match failure.take() {
+            None => Ok(()),
+            Some(Failure::Fresh(error)) => {
+                let mut text = error.to_string();
+                if let Some(source) = std::error::Error::source(&error) {
+                    text = format!("{text}: {source}");
+                }
+                *failure = Some(Failure::Reported(text));
+                Err(error)
+            }
+            Some(Failure::Reported(text)) => {
+                *failure = Some(Failure::Reported(text.clone()));
+                Err(RepositoryError::SessionFailed(text))
+            }
+        }
+    }
+}
+
+impl Drop for Packer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl OpenPack {
+    /// Where the next byte goes in the file.
+    fn position(&self) -> u64 {
+        self.buffer_offset + self.filled as u64
+    }
+}
+
+impl Shared {
+    fn shard(&self, id: ObjectId) -> &Mutex<HashSet<ObjectId>> {
+        &self.claimed[usize::from(id.as_bytes()[1]) % CLAIM_SHARDS]
+    }
+
+    fn fail(&self, error: RepositoryError) {
+        self.failure.lock().get_or_insert(Failure::Fresh(error));
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failure.lock().is_some()
+    }
+}
+
+/// The writing thread.
+struct Writer<'a> {
+    context: &'a PackerContext,
+    shared: &'a Shared,
+    queue: Box<dyn Queue>,
+}
+
+impl Writer<'_> {
+    fn run(context: &PackerContext, pool: &Arc<BufferPool>, shared: &Shared, jobs: &Receiver<Job>) {
+        let queue = match context.engine.queue(pool, QUEUE_DEPTH) {
+            Ok(queue) => queue,
+            Err(error) => {
+                shared.fail(RepositoryError::io("starting I/O for", layout::PACKS)(error));
+                // Buffers must come back to the pool, or the workers would wait for ever.
+                jobs.iter().for_each(drop);
+                return;
+            }
+        };
+        let mut writer = Writer {
+            context,
+            shared,
+            queue,
+        };
+        for job in jobs {
+            if !shared.has_failed()
+                && let Err(error) = writer.job(job)
+            {
+                shared.fail(error);
+            }
+        }
+        while writer.queue.wait().is_some() {}
+    }
+
+    fn job(&mut self, job: Job) -> Result<()> {
+        match job {
+            Job::Write {
+                file,
+                buffer,
+                len,
+                offset,
+            } => {
+                let piece = Piece {
+                    file,
+                    file_offset: offset,
+                    buffer_offset: 0,
+                    len,
+                };
+                self.queue.submit(Transfer {
+                    token: 0,
+                    direction: Direction::Write,
+                    buffer,
+                    pieces: vec![piece],
+                });
+                self.reap(1)
+            }
+            Job::Seal {
+                id,
+                kind,
+                file,
+                len,
+                entries,
+            } => {
+                self.reap(0)?;
+                self.seal(id, &*file, len)?;
+                self.context.index.insert_pack(id, kind, len, &entries)?;
+                for entry in &entries {
+                    self.shared.shard(entry.info.id).lock().remove(&entry.info.id);
+                }
+                self.shared.packs.fetch_add(1, Ordering::Relaxed);
+                self.shared.bytes.fetch_add(len, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until at most `left` transfers are in flight.
+    fn reap(&mut self, left: usize) -> Result<()> {
+        while self.queue.in_flight() > left {
+            let Some(done) = self.queue.wait() else { break };
+            done.result.map_err(|error| {
+                RepositoryError::io("writing", layout::PACKS)(error.source)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn seal(&self, id: PackId, file: &dyn BlockFile, len: u64) -> Result<()> {
+        let storage = &self.context.storage;
+        let (open, sealed, dir) = (layout::open_pack(id), layout::pack(id), layout::pack_dir(id));
+        file.set_len(len)
+            .and_then(|()| file.sync())
+            .map_err(RepositoryError::io("making durable", &open))?;
+        storage
+            .rename(&open, &sealed)
+            .map_err(RepositoryError::io("renaming", &open))?;
+        storage
+            .sync_dir(&dir)
+            .map_err(RepositoryError::io("making durable", &dir))
+    }
+}

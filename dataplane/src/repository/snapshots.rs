@@ -1,0 +1,227 @@
+//! The roots: listing, reading, publishing, protecting and forgetting snapshots.
+
+use std::io;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use undercroft_format::codec::checksum;
+use undercroft_format::id::{RepositoryId, SnapshotId};
+use undercroft_format::snapshot::{SNAPSHOT_LEN_MAX, Snapshot};
+
+use super::error::{RepositoryError, Result};
+use super::keys::Keys;
+use super::layout;
+use crate::io::Storage;
+
+/// The snapshot files of a repository.
+pub struct Snapshots {
+    storage: Arc<dyn Storage>,
+    repository: RepositoryId,
+    keys: Option<Arc<Keys>>,
+}
+
+/// A snapshot with its markers.
+#[derive(Clone, Debug)]
+pub struct StoredSnapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What it says.
+    pub snapshot: Snapshot,
+    /// Neither `forget` nor `prune` removes it.
+    pub protected: bool,
+    /// `repair` found that it lost something.
+    pub incomplete: bool,
+}
+
+/// What stands in the directory of snapshots.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotListing {
+    /// Ids of the snapshot files, sorted.
+    pub ids: Vec<SnapshotId>,
+    /// Ids with a marker of protection.
+    pub protected: Vec<SnapshotId>,
+    /// Ids with a marker of incompleteness.
+    pub incomplete: Vec<SnapshotId>,
+    /// Files left by a write that was cut short.
+    pub temporary: Vec<String>,
+    /// Files that are none of these.
+    pub foreign: Vec<String>,
+}
+
+impl Snapshots {
+    /// The snapshots in `storage`; with keys, authenticators are checked.
+    pub fn new(storage: Arc<dyn Storage>, repository: RepositoryId, keys: Option<Arc<Keys>>) -> Self {
+        Self {
+            storage,
+            repository,
+            keys,
+        }
+    }
+
+    /// Lists names alone.
+    ///
+    /// # Errors
+    /// Any failure: a short listing never passes for a complete one.
+    pub fn list(&self) -> Result<SnapshotListing> {
+        let entries = self
+            .storage
+            .list(layout::SNAPSHOTS)
+            .map_err(RepositoryError::io("listing", layout::SNAPSHOTS))?;
+        let mut listing = SnapshotListing::default();
+        for entry in entries {
+            let name = entry.name.as_str();
+            let marked = |suffix: &str| name.strip_suffix(suffix).and_then(|id| id.parse().ok());
+            if let Ok(id) = name.parse() {
+                listing.ids.push(id);
+            } else if let Some(id) = marked(layout::PROTECTED_SUFFIX) {
+                listing.protected.push(id);
+            } else if let Some(id) = marked(layout::INCOMPLETE_SUFFIX) {
+                listing.incomplete.push(id);
+            } else if name.ends_with(layout::TEMPORARY_SUFFIX) {
+                listing.temporary.push(format!("{}/{name}", layout::SNAPSHOTS));
+            } else {
+                listing.foreign.push(format!("{}/{name}", layout::SNAPSHOTS));
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Reads one snapshot.
+    pub fn read(&self, id: SnapshotId) -> Result<StoredSnapshot> {
+        Ok(StoredSnapshot {
+            id,
+            snapshot: self.read_file(id)?,
+            protected: self.storage.exists(&layout::protected(id)),
+            incomplete: self.storage.exists(&layout::incomplete(id)),
+        })
+    }
+
+    /// Reads all snapshots, oldest first; files that cannot be read come as errors beside them.
+    pub fn read_all(&self) -> Result<(Vec<StoredSnapshot>, Vec<(SnapshotId, RepositoryError)>)> {
+        let listing = self.list()?;
+        let read: Vec<_> = listing
+            .ids
+            .par_iter()
+            .map(|id| (*id, self.read_file(*id)))
+            .collect();
+        let mut snapshots = Vec::with_capacity(read.len());
+        let mut failed = Vec::new();
+        for (id, result) in read {
+            match result {
+                Ok(snapshot) => snapshots.push(StoredSnapshot {
+                    id,
+                    snapshot,
+                    protected: listing.protected.contains(&id),
+                    incomplete: listing.incomplete.contains(&id),
+                }),
+                Err(error) => failed.push((id, error)),
+            }
+        }
+        snapshots.sort_by_key(|stored| (stored.snapshot.created_ms, stored.id));
+        Ok((snapshots, failed))
+    }
+
+    fn read_file(&self, id: SnapshotId) -> Result<Snapshot> {
+        let path = layout::snapshot(id);
+        let bytes = self.storage.read(&path, SNAPSHOT_LEN_MAX).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::NotFound => RepositoryError::NoSuchSnapshot { id },
+                _ => RepositoryError::io("reading", &path)(error),
+            }
+        })?;
+        self.decode(&bytes, id, &path)
+    }
+
+    /// Decodes a snapshot file that should be `id`'s.
+    pub fn decode(&self, bytes: &[u8], id: SnapshotId, path: &str) -> Result<Snapshot> {
+        let authenticate = self.keys.as_ref().map(|keys| |body: &[u8]| keys.authenticate(body));
+        let authenticate = authenticate.as_ref().map(|f| f as &dyn Fn(&[u8]) -> [u8; 32]);
+        let (found, snapshot) =
+            Snapshot::decode(bytes, authenticate).map_err(RepositoryError::damaged(path))?;
+        if found != id || snapshot.repository != self.repository {
+            return Err(RepositoryError::damaged(path)(
+                undercroft_format::codec::Reader::new("snapshot", bytes).error(
+                    undercroft_format::codec::Problem::Invalid("owner: another snapshot's content"),
+                ),
+            ));
+        }
+        Ok(snapshot)
+    }
+
+    /// Publishes a snapshot: after this returns it is there for good, before it is not there at all.
+    ///
+    /// Everything that it names must be durable already.
+    pub fn publish(&self, snapshot: &Snapshot, keys: &Keys) -> Result<SnapshotId> {
+        let (id, bytes) = snapshot.encode(|body| keys.authenticate(body));
+        let path = layout::snapshot(id);
+        self.storage
+            .publish(&path, &bytes)
+            .map_err(RepositoryError::io("publishing", &path))?;
+        Ok(id)
+    }
+
+    /// Removes a snapshot; its chunks stay until a collection.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Protected`] for a protected one.
+    pub fn forget(&self, id: SnapshotId) -> Result<()> {
+        if self.storage.exists(&layout::protected(id)) {
+            return Err(RepositoryError::Protected { id });
+        }
+        let path = layout::snapshot(id);
+        self.storage.remove(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => RepositoryError::NoSuchSnapshot { id },
+            _ => RepositoryError::io("removing", &path)(error),
+        })?;
+        let marker = layout::incomplete(id);
+        if self.storage.exists(&marker) {
+            self.storage
+                .remove(&marker)
+                .map_err(RepositoryError::io("removing", &marker))?;
+        }
+        self.storage
+            .sync_dir(layout::SNAPSHOTS)
+            .map_err(RepositoryError::io("making durable", layout::SNAPSHOTS))
+    }
+
+    /// Sets or lifts the protection of a snapshot.
+    pub fn protect(&self, id: SnapshotId, protected: bool) -> Result<()> {
+        self.set_marker(id, &layout::protected(id), protected)
+    }
+
+    /// Marks a snapshot as having lost something, or as whole again.
+    pub fn mark_incomplete(&self, id: SnapshotId, incomplete: bool) -> Result<()> {
+        self.set_marker(id, &layout::incomplete(id), incomplete)
+    }
+
+    fn set_marker(&self, id: SnapshotId, path: &str, present: bool) -> Result<()> {
+        if !self.storage.exists(&layout::snapshot(id)) {
+            return Err(RepositoryError::NoSuchSnapshot { id });
+        }
+        if present == self.storage.exists(path) {
+            return Ok(());
+        }
+        if present {
+            self.storage
+                .publish(path, &marker_content(path))
+                .map_err(RepositoryError::io("writing", path))
+        } else {
+            self.storage
+                .remove(path)
+                .and_then(|()| self.storage.sync_dir(layout::SNAPSHOTS))
+                .map_err(RepositoryError::io("removing", path))
+        }
+    }
+
+    /// True if the marker at `path` holds what was written: for a scrub.
+    pub fn marker_is_intact(&self, path: &str) -> bool {
+        self.storage
+            .read(path, 4096)
+            .is_ok_and(|bytes| bytes == marker_content(path))
+    }
+}
+
+/// A marker's presence is what counts; its content lets a scrub find a damaged directory block.
+fn marker_content(path: &str) -> Vec<u8> {
+    format!("{path}\n{:016x}\n", checksum(path.as_bytes())).into_bytes()
+}
