@@ -104,6 +104,17 @@ impl SegmentMap {
         })
     }
 
+    /// Bytes that are not zero extents.
+    pub fn data_bytes(&self) -> u64 {
+        self.extents
+            .iter()
+            .map(|extent| match extent {
+                Extent::Data { len, .. } => u64::from(*len),
+                Extent::Zero { .. } => 0,
+            })
+            .sum()
+    }
+
     /// The chunks referred to, with repetitions.
     pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
         self.extents.iter().filter_map(|extent| match extent {

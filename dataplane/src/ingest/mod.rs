@@ -1,3 +1,16 @@
-//! Disk to repository: the stages that a backup's bytes pass, in their order.
+//! From a disk to chunks in the repository.
+//!
+//! ```text
+//! source > reader > chunker > hasher > prober > compressor > pusher
+//! ```
+//!
+//! [`source`] says what there is to read, [`reader`] fills buffers with a segment's bytes, a [`worker`]
+//! takes a filled segment through the other stages while it is in its cache, and [`backup`] wires them
+//! for the disks of a VM and publishes the snapshot. A segment is the unit of work: segments do not
+//! depend on each other, so that any number of workers gives the same maps.
 
+pub mod backup;
 pub mod chunker;
+pub mod reader;
+pub mod source;
+pub mod worker;

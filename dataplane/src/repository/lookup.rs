@@ -82,7 +82,7 @@ impl Lookup {
     /// For each id the pack that holds it, or `None`.
     pub fn probe(&self, ids: &[ObjectId]) -> Result<Vec<Option<PackNumber>>> {
         let mut candidates = Vec::with_capacity(ids.len());
-        self.index.candidates(ids, &mut candidates);
+        self.index.candidates(ids, &mut candidates)?;
         let mut per_pack: HashMap<PackNumber, usize> = HashMap::new();
         for pack in candidates.iter().flatten() {
             *per_pack.entry(*pack).or_default() += 1;

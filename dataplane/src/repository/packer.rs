@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
-use undercroft_format::id::{ObjectId, PackId, RepositoryId};
+use undercroft_format::id::{ObjectId, PackId, RepositoryId, SessionId};
 use undercroft_format::pack::{
     PACK_HEADER_LEN, PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc,
     TocEntry,
@@ -26,6 +26,7 @@ use super::entropy::Entropy;
 use super::error::{RepositoryError, Result};
 use super::index::ChunkIndex;
 use super::layout;
+use super::registry::Registry;
 use crate::io::{BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Storage, Transfer};
 
 /// Bytes written at once: appends below this size cost throughput on every disk measured.
@@ -45,6 +46,10 @@ pub struct PackerContext {
     pub engine: Arc<dyn Engine>,
     /// Who is told of sealed packs.
     pub index: Arc<dyn ChunkIndex>,
+    /// Where the session holds what it sealed.
+    pub registry: Arc<Registry>,
+    /// The session.
+    pub session: SessionId,
     /// Where pack ids come from.
     pub entropy: Arc<dyn Entropy>,
     /// The repository, named in each pack.
@@ -430,7 +435,9 @@ impl Writer<'_> {
             } => {
                 self.reap(0)?;
                 self.seal(id, &*file, len)?;
-                self.context.index.insert_pack(id, kind, len, &entries)?;
+                let number = self.context.index.insert_pack(id, kind, len, &entries)?;
+                let mut held = [Some(number)];
+                self.context.registry.hold(self.context.session, &mut held);
                 for entry in &entries {
                     self.shared.shard(entry.info.id).lock().remove(&entry.info.id);
                 }

@@ -1,0 +1,518 @@
+//! A backup: all disks of one VM, one snapshot, published atomically.
+//!
+//! Decides for each disk whether the changed blocks it was given can be trusted; when in doubt it is
+//! read in full, which costs time and never data: a full read sends only what the repository lacks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SnapshotId};
+use undercroft_format::maptree::{NodeStore, Tree, update};
+use undercroft_format::pack::ObjectKind;
+use undercroft_format::ranges::RangeSet;
+use undercroft_format::reason::Reason;
+use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
+use undercroft_format::source::cbt::{BitmapError, changed_ranges};
+use undercroft_format::units::{DiskLength, DiskRange, SegmentNumber};
+
+use super::chunker::Chunker;
+use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
+use super::source::{DiskSource, Source};
+use super::worker::{DiskCounters, SegmentWork, WorkerStates};
+use crate::clock::Stopwatch;
+use crate::io::{BufferPool, EngineKind};
+use crate::progress::{Progress, Waits};
+use crate::repository::Repository;
+use crate::repository::error::{RepositoryError, Result};
+use crate::repository::objects::ReadNodes;
+use crate::repository::record::RecordEncoder;
+use crate::repository::session::Session;
+use crate::repository::snapshots::StoredSnapshot;
+
+/// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
+/// read ahead.
+const READ_AHEAD_SEGMENTS: usize = 2;
+/// Metadata is cut into chunks of at most this many bytes.
+const METADATA_CHUNK_LEN: usize = 1 << 20;
+/// A wait is worth a reason code when it takes more than this share of a run.
+const SLOW_PERCENT: f64 = 50.0;
+/// Shorter runs say nothing about what is slow.
+const SLOW_AFTER_MS: u64 = 1_000;
+
+/// One disk to back up.
+#[derive(Debug)]
+pub struct DiskJob {
+    /// Its name within the VM.
+    pub label: String,
+    /// Where its bytes come from.
+    pub source: Source,
+    /// The source in the user's words.
+    pub source_name: String,
+    /// XAPI's base64 bitmap of what changed since the parent.
+    pub changed_blocks: Option<Vec<u8>>,
+    /// Where the disk's state came from: sorted pairs.
+    pub lineage: Vec<(String, String)>,
+}
+
+/// One VM to back up.
+#[derive(Debug)]
+pub struct BackupJob {
+    /// Name of the VM.
+    pub vm: String,
+    /// Its disks.
+    pub disks: Vec<DiskJob>,
+    /// The snapshot that changed blocks refer to.
+    pub parent: Option<StoredSnapshot>,
+    /// The VM's metadata: its name and bytes.
+    pub metadata: Option<(String, Vec<u8>)>,
+    /// Free words.
+    pub tags: Vec<String>,
+    /// Now, in milliseconds since 1970-01-01 UTC.
+    pub now_ms: u64,
+}
+
+/// What a backup did.
+#[derive(Debug)]
+pub struct BackupReport {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// What it says.
+    pub snapshot: Snapshot,
+    /// Where the time went.
+    pub waits: Waits,
+    /// Who served the source's reads.
+    pub engine: String,
+    /// Packs written.
+    pub packs: u64,
+    /// Bytes of packs written.
+    pub pack_bytes: u64,
+    /// Problems with changed blocks, per disk, in words.
+    pub warnings: Vec<String>,
+}
+
+/// Backs up a VM.
+///
+/// # Errors
+/// Whatever failed first; then no snapshot was published, and what was stored stays for the next try
+/// to find.
+pub fn backup(
+    repository: &Arc<Repository>,
+    job: BackupJob,
+    threads: &rayon::ThreadPool,
+    progress: &Progress,
+) -> Result<BackupReport> {
+    let wall = Stopwatch::start();
+    let session = Session::begin(repository)?;
+    match store_all(&session, job, threads, progress, &wall) {
+        Ok((snapshot, waits, warnings)) => {
+            let (id, figures) = session.commit(&snapshot)?;
+            Ok(BackupReport {
+                id,
+                snapshot,
+                waits,
+                engine: repository.engine().choice().kind.to_string(),
+                packs: figures.packs,
+                pack_bytes: figures.bytes,
+                warnings,
+            })
+        }
+        Err(error) => {
+            // What is complete stays for the next try; a failure here adds nothing to the first one.
+            let _ = session.abandon();
+            Err(error)
+        }
+    }
+}
+
+fn store_all(
+    session: &Session,
+    job: BackupJob,
+    threads: &rayon::ThreadPool,
+    progress: &Progress,
+    wall: &Stopwatch,
+) -> Result<(Snapshot, Waits, Vec<String>)> {
+    let config = session.repository().config();
+    let workers = threads.current_num_threads();
+    let segment_len = config.segment_size.bytes() as usize;
+    let machine = Machine {
+        session,
+        threads,
+        progress,
+        chunker: Chunker::new(&config.chunker),
+        pool: BufferPool::new(segment_len * (workers + READ_AHEAD_SEGMENTS)),
+        states: WorkerStates::new(workers, config.zstd_level.into()),
+    };
+    for disk in &job.disks {
+        if let Source::Disk(source) = &disk.source {
+            progress.total_bytes.add(source.size().get());
+        }
+    }
+    let mut warnings = Vec::new();
+    let mut disks = Vec::with_capacity(job.disks.len());
+    for disk in job.disks {
+        disks.push(machine.disk(disk, job.parent.as_ref(), &job.vm, &mut warnings)?);
+    }
+    let metadata = match job.metadata {
+        Some((name, bytes)) => Some(machine.metadata(name, &bytes)?),
+        None => None,
+    };
+    let elapsed = wall.elapsed();
+    let waits = Waits::of(progress, workers, elapsed);
+    let duration_ms = elapsed.as_millis() as u64;
+    if let Some(reason) = slowness(&waits, duration_ms) {
+        disks.iter_mut().for_each(|disk| disk.reasons.push(reason));
+    }
+    let mut tags = job.tags;
+    tags.sort();
+    tags.dedup();
+    let snapshot = Snapshot {
+        repository: config.repository,
+        session: session.id(),
+        created_ms: job.now_ms,
+        duration_ms,
+        vm: job.vm,
+        tags,
+        parent: job.parent.map(|parent| parent.id),
+        disks,
+        metadata,
+    };
+    Ok((snapshot, waits, warnings))
+}
+
+fn slowness(waits: &Waits, duration_ms: u64) -> Option<Reason> {
+    if duration_ms < SLOW_AFTER_MS {
+        return None;
+    }
+    [
+        (waits.source_percent, Reason::WaitedForSource),
+        (waits.cpu_percent, Reason::WaitedForCpu),
+        (waits.repository_percent, Reason::WaitedForRepository),
+    ]
+    .into_iter()
+    .find(|(percent, _)| *percent > SLOW_PERCENT)
+    .map(|(_, reason)| reason)
+}
+
+/// What the disks of one run share.
+struct Machine<'a> {
+    session: &'a Session,
+    threads: &'a rayon::ThreadPool,
+    progress: &'a Progress,
+    chunker: Chunker,
+    pool: Arc<BufferPool>,
+    states: WorkerStates,
+}
+
+/// How a disk is going to be read.
+struct Plan {
+    extent: Extent,
+    /// The parent's tree that changed segments are spliced onto.
+    parent: Option<Tree>,
+    read_mode: ReadMode,
+    reasons: Vec<Reason>,
+}
+
+impl Machine<'_> {
+    fn disk(
+        &self,
+        job: DiskJob,
+        parent: Option<&StoredSnapshot>,
+        vm: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<DiskManifest> {
+        let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
+        let segment_size = self.session.repository().config().segment_size;
+        let counters = DiskCounters::default();
+        let (size, plan, phase, changes) = match job.source {
+            Source::Disk(source) => {
+                let size = source.size();
+                let mut plan = self.plan(&job.label, size, job.changed_blocks, parent, warnings);
+                if parent.is_some_and(|parent| parent.snapshot.vm != vm) {
+                    plan.reasons.push(Reason::ParentOfOtherVm);
+                }
+                self.note_io(&source, &mut plan.reasons);
+                let phase = match parent_disk {
+                    Some(disk) => disk.grid_phase,
+                    None => source
+                        .grid_phase()
+                        .map_err(RepositoryError::io("reading the partition table of", &job.source_name))?,
+                };
+                let changes = self.read_disk(&source, &plan, phase, &counters)?;
+                (size, plan, phase, changes)
+            }
+            Source::Stream(mut stream) => {
+                let plan = Plan {
+                    extent: Extent::All,
+                    parent: None,
+                    read_mode: ReadMode::Full,
+                    reasons: vec![Reason::Stream],
+                };
+                let (size, changes) = self.read_stream(&mut *stream, &counters)?;
+                (size, plan, 0, changes)
+            }
+        };
+        let old = plan.parent.unwrap_or(Tree {
+            root: None,
+            segments: 0,
+        });
+        let segments = segment_size.segments_of(size);
+        let mut nodes = StoreNodes {
+            session: self.session,
+            counters: &counters,
+            encoder: RecordEncoder::new(1),
+        };
+        let tree = update(&mut nodes, old, segments, &changes)?;
+        Ok(DiskManifest {
+            label: job.label,
+            size,
+            segment_size,
+            grid_phase: phase,
+            root: tree.root,
+            read_mode: plan.read_mode,
+            reasons: plan.reasons,
+            source: job.source_name,
+            lineage: job.lineage,
+            figures: DiskFigures {
+                data_bytes: self.data_bytes(parent_disk, &plan, segments, &counters)?,
+                read_bytes: counters.read_bytes.get(),
+                new_bytes: counters.new_bytes.get(),
+                stored_bytes: counters.stored_bytes.get(),
+                metadata_bytes: counters.metadata_bytes.get(),
+            },
+        })
+    }
+
+    /// Decides how a disk is read: changed blocks are used only where nothing speaks against them.
+    fn plan(
+        &self,
+        label: &str,
+        size: DiskLength,
+        bitmap: Option<Vec<u8>>,
+        parent: Option<&StoredSnapshot>,
+        warnings: &mut Vec<String>,
+    ) -> Plan {
+        let full = |reason| Plan {
+            extent: Extent::All,
+            parent: None,
+            read_mode: ReadMode::Full,
+            reasons: vec![reason],
+        };
+        let Some(parent) = parent else {
+            return full(match bitmap {
+                Some(_) => Reason::NoParent,
+                None => Reason::Requested,
+            });
+        };
+        let Some(bitmap) = bitmap else {
+            return full(Reason::NoChangedBlocks);
+        };
+        let Some(disk) = parent.snapshot.disk(label) else {
+            return full(Reason::DiskNotInParent);
+        };
+        if disk.segment_size != self.session.repository().config().segment_size {
+            return full(Reason::ParentLayout);
+        }
+        if parent.incomplete {
+            return full(Reason::ParentDamaged);
+        }
+        match changed_ranges(&bitmap, size) {
+            Ok(changed) => splice_plan(changed, size, disk),
+            Err(error) => {
+                warnings.push(format!("disk {label}: its changed-block bitmap {error}; the disk is read in full"));
+                full(match error {
+                    BitmapError::TooShort { .. } => Reason::BitmapTooShort,
+                    BitmapError::TooLong { .. } => Reason::BitmapTooLong,
+                    _ => Reason::BitmapUnreadable,
+                })
+            }
+        }
+    }
+
+    fn note_io(&self, source: &DiskSource, reasons: &mut Vec<Reason>) {
+        if self.session.repository().engine().choice().kind == EngineKind::Posix {
+            reasons.push(Reason::PlainIo);
+        }
+        if !source.is_direct() {
+            reasons.push(Reason::NoDirectIo);
+        }
+    }
+
+    fn read_disk(
+        &self,
+        source: &DiskSource,
+        plan: &Plan,
+        grid_phase: u16,
+        counters: &DiskCounters,
+    ) -> Result<Changes> {
+        let work = SegmentWork {
+            session: self.session,
+            chunker: &self.chunker,
+            is_stream: false,
+            grid_phase,
+            parent: plan.parent,
+            counters,
+            progress: self.progress,
+        };
+        let reader = DiskReader {
+            source,
+            segment_size: self.session.repository().config().segment_size,
+            engine: &**self.session.repository().engine(),
+            pool: &self.pool,
+            progress: self.progress,
+        };
+        let ((), changes) = self.fan_out(&work, |emit| reader.run(&plan.extent, emit))?;
+        Ok(changes)
+    }
+
+    fn read_stream(
+        &self,
+        stream: &mut (dyn std::io::Read + Send),
+        counters: &DiskCounters,
+    ) -> Result<(DiskLength, Changes)> {
+        let work = SegmentWork {
+            session: self.session,
+            chunker: &self.chunker,
+            is_stream: true,
+            grid_phase: 0,
+            parent: None,
+            counters,
+            progress: self.progress,
+        };
+        let segment_size = self.session.repository().config().segment_size;
+        self.fan_out(&work, |emit| {
+            read_stream(stream, segment_size, &self.pool, self.progress, emit)
+        })
+    }
+
+    /// Runs `read` on this thread and the workers on the pool's; the buffer pool bounds what lies
+    /// between them. The first failure of either side ends both.
+    fn fan_out<R>(
+        &self,
+        work: &SegmentWork<'_>,
+        read: impl FnOnce(&mut dyn FnMut(FilledSegment) -> Result<()>) -> Result<R> + Send,
+    ) -> Result<(R, Changes)>
+    where
+        R: Send,
+    {
+        let changes = Mutex::new(Changes::new());
+        let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
+        let read = self.threads.in_place_scope(|scope| {
+            let (changes, failure) = (&changes, &failure);
+            read(&mut |segment| {
+                if let Some(error) = failure.lock().take() {
+                    return Err(error);
+                }
+                scope.spawn(move |_| {
+                    let number = segment.number;
+                    match self.states.with(|state| work.process(segment, state)) {
+                        Ok(map) => {
+                            changes.lock().insert(number, map);
+                        }
+                        Err(error) => {
+                            failure.lock().get_or_insert(error);
+                        }
+                    }
+                });
+                Ok(())
+            })
+        });
+        if let Some(error) = failure.into_inner() {
+            return Err(error);
+        }
+        Ok((read?, changes.into_inner()))
+    }
+
+    /// Bytes of the disk that are data, without walking what did not change.
+    fn data_bytes(
+        &self,
+        parent: Option<&DiskManifest>,
+        plan: &Plan,
+        segments: u64,
+        counters: &DiskCounters,
+    ) -> Result<u64> {
+        let (Some(parent), Some(tree)) = (parent, plan.parent) else {
+            return Ok(counters.data_added.get());
+        };
+        let mut gone = counters.data_removed.get();
+        let objects = self.session.repository().objects();
+        objects.visit_tree(tree, segments..tree.segments, &mut |_, map| {
+            gone += objects.segment_map(map)?.data_bytes();
+            Ok(())
+        })?;
+        Ok((parent.figures.data_bytes + counters.data_added.get()).saturating_sub(gone))
+    }
+
+    fn metadata(&self, name: String, bytes: &[u8]) -> Result<Metadata> {
+        let mut encoder = RecordEncoder::new(3);
+        let mut chunks = Vec::new();
+        for piece in bytes.chunks(METADATA_CHUNK_LEN) {
+            let id = self.session.keys().chunk_id(piece);
+            let object = ObjectId::from(id);
+            if !self.session.probe(&[object])?[0] && self.session.claim(object) {
+                let sealer = self.session.sealer();
+                let record = encoder.encode(object, ObjectKind::Chunk, piece, sealer);
+                self.session.store(&record)?;
+            }
+            chunks.push((id, piece.len() as u32));
+        }
+        Ok(Metadata {
+            name,
+            len: bytes.len() as u64,
+            chunks,
+        })
+    }
+}
+
+/// The maps of the segments that were read: `None` for zeros.
+type Changes = BTreeMap<SegmentNumber, Option<SegmentMapId>>;
+
+/// Reads what changed, and what lies past the parent's end; a last segment that got shorter is cut.
+fn splice_plan(changed: RangeSet, size: DiskLength, parent: &DiskManifest) -> Plan {
+    let (new, old) = (size.get(), parent.size.get());
+    let segment_size = parent.segment_size;
+    let mut reasons = Vec::new();
+    let mut touch = None;
+    let mut ranges = changed;
+    if new > old {
+        reasons.push(Reason::Grown);
+        let past = DiskRange::new(old, new);
+        ranges = ranges.ranges().iter().copied().chain([past]).collect();
+    } else if new < old {
+        reasons.push(Reason::Shrunk);
+        if new % segment_size.bytes() != 0 {
+            touch = Some(segment_size.segment_at(new));
+        }
+    }
+    Plan {
+        extent: Extent::Changed { ranges, touch },
+        parent: Some(parent.tree()),
+        read_mode: ReadMode::ChangedBlocks,
+        reasons,
+    }
+}
+
+/// Stores the new nodes of a map tree.
+struct StoreNodes<'a> {
+    session: &'a Session,
+    counters: &'a DiskCounters,
+    encoder: RecordEncoder,
+}
+
+impl NodeStore for StoreNodes<'_> {
+    type Error = RepositoryError;
+
+    fn load(&mut self, id: NodeId) -> Result<Vec<u8>> {
+        ReadNodes(self.session.repository().objects()).load(id)
+    }
+
+    fn save(&mut self, id: NodeId, encoded: Vec<u8>) -> Result<()> {
+        let object = ObjectId::from(id);
+        if !self.session.probe(&[object])?[0] && self.session.claim(object) {
+            let record = self.encoder.encode(object, ObjectKind::Node, &encoded, None);
+            let stored = self.session.store(&record)?;
+            self.counters.metadata_bytes.add(stored);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! What there is to read: a disk with addresses, or a stream without.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use undercroft_format::partition::{PARTITION_HEAD_LEN, grid_phase};
+use undercroft_format::units::DiskLength;
+
+use crate::io::{BlockFile, OsFile};
+
+/// Where a disk's bytes come from.
+pub enum Source {
+    /// A raw file or a block device.
+    Disk(DiskSource),
+    /// Bytes in order, without addresses or a known end.
+    Stream(Box<dyn Read + Send>),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(disk) => disk.fmt(f),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// A disk that can be read anywhere.
+#[derive(Clone, Debug)]
+pub struct DiskSource {
+    file: Arc<dyn BlockFile>,
+    size: DiskLength,
+    direct: bool,
+}
+
+/// A source could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("opening the source {path}")]
+pub struct OpenSourceError {
+    path: String,
+    source: io::Error,
+}
+
+impl DiskSource {
+    /// Opens a raw file or block device, past the page cache where that is possible.
+    pub fn open(path: &Path) -> Result<Self, OpenSourceError> {
+        let error = |source| OpenSourceError {
+            path: path.display().to_string(),
+            source,
+        };
+        if std::fs::metadata(path).map_err(error)?.is_dir() {
+            return Err(error(io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        let file = OsFile::open_read(path, true).map_err(error)?;
+        let direct = file.is_direct();
+        Self::new(Arc::new(file), direct).map_err(error)
+    }
+
+    /// A disk behind any file.
+    pub fn new(file: Arc<dyn BlockFile>, direct: bool) -> io::Result<Self> {
+        Ok(Self {
+            size: DiskLength::new(file.len()?),
+            file,
+            direct,
+        })
+    }
+
+    /// Size of the disk.
+    pub fn size(&self) -> DiskLength {
+        self.size
+    }
+
+    /// The file behind.
+    pub fn file(&self) -> &Arc<dyn BlockFile> {
+        &self.file
+    }
+
+    /// True if reads go past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// The first range with data at or after `offset`; what lies between is a hole. Rounded outwards to
+    /// 4 KiB, because the file system's idea of a hole may be finer than what can be read directly.
+    pub fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let size = self.size.get();
+        if offset >= size {
+            return Ok(None);
+        }
+        Ok(self.file.next_data(offset, size)?.map(|range| {
+            let start = (range.start & !4095).max(offset);
+            start..range.end.next_multiple_of(4096).min(size)
+        }))
+    }
+
+    /// The phase of the chunker's grid: see [`undercroft_format::partition`].
+    pub fn grid_phase(&self) -> io::Result<u16> {
+        let mut head = vec![0; PARTITION_HEAD_LEN];
+        let got = self.file.read_at(&mut head, 0)?;
+        Ok(grid_phase(&head[..got], self.size))
+    }
+}

@@ -1,0 +1,257 @@
+//! A worker takes one segment from bytes to a stored map: chunker, hasher, prober, compressor, pusher.
+//!
+//! All stages run on one thread over one segment, so that the bytes are still in the cache when the
+//! next stage wants them; what waits is counted where it waits.
+
+use std::sync::Arc;
+
+use undercroft_format::extent::Extent;
+use undercroft_format::id::{ChunkId, ObjectId, SegmentMapId};
+use undercroft_format::maptree::Tree;
+use undercroft_format::pack::ObjectKind;
+use undercroft_format::segment::{Patch, SegmentMap};
+
+use super::chunker::{Chunker, Cut};
+use super::reader::FilledSegment;
+use crate::clock::Stopwatch;
+use crate::progress::{Counter, Progress};
+use crate::repository::error::Result;
+use crate::repository::record::RecordEncoder;
+use crate::repository::session::Session;
+
+/// What one disk's backup costs: see [`undercroft_format::snapshot::DiskFigures`].
+#[derive(Debug, Default)]
+pub struct DiskCounters {
+    /// Plaintext bytes of new chunks.
+    pub new_bytes: Counter,
+    /// Bytes of packs that new chunks take.
+    pub stored_bytes: Counter,
+    /// Bytes of packs that new maps take.
+    pub metadata_bytes: Counter,
+    /// Bytes that were read.
+    pub read_bytes: Counter,
+    /// Bytes of data in the maps that were made.
+    pub data_added: Counter,
+    /// Bytes of data in the maps that they replace.
+    pub data_removed: Counter,
+}
+
+/// What the workers of one disk share.
+pub struct SegmentWork<'a> {
+    /// Where chunks go.
+    pub session: &'a Session,
+    /// Cuts.
+    pub chunker: &'a Chunker,
+    /// True for an opaque stream: it is cut by content alone.
+    pub is_stream: bool,
+    /// Phase of the chunker's grid.
+    pub grid_phase: u16,
+    /// The tree whose maps are spliced; `None` in a full read.
+    pub parent: Option<Tree>,
+    /// What the disk costs.
+    pub counters: &'a DiskCounters,
+    /// What the run tells.
+    pub progress: &'a Progress,
+}
+
+/// What one thread keeps from segment to segment.
+pub struct WorkerState {
+    encoder: RecordEncoder,
+    cuts: Vec<Cut>,
+}
+
+impl WorkerState {
+    /// For a thread that compresses at `zstd_level`.
+    pub fn new(zstd_level: i32) -> Self {
+        Self {
+            encoder: RecordEncoder::new(zstd_level),
+            cuts: Vec::new(),
+        }
+    }
+}
+
+/// A chunk of the segment at hand.
+struct RawChunk<'a> {
+    bytes: &'a [u8],
+}
+
+/// A chunk with its id.
+struct HashedChunk<'a> {
+    id: ChunkId,
+    bytes: &'a [u8],
+}
+
+impl SegmentWork<'_> {
+    /// Takes a segment through all stages and returns the id of its map; `None` if it is all zero.
+    pub fn process(
+        &self,
+        segment: FilledSegment,
+        state: &mut WorkerState,
+    ) -> Result<Option<SegmentMapId>> {
+        let busy = Stopwatch::start();
+        let result = self.stages(&segment, state);
+        self.progress.busy_ns.add_time(busy.elapsed());
+        self.progress.done_bytes.add(segment.range.len());
+        result
+    }
+
+    fn stages(
+        &self,
+        segment: &FilledSegment,
+        state: &mut WorkerState,
+    ) -> Result<Option<SegmentMapId>> {
+        let mut patches = Vec::with_capacity(segment.runs.len());
+        let mut hashed = Vec::new();
+        for run in &segment.runs {
+            let mut extents = Vec::new();
+            match (run.buffer_offset, &segment.buffer) {
+                (Some(offset), Some(buffer)) => {
+                    let bytes = &buffer[offset..offset + run.len as usize];
+                    self.counters.read_bytes.add(u64::from(run.len));
+                    let position = segment.range.start + u64::from(run.start);
+                    self.cut_and_hash(bytes, position, state, &mut extents, &mut hashed);
+                }
+                _ => extents.push(Extent::Zero { len: run.len }),
+            }
+            patches.push(Patch {
+                start: run.start,
+                extents,
+            });
+        }
+        self.store_new(&hashed, state)?;
+        let len = segment.range.len() as u32;
+        let old = self.parent_map(segment, len)?;
+        let map = old.splice(len, &patches);
+        self.counters.data_removed.add(old.data_bytes());
+        self.counters.data_added.add(map.data_bytes());
+        self.store_map(&map, state)
+    }
+
+    /// Chunker and hasher: each chunk is hashed right after it was cut.
+    fn cut_and_hash<'a>(
+        &self,
+        bytes: &'a [u8],
+        position: u64,
+        state: &mut WorkerState,
+        extents: &mut Vec<Extent>,
+        hashed: &mut Vec<HashedChunk<'a>>,
+    ) {
+        state.cuts.clear();
+        if self.is_stream {
+            self.chunker.cut_stream(bytes, &mut state.cuts);
+        } else {
+            self.chunker.cut(bytes, position, self.grid_phase, &mut state.cuts);
+        }
+        let mut at = 0;
+        for cut in &state.cuts {
+            match *cut {
+                Cut::Zero(len) => {
+                    extents.push(Extent::Zero { len });
+                    at += len as usize;
+                }
+                Cut::Data(len) => {
+                    let raw = RawChunk {
+                        bytes: &bytes[at..at + len as usize],
+                    };
+                    let chunk = self.hash(raw);
+                    extents.push(Extent::Data {
+                        chunk: chunk.id,
+                        offset: 0,
+                        len,
+                    });
+                    hashed.push(chunk);
+                    at += len as usize;
+                }
+            }
+        }
+    }
+
+    fn hash<'a>(&self, chunk: RawChunk<'a>) -> HashedChunk<'a> {
+        HashedChunk {
+            id: self.session.keys().chunk_id(chunk.bytes),
+            bytes: chunk.bytes,
+        }
+    }
+
+    /// Prober, compressor, pusher: what the repository does not have is encoded and stored.
+    fn store_new(&self, chunks: &[HashedChunk<'_>], state: &mut WorkerState) -> Result<()> {
+        let ids: Vec<ObjectId> = chunks.iter().map(|chunk| chunk.id.into()).collect();
+        let known = self.session.probe(&ids)?;
+        for (chunk, known) in chunks.iter().zip(known) {
+            if known || !self.session.claim(chunk.id.into()) {
+                continue;
+            }
+            let stored = self.encode_and_store(chunk.id.into(), ObjectKind::Chunk, chunk.bytes, state)?;
+            let plain = chunk.bytes.len() as u64;
+            self.counters.new_bytes.add(plain);
+            self.counters.stored_bytes.add(stored);
+            self.progress.new_bytes.add(plain);
+        }
+        Ok(())
+    }
+
+    /// What the segment held before: zeros in a full read.
+    fn parent_map(&self, segment: &FilledSegment, len: u32) -> Result<SegmentMap> {
+        let objects = self.session.repository().objects();
+        let mut id = None;
+        if let Some(tree) = self.parent {
+            let number = segment.number.0;
+            objects.visit_tree(tree, number..number + 1, &mut |_, map| {
+                id = Some(map);
+                Ok(())
+            })?;
+        }
+        match id {
+            Some(id) => objects.segment_map(id),
+            None => Ok(SegmentMap::zero(len)),
+        }
+    }
+
+    fn store_map(&self, map: &SegmentMap, state: &mut WorkerState) -> Result<Option<SegmentMapId>> {
+        if map.is_zero() {
+            return Ok(None);
+        }
+        let (id, bytes) = map.encode_with_id();
+        let object = ObjectId::from(id);
+        if !self.session.probe(&[object])?[0] && self.session.claim(object) {
+            let stored = self.encode_and_store(object, ObjectKind::SegmentMap, &bytes, state)?;
+            self.counters.metadata_bytes.add(stored);
+        }
+        Ok(Some(id))
+    }
+
+    fn encode_and_store(
+        &self,
+        id: ObjectId,
+        kind: ObjectKind,
+        plain: &[u8],
+        state: &mut WorkerState,
+    ) -> Result<u64> {
+        let record = state.encoder.encode(id, kind, plain, self.session.sealer());
+        let waited = Stopwatch::start();
+        let stored = self.session.store(&record)?;
+        self.progress.store_wait_ns.add_time(waited.elapsed());
+        self.progress.stored_bytes.add(stored);
+        Ok(stored)
+    }
+}
+
+/// Workers' states, one per thread of the pool.
+pub struct WorkerStates(Arc<Vec<parking_lot::Mutex<WorkerState>>>);
+
+impl WorkerStates {
+    /// States for `threads` threads.
+    pub fn new(threads: usize, zstd_level: i32) -> Self {
+        Self(Arc::new(
+            (0..threads)
+                .map(|_| parking_lot::Mutex::new(WorkerState::new(zstd_level)))
+                .collect(),
+        ))
+    }
+
+    /// Runs `work` with the state of the current thread of the pool.
+    pub fn with<R>(&self, work: impl FnOnce(&mut WorkerState) -> R) -> R {
+        let thread = rayon::current_thread_index().unwrap_or(0) % self.0.len();
+        work(&mut self.0[thread].lock())
+    }
+}

@@ -1,0 +1,175 @@
+//! The repository: packs, index, snapshots, and what keeps them together.
+//!
+//! In the order in which a backup meets them: [`keys`] and [`record`] turn objects into payloads,
+//! [`session`] asks [`lookup`] what is known and gives what is new to [`packer`], which tells [`index`];
+//! [`snapshots`] publishes. [`gc`], [`verify`] and [`repair`] look after what is stored, through
+//! [`pack_reader`] and [`walk`]. [`registry`], [`pins`] and [`lock`] settle who may do what at once:
+//!
+//! | | session | reader | collection, repair |
+//! | --- | --- | --- | --- |
+//! | session | parallel, [`registry`] | parallel | same process: [`registry`]; others: [`lock`] |
+//! | reader | parallel | parallel | [`pins`] |
+//! | collection, repair | | | one at a time, [`lock`] |
+
+pub mod entropy;
+pub mod error;
+pub mod fingerprints;
+pub mod gc;
+pub mod index;
+pub mod keys;
+pub mod layout;
+pub mod lock;
+pub mod lookup;
+pub mod objects;
+pub mod open;
+pub mod pack_reader;
+pub mod packer;
+pub mod pins;
+pub mod record;
+pub mod registry;
+pub mod repair;
+pub mod session;
+pub mod snapshots;
+pub mod verify;
+pub mod walk;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use undercroft_format::config::Config;
+
+use self::entropy::Entropy;
+use self::error::{RepositoryError, Result};
+use self::index::ChunkIndex;
+use self::keys::Keys;
+use self::lock::OwnerLock;
+use self::lookup::Lookup;
+use self::objects::Objects;
+use self::pack_reader::PackFiles;
+use self::registry::Registry;
+use self::snapshots::Snapshots;
+use crate::io::{Engine, Storage};
+
+/// An open repository.
+pub struct Repository {
+    storage: Arc<dyn Storage>,
+    engine: Arc<dyn Engine>,
+    entropy: Arc<dyn Entropy>,
+    config: Config,
+    keys: Option<Arc<Keys>>,
+    objects: Objects,
+    snapshots: Snapshots,
+    registry: Arc<Registry>,
+    root: Option<PathBuf>,
+    /// Held as long as the repository is open by its owner. Declared last: dropped last.
+    _lock: Option<OwnerLock>,
+}
+
+/// The parts that an open repository is made of.
+pub struct Parts {
+    /// Where files are.
+    pub storage: Arc<dyn Storage>,
+    /// How bulk data is read and written.
+    pub engine: Arc<dyn Engine>,
+    /// Where random ids come from.
+    pub entropy: Arc<dyn Entropy>,
+    /// The config.
+    pub config: Config,
+    /// The keys, if unlocked.
+    pub keys: Option<Arc<Keys>>,
+    /// The chunk index.
+    pub index: Arc<dyn ChunkIndex>,
+    /// The directory, if the repository is in one.
+    pub root: Option<PathBuf>,
+    /// Ownership; `None` for a reader.
+    pub lock: Option<OwnerLock>,
+    /// True for a reader that may run beside an owner.
+    pub beside_owner: bool,
+}
+
+impl Repository {
+    /// Puts an open repository together.
+    pub fn assemble(parts: Parts) -> Arc<Self> {
+        let lookup = Arc::new(Lookup::new(
+            parts.storage.clone(),
+            parts.config.repository,
+            parts.index,
+            parts.beside_owner,
+        ));
+        let files = Arc::new(PackFiles::new(parts.storage.clone(), true));
+        Arc::new(Self {
+            snapshots: Snapshots::new(
+                parts.storage.clone(),
+                parts.config.repository,
+                parts.keys.clone(),
+            ),
+            objects: Objects::new(lookup, files),
+            storage: parts.storage,
+            engine: parts.engine,
+            entropy: parts.entropy,
+            config: parts.config,
+            keys: parts.keys,
+            registry: Arc::default(),
+            root: parts.root,
+            _lock: parts.lock,
+        })
+    }
+
+    /// Where files are.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// How bulk data is read and written.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// Where random ids come from.
+    pub fn entropy(&self) -> &Arc<dyn Entropy> {
+        &self.entropy
+    }
+
+    /// The config.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The keys.
+    ///
+    /// # Errors
+    /// [`RepositoryError::KeyNeeded`] if the repository was opened without.
+    pub fn keys(&self) -> Result<&Arc<Keys>> {
+        self.keys.as_ref().ok_or(RepositoryError::KeyNeeded)
+    }
+
+    /// Reads objects.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Finds objects.
+    pub fn lookup(&self) -> &Arc<Lookup> {
+        self.objects.lookup()
+    }
+
+    /// The snapshots.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Who holds what.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The directory, if the repository is in one.
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// Closes cleanly: the next open is fast.
+    pub fn close(&self) -> Result<()> {
+        Ok(self.lookup().index().shutdown()?)
+    }
+}

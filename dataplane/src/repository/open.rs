@@ -1,0 +1,381 @@
+//! Creating and opening a repository in a directory.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use undercroft_format::chunker::ChunkerSpec;
+use undercroft_format::config::{CONFIG_LEN_MAX, Config, KeyMaterial, MasterKey};
+use undercroft_format::id::{PackId, RepositoryId};
+use undercroft_format::units::SegmentSize;
+use zeroize::Zeroizing;
+
+use super::entropy::{Entropy, SystemEntropy};
+use super::error::{RepositoryError, Result};
+use super::index::{
+    ChunkIndex, IndexOptions, MemoryIndex, PackContents as IndexInput, RocksIndex,
+};
+use super::keys::{Keys, Unlock, wrap_master};
+use super::lock::OwnerLock;
+use super::pack_reader::{PackListing, list_packs, read_contents};
+use super::{Parts, Repository, layout};
+use crate::io::{Engine, LocalStorage, Storage};
+
+/// How to set up a new repository.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// How disks are cut.
+    pub chunker: ChunkerSpec,
+    /// Size of segments.
+    pub segment_size: SegmentSize,
+    /// Packs are sealed at this length, in bytes.
+    pub pack_len_target: u32,
+    /// zstd level of new chunks.
+    pub zstd_level: i8,
+    /// Hard cap of the index's memory, in bytes.
+    pub index_memory_max: u64,
+    /// Encrypts under this passphrase.
+    pub passphrase: Option<Zeroizing<String>>,
+    /// Now, in milliseconds since 1970-01-01 UTC.
+    pub now_ms: u64,
+}
+
+impl Default for CreateOptions {
+    /// What was measured best on a server with local disks: ARCHITECTURE.md, "Decisions".
+    fn default() -> Self {
+        Self {
+            chunker: ChunkerSpec::default(),
+            segment_size: SegmentSize::DEFAULT,
+            pack_len_target: 32 << 20,
+            zstd_level: 1,
+            index_memory_max: 1 << 30,
+            passphrase: None,
+            now_ms: 0,
+        }
+    }
+}
+
+/// How to open a repository.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// Unlocks the keys of an encrypted repository; without it only what needs no key works.
+    pub unlock: Option<Unlock>,
+    /// What the caller is going to do.
+    pub access: Access,
+    /// Serves bulk I/O.
+    pub engine: Arc<dyn Engine>,
+}
+
+/// What an opener is going to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Change the repository. The text names the owner to others.
+    Own(String),
+    /// Read data; may run beside an owner.
+    Read,
+    /// Read snapshots alone: the index is not opened.
+    List,
+}
+
+/// Something that happened while opening that the user should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenNote {
+    /// The index was remade from the packs, and why.
+    IndexRebuilt(String),
+    /// The index could not be used; one in memory serves, and why.
+    IndexInMemory(String),
+    /// Packs that the index did not know were added.
+    PacksAdded(usize),
+    /// Packs that are gone were dropped from the index.
+    PacksDropped(usize),
+    /// A pack could not be read.
+    PackUnreadable(PackId, String),
+}
+
+/// Writes a new repository into `storage` and returns its recovery key if it is encrypted.
+///
+/// The config is published last: a creation that was cut short leaves no repository.
+pub fn create(
+    storage: &dyn Storage,
+    options: &CreateOptions,
+    entropy: &dyn Entropy,
+    location: &str,
+) -> Result<Option<Zeroizing<String>>> {
+    if storage.exists(layout::CONFIG) {
+        return Err(RepositoryError::AlreadyExists {
+            location: location.to_owned(),
+        });
+    }
+    let repository = RepositoryId::from_bytes(entropy.array()?);
+    let master = MasterKey::from_bytes(entropy.array()?);
+    let (keys, recovery) = match &options.passphrase {
+        None => (KeyMaterial::Clear(master), None),
+        Some(passphrase) => {
+            let (slots, recovery) = wrap_master(&master, passphrase, repository, entropy)?;
+            (KeyMaterial::Wrapped(slots), Some(recovery))
+        }
+    };
+    let config = Config {
+        repository,
+        created_ms: options.now_ms,
+        chunker: options.chunker,
+        segment_size: options.segment_size,
+        pack_len_target: options.pack_len_target,
+        zstd_level: options.zstd_level,
+        index_memory_max: options.index_memory_max,
+        keys,
+    };
+    for dir in layout::DIRECTORIES {
+        storage
+            .create_dir(dir)
+            .map_err(RepositoryError::io("creating", dir))?;
+    }
+    storage
+        .sync_dir("")
+        .map_err(RepositoryError::io("making durable", location))?;
+    storage
+        .publish(layout::CONFIG, &config.encode())
+        .map_err(RepositoryError::io("writing", layout::CONFIG))?;
+    Ok(recovery)
+}
+
+/// Creates a repository in the directory `root`, which is made if it does not exist.
+pub fn create_local(root: &Path, options: &CreateOptions) -> Result<Option<Zeroizing<String>>> {
+    let location = root.display().to_string();
+    let io = |action| RepositoryError::io(action, &location);
+    std::fs::create_dir_all(root).map_err(io("creating"))?;
+    if !root.join(layout::CONFIG).exists() {
+        let known = |name: &std::ffi::OsStr| {
+            layout::DIRECTORIES.iter().any(|dir| name == *dir) || name == "config.tmp"
+        };
+        let mut entries = std::fs::read_dir(root).map_err(io("listing"))?;
+        if entries.any(|entry| entry.is_ok_and(|entry| !known(&entry.file_name()) && entry.file_name() != "lost+found")) {
+            return Err(RepositoryError::NotEmpty { location });
+        }
+    }
+    create(&LocalStorage::new(root.to_owned()), options, &SystemEntropy, &location)
+}
+
+/// Reads the config of the repository in `storage`.
+pub fn read_config(storage: &dyn Storage, location: &str) -> Result<Config> {
+    let bytes = storage.read(layout::CONFIG, CONFIG_LEN_MAX).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            RepositoryError::NotARepository {
+                location: location.to_owned(),
+            }
+        } else {
+            RepositoryError::io("reading", layout::CONFIG)(error)
+        }
+    })?;
+    Config::decode(&bytes).map_err(RepositoryError::damaged(layout::CONFIG))
+}
+
+/// Opens the repository in the directory `root`.
+pub fn open_local(root: &Path, options: &OpenOptions) -> Result<(Arc<Repository>, Vec<OpenNote>)> {
+    let storage: Arc<dyn Storage> = Arc::new(LocalStorage::new(root.to_owned()));
+    let config = read_config(&*storage, &root.display().to_string())?;
+    let keys = match (&options.unlock, config.is_encrypted()) {
+        (None, true) => None,
+        (unlock, _) => Some(Arc::new(Keys::unlock(&config, unlock.as_ref())?)),
+    };
+    let lock = match &options.access {
+        Access::Own(owner) => Some(OwnerLock::acquire(root, owner)?),
+        Access::Read | Access::List => None,
+    };
+    let mut notes = Vec::new();
+    let index = match options.access {
+        Access::Own(_) => own_index(root, &*storage, &config, &mut notes)?,
+        Access::Read => read_index(root, &*storage, &config, &mut notes)?,
+        Access::List => Arc::new(MemoryIndex::default()),
+    };
+    let repository = Repository::assemble(Parts {
+        storage,
+        engine: options.engine.clone(),
+        entropy: Arc::new(SystemEntropy),
+        config,
+        keys,
+        index,
+        root: Some(root.to_owned()),
+        beside_owner: lock.is_none(),
+        lock,
+    });
+    Ok((repository, notes))
+}
+
+/// Remakes the index of the repository at `root` from packs alone. The caller owns the repository.
+pub fn rebuild_index(
+    root: &Path,
+    storage: &dyn Storage,
+    config: &Config,
+    notes: &mut Vec<OpenNote>,
+) -> Result<Arc<dyn ChunkIndex>> {
+    let dir = root.join(layout::INDEX);
+    let io = |action| RepositoryError::io(action, layout::INDEX);
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).map_err(io("removing"))?;
+    }
+    let listing = list_packs(storage)?;
+    let mut unreadable = Vec::new();
+    let packs = listing.sealed.iter().filter_map(|(id, _)| {
+        match read_contents(storage, config.repository, *id) {
+            Ok(contents) => Some(IndexInput {
+                id: contents.id,
+                kind: contents.kind,
+                len: contents.len,
+                entries: contents.toc.entries,
+            }),
+            Err(error) => {
+                unreadable.push(OpenNote::PackUnreadable(*id, error.to_string()));
+                None
+            }
+        }
+    });
+    let index = RocksIndex::build(&dir, packs, index_options(config))?;
+    notes.extend(unreadable);
+    Ok(Arc::new(index))
+}
+
+fn index_options(config: &Config) -> IndexOptions {
+    IndexOptions {
+        memory_budget: config.index_memory_max,
+        read_only: false,
+    }
+}
+
+fn own_index(
+    root: &Path,
+    storage: &dyn Storage,
+    config: &Config,
+    notes: &mut Vec<OpenNote>,
+) -> Result<Arc<dyn ChunkIndex>> {
+    let dir = root.join(layout::INDEX);
+    let index: Arc<dyn ChunkIndex> = match RocksIndex::open(&dir, index_options(config)) {
+        Ok(index) => Arc::new(index),
+        Err(error) => {
+            let why = describe(&error);
+            match rebuild_index(root, storage, config, notes) {
+                Ok(index) => {
+                    notes.push(OpenNote::IndexRebuilt(why));
+                    return Ok(index);
+                }
+                // A full disk must not keep a collection from making room.
+                Err(error) => {
+                    let why = format!("{why}; remaking it failed: {}", describe(&error));
+                    notes.push(OpenNote::IndexInMemory(why));
+                    Arc::new(MemoryIndex::default())
+                }
+            }
+        }
+    };
+    reconcile(storage, config.repository, &*index, notes)?;
+    Ok(index)
+}
+
+fn read_index(
+    root: &Path,
+    storage: &dyn Storage,
+    config: &Config,
+    notes: &mut Vec<OpenNote>,
+) -> Result<Arc<dyn ChunkIndex>> {
+    let options = IndexOptions {
+        read_only: true,
+        ..index_options(config)
+    };
+    match RocksIndex::open(&root.join(layout::INDEX), options) {
+        Ok(index) => Ok(Arc::new(index)),
+        Err(error) => {
+            notes.push(OpenNote::IndexInMemory(describe(&error)));
+            let index = MemoryIndex::default();
+            reconcile(storage, config.repository, &index, &mut Vec::new())?;
+            Ok(Arc::new(index))
+        }
+    }
+}
+
+/// Brings the index in line with the packs that are there: they are the truth.
+pub fn reconcile(
+    storage: &dyn Storage,
+    repository: RepositoryId,
+    index: &dyn ChunkIndex,
+    notes: &mut Vec<OpenNote>,
+) -> Result<PackListing> {
+    let listing = list_packs(storage)?;
+    let present: HashSet<PackId> = listing.sealed.iter().map(|(id, _)| *id).collect();
+    let mut indexed: HashMap<PackId, u64> = HashMap::new();
+    let mut dropped = 0;
+    for pack in index.packs()? {
+        if present.contains(&pack.id) {
+            indexed.insert(pack.id, pack.len);
+        } else {
+            let entries = index.entries_of(pack.number)?;
+            index.remove_pack(pack.number, &entries)?;
+            dropped += 1;
+        }
+    }
+    let mut added = 0;
+    for (id, _) in listing.sealed.iter().filter(|(id, _)| !indexed.contains_key(id)) {
+        match read_contents(storage, repository, *id) {
+            Ok(pack) => {
+                index.insert_pack(pack.id, pack.kind, pack.len, &pack.toc.entries)?;
+                added += 1;
+            }
+            Err(error) => notes.push(OpenNote::PackUnreadable(*id, error.to_string())),
+        }
+    }
+    if added > 0 {
+        notes.push(OpenNote::PacksAdded(added));
+    }
+    if dropped > 0 {
+        notes.push(OpenNote::PacksDropped(dropped));
+    }
+    Ok(listing)
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Where a repository is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// In a directory of this machine.
+    Local(PathBuf),
+}
+
+/// A location that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocationError {
+    /// A kind of location that this version does not speak.
+    #[error("repositories at {scheme}:// are not supported by this version: give a directory")]
+    Unsupported {
+        /// The scheme.
+        scheme: String,
+    },
+    /// Nothing.
+    #[error("the location of the repository is empty: give a directory")]
+    Empty,
+}
+
+impl std::str::FromStr for Location {
+    type Err = LocationError;
+
+    /// A directory, or `file://` and a directory. Other schemes are told apart here.
+    fn from_str(text: &str) -> Result<Self, LocationError> {
+        match text.split_once("://") {
+            Some(("file", path)) => Ok(Self::Local(path.into())),
+            Some((scheme, _)) => Err(LocationError::Unsupported {
+                scheme: scheme.to_owned(),
+            }),
+            None if text.is_empty() => Err(LocationError::Empty),
+            None => Ok(Self::Local(text.into())),
+        }
+    }
+}
+
