@@ -1,3 +1,14 @@
 //! Moves the bytes: disks to chunks to packs, and back.
+//!
+//! - [`io`]: files, devices and the engines that serve them; the only `unsafe` besides SIMD kernels
+//! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
+//! - [`repository`]: packs, index, snapshots; collection, verification, repair
+//! - [`restore`]: plan, fetch, decode, write
+//! - [`progress`], [`clock`]: what a run tells about itself
 
+pub mod clock;
 pub mod ingest;
+pub mod io;
+pub mod progress;
+pub mod repository;
+pub mod restore;

@@ -1,0 +1,1 @@
+//! From chunks back to disks.
