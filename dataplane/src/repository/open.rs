@@ -101,7 +101,10 @@ pub fn create(
     entropy: &dyn Entropy,
     location: &str,
 ) -> Result<Option<Zeroizing<String>>> {
-    if storage.exists(layout::CONFIG) {
+    let exists = storage
+        .exists(layout::CONFIG)
+        .map_err(RepositoryError::io("looking for", layout::CONFIG))?;
+    if exists {
         return Err(RepositoryError::AlreadyExists {
             location: location.to_owned(),
         });

@@ -22,6 +22,7 @@ use undercroft_format::pack::{
     TocEntry,
 };
 
+use super::Repository;
 use super::entropy::Entropy;
 use super::error::{RepositoryError, Result};
 use super::index::ChunkIndex;
@@ -56,6 +57,22 @@ pub struct PackerContext {
     pub repository: RepositoryId,
     /// Packs are sealed at this length.
     pub pack_len_target: u64,
+}
+
+impl PackerContext {
+    /// What `session`'s packer needs to know of `repository`.
+    pub fn new(repository: &Repository, session: SessionId) -> Self {
+        Self {
+            storage: repository.storage().clone(),
+            engine: repository.engine().clone(),
+            index: repository.lookup().index().clone(),
+            registry: repository.registry().clone(),
+            session,
+            entropy: repository.entropy().clone(),
+            repository: repository.config().repository,
+            pack_len_target: u64::from(repository.config().pack_len_target),
+        }
+    }
 }
 
 /// What a packer did.
@@ -235,7 +252,10 @@ impl Packer {
         let id = PackId::from_bytes(self.context.entropy.array()?);
         let dir = layout::pack_dir(id);
         let storage = &self.context.storage;
-        if !storage.exists(&dir) {
+        let known = storage
+            .exists(&dir)
+            .map_err(RepositoryError::io("looking for", &dir))?;
+        if !known {
             storage
                 .create_dir(&dir)
                 .and_then(|()| storage.sync_dir(layout::PACKS))

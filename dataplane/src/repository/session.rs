@@ -40,16 +40,7 @@ impl Session {
         Ok(Self {
             id,
             repository: repository.clone(),
-            packer: Some(Packer::start(PackerContext {
-                storage: repository.storage().clone(),
-                engine: repository.engine().clone(),
-                index: repository.lookup().index().clone(),
-                registry: repository.registry().clone(),
-                session: id,
-                entropy: repository.entropy().clone(),
-                repository: repository.config().repository,
-                pack_len_target: u64::from(repository.config().pack_len_target),
-            })),
+            packer: Some(Packer::start(PackerContext::new(repository, id))),
             sealer: keys.sealer(id),
             keys,
         })

@@ -91,8 +91,8 @@ impl Snapshots {
         Ok(StoredSnapshot {
             id,
             snapshot: self.read_file(id)?,
-            protected: self.storage.exists(&layout::protected(id)),
-            incomplete: self.storage.exists(&layout::incomplete(id)),
+            protected: self.exists(&layout::protected(id))?,
+            incomplete: self.exists(&layout::incomplete(id))?,
         })
     }
 
@@ -119,6 +119,12 @@ impl Snapshots {
         }
         snapshots.sort_by_key(|stored| (stored.snapshot.created_ms, stored.id));
         Ok((snapshots, failed))
+    }
+
+    fn exists(&self, path: &str) -> Result<bool> {
+        self.storage
+            .exists(path)
+            .map_err(RepositoryError::io("looking for", path))
     }
 
     fn read_file(&self, id: SnapshotId) -> Result<Snapshot> {
@@ -165,7 +171,7 @@ impl Snapshots {
     /// # Errors
     /// [`RepositoryError::Protected`] for a protected one.
     pub fn forget(&self, id: SnapshotId) -> Result<()> {
-        if self.storage.exists(&layout::protected(id)) {
+        if self.exists(&layout::protected(id))? {
             return Err(RepositoryError::Protected { id });
         }
         let path = layout::snapshot(id);
@@ -174,7 +180,7 @@ impl Snapshots {
             _ => RepositoryError::io("removing", &path)(error),
         })?;
         let marker = layout::incomplete(id);
-        if self.storage.exists(&marker) {
+        if self.exists(&marker)? {
             self.storage
                 .remove(&marker)
                 .map_err(RepositoryError::io("removing", &marker))?;
@@ -195,10 +201,10 @@ impl Snapshots {
     }
 
     fn set_marker(&self, id: SnapshotId, path: &str, present: bool) -> Result<()> {
-        if !self.storage.exists(&layout::snapshot(id)) {
+        if !self.exists(&layout::snapshot(id))? {
             return Err(RepositoryError::NoSuchSnapshot { id });
         }
-        if present == self.storage.exists(path) {
+        if present == self.exists(path)? {
             return Ok(());
         }
         if present {

@@ -1,0 +1,475 @@
+//! Collection: gives back the space of chunks that no snapshot refers to, while backups go on.
+//!
+//! In this order, which `registry` and `pins` rely on:
+//! 1. holds are inherited from now on ([`Registry::begin_collection`](super::registry::Registry));
+//! 2. the packs are listed, then the snapshots, then the pins of readers: an error anywhere ends the
+//!    collection, because what could not be read may not pass for empty;
+//! 3. *mark*: the maps of all snapshots are walked; only meta packs are read;
+//! 4. *sweep*: packs without anything live go first, so that a full disk gets room; then packs with
+//!    little live data are rewritten, and go when their copies are durable and indexed.
+//!
+//! Nothing depends on time. A crash anywhere leaves a chunk twice at worst.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde::Serialize;
+use undercroft_format::id::{ObjectId, PackId, SessionId};
+use undercroft_format::pack::{PackKind, RECORD_HEADER_LEN, RecordHeader, TocEntry};
+
+use super::error::{RecordProblem, RepositoryError, Result};
+use super::fingerprints::Fingerprints;
+use super::index::PackNumber;
+use super::objects::corrupt;
+use super::lookup::Located;
+use super::pack_reader::{PackContents, check_record, list_packs, read_contents};
+use super::packer::{Packer, PackerContext};
+use super::snapshots::StoredSnapshot;
+use super::walk::{Mark, walk_snapshot};
+use super::{Repository, layout, pins};
+use crate::io::BlockFile;
+use crate::progress::Progress;
+
+/// How to collect.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectOptions {
+    /// Packs with less than this share of live bytes are rewritten.
+    pub rewrite_below_percent: u8,
+    /// Memory for marks, in bytes: with less than needed, the maps are walked several times.
+    pub mark_memory_max: u64,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+impl Default for CollectOptions {
+    fn default() -> Self {
+        Self {
+            rewrite_below_percent: 60,
+            mark_memory_max: 112 << 20,
+            dry_run: false,
+        }
+    }
+}
+
+/// What a collection found and did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CollectReport {
+    /// Snapshots walked, pinned ones included.
+    pub snapshots: u64,
+    /// References walked.
+    pub references: u64,
+    /// Packs found.
+    pub packs: u64,
+    /// Bytes of packs found.
+    pub bytes_before: u64,
+    /// Bytes of live records.
+    pub live_bytes: u64,
+    /// Packs removed because nothing in them was live.
+    pub packs_removed: u64,
+    /// Packs rewritten.
+    pub packs_rewritten: u64,
+    /// Packs that could have gone but are held by sessions or readers.
+    pub packs_held: u64,
+    /// Unsealed packs and other left-overs removed.
+    pub leftovers_removed: u64,
+    /// Bytes given back.
+    pub bytes_freed: u64,
+    /// Bytes written for rewritten packs.
+    pub bytes_rewritten: u64,
+    /// Why rewriting ended early.
+    pub rewrite_stopped: Option<String>,
+    /// Milliseconds spent marking.
+    pub mark_ms: u64,
+}
+
+/// Collects. The caller owns the repository.
+pub fn collect(
+    repository: &Arc<Repository>,
+    options: &CollectOptions,
+    progress: &Progress,
+) -> Result<CollectReport> {
+    if !repository.registry().begin_collection() {
+        return Err(RepositoryError::SessionFailed("another collection is running".into()));
+    }
+    let result = Collector {
+        repository,
+        options,
+        progress,
+        report: CollectReport::default(),
+    }
+    .run();
+    repository.registry().end_collection();
+    result
+}
+
+struct Collector<'a> {
+    repository: &'a Arc<Repository>,
+    options: &'a CollectOptions,
+    progress: &'a Progress,
+    report: CollectReport,
+}
+
+/// A pack and which of its records are live.
+struct Sweeping {
+    id: PackId,
+    number: Option<PackNumber>,
+    contents: PackContents,
+    live: Vec<bool>,
+}
+
+impl Sweeping {
+    fn live_bytes(&self) -> u64 {
+        self.live_entries().map(|entry| u64::from(entry.info.record_len())).sum()
+    }
+
+    fn live_entries(&self) -> impl Iterator<Item = &TocEntry> {
+        let entries = self.contents.toc.entries.iter().zip(&self.live);
+        entries.filter(|(_, live)| **live).map(|(entry, _)| entry)
+    }
+}
+
+impl Collector<'_> {
+    fn run(mut self) -> Result<CollectReport> {
+        let storage = self.repository.storage();
+        let listing = list_packs(&**storage)?;
+        let roots = self.roots()?;
+        self.report.snapshots = roots.snapshots.len() as u64;
+        let mut packs = Vec::with_capacity(listing.sealed.len());
+        for (id, len) in &listing.sealed {
+            let contents = read_contents(&**storage, self.repository.config().repository, *id)?;
+            self.report.packs += 1;
+            self.report.bytes_before += len;
+            packs.push(Sweeping {
+                id: *id,
+                number: self.repository.lookup().index().pack_number(*id),
+                live: vec![false; contents.toc.entries.len()],
+                contents,
+            });
+        }
+        let timer = crate::clock::Stopwatch::start();
+        self.mark(&roots.snapshots, &mut packs)?;
+        self.report.mark_ms = timer.elapsed().as_millis() as u64;
+        self.keep_newest_copy(&mut packs);
+        self.report.live_bytes = packs.iter().map(Sweeping::live_bytes).sum();
+        self.sweep(packs, roots.pinned)?;
+        if self.repository.registry().sessions() == 0 {
+            self.remove_leftovers(listing.open.iter().map(|(id, len)| (layout::open_pack(*id), *len)))?;
+            self.remove_session_files()?;
+            let temporary = self.repository.snapshots().list()?.temporary;
+            self.remove_leftovers(temporary.into_iter().map(|path| (path, 0)))?;
+        }
+        Ok(self.report)
+    }
+
+    fn roots(&self) -> Result<Roots> {
+        let (mut snapshots, failed) = self.repository.snapshots().read_all()?;
+        if let Some((id, error)) = failed.into_iter().next() {
+            return Err(RepositoryError::IncompleteSnapshot {
+                id,
+                source: Box::new(error),
+            });
+        }
+        let pins = match self.repository.root() {
+            Some(root) => pins::live_pins(root)?,
+            None => Vec::new(),
+        };
+        let pinned = !pins.is_empty();
+        for pin in pins {
+            if snapshots.iter().any(|stored| stored.id == pin.id) {
+                continue;
+            }
+            let snapshot = self.repository.snapshots().decode(&pin.bytes, pin.id, layout::PINS)?;
+            snapshots.push(StoredSnapshot {
+                id: pin.id,
+                snapshot,
+                protected: false,
+                incomplete: false,
+            });
+        }
+        Ok(Roots { snapshots, pinned })
+    }
+
+    /// Marks live records, in as many passes over the maps as the memory asks for.
+    fn mark(&mut self, snapshots: &[StoredSnapshot], packs: &mut [Sweeping]) -> Result<()> {
+        let (mut objects, mut maps) = (0_u64, 0_u64);
+        for pack in packs.iter() {
+            let entries = pack.contents.toc.entries.len() as u64;
+            objects += entries;
+            maps += if pack.contents.kind == PackKind::Meta { entries } else { 0 };
+        }
+        let for_live = self.options.mark_memory_max.saturating_sub(Fingerprints::memory_for(maps));
+        let passes = Fingerprints::memory_for(objects)
+            .div_ceil(for_live.max(1 << 20))
+            .clamp(1, 256);
+        for pass in 0..passes {
+            let first = (pass * 256 / passes) as u8;
+            let last = ((pass + 1) * 256 / passes - 1) as u8;
+            let mut mark = Mark {
+                live: Fingerprints::with_capacity((objects / passes) as usize),
+                first_bytes: first..=last,
+                walked: Fingerprints::with_capacity(maps as usize),
+                references: 0,
+            };
+            for stored in snapshots {
+                if self.progress.is_stopping() {
+                    return Err(RepositoryError::Cancelled);
+                }
+                self.mark_snapshot(stored, &mut mark)?;
+            }
+            self.report.references = mark.references;
+            for pack in packs.iter_mut() {
+                for (entry, live) in pack.contents.toc.entries.iter().zip(&mut pack.live) {
+                    *live |= mark.first_bytes.contains(&entry.info.id.as_bytes()[0])
+                        && mark.live.contains(&entry.info.id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_snapshot(&self, stored: &StoredSnapshot, mark: &mut Mark) -> Result<()> {
+        if let Some(metadata) = &stored.snapshot.metadata {
+            for (chunk, _) in &metadata.chunks {
+                mark.mark((*chunk).into());
+            }
+        }
+        let objects = self.repository.objects();
+        if stored.incomplete {
+            // `repair` has said what is lost; what is left of the snapshot is still worth keeping.
+            let mut tolerant = Tolerant(mark);
+            return walk_snapshot(objects, stored.id, &stored.snapshot, &mut tolerant);
+        }
+        walk_snapshot(objects, stored.id, &stored.snapshot, mark)
+    }
+
+    /// An object that stands in several packs is live only where the index says: the other copies are
+    /// what a crash between copying and removing left.
+    fn keep_newest_copy(&self, packs: &mut [Sweeping]) {
+        let mut seen = Fingerprints::with_capacity(
+            packs.iter().map(|pack| pack.contents.toc.entries.len()).sum(),
+        );
+        let mut twice: HashSet<ObjectId> = HashSet::new();
+        for pack in packs.iter() {
+            for entry in pack.live_entries() {
+                if !seen.insert(&entry.info.id) {
+                    twice.insert(entry.info.id);
+                }
+            }
+        }
+        if twice.is_empty() {
+            return;
+        }
+        let ids: Vec<ObjectId> = twice.iter().copied().collect();
+        let Ok(located) = self.repository.lookup().locate(&ids) else {
+            return;
+        };
+        let homes: std::collections::HashMap<ObjectId, PackId> = ids
+            .into_iter()
+            .zip(located)
+            .filter_map(|(id, located)| Some((id, located?.pack)))
+            .collect();
+        for pack in packs.iter_mut() {
+            for (entry, live) in pack.contents.toc.entries.iter().zip(&mut pack.live) {
+                if homes.get(&entry.info.id).is_some_and(|home| *home != pack.id) {
+                    *live = false;
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self, packs: Vec<Sweeping>, pinned: bool) -> Result<()> {
+        let (dead, rest): (Vec<_>, Vec<_>) =
+            packs.into_iter().partition(|pack| pack.live_bytes() == 0);
+        for pack in dead {
+            if self.condemn(&pack) {
+                self.report.packs_removed += 1;
+                self.report.bytes_freed += pack.contents.len;
+                self.remove(&pack)?;
+            }
+        }
+        let threshold = u64::from(self.options.rewrite_below_percent);
+        let sparse = |pack: &Sweeping| pack.live_bytes() * 100 < pack.contents.len * threshold;
+        let mut rewrite = Vec::new();
+        for pack in rest.into_iter().filter(sparse) {
+            // A reader in another process may have looked up a place in this pack already.
+            if pinned {
+                self.report.packs_held += 1;
+            } else if self.condemn(&pack) {
+                rewrite.push(pack);
+            }
+        }
+        // One sparse pack alone would only be copied into another sparse pack, for ever.
+        let merged: u64 = rewrite.iter().map(Sweeping::live_bytes).sum();
+        let freed: u64 = rewrite.iter().map(|pack| pack.contents.len).sum();
+        if rewrite.is_empty() || merged * 100 >= freed * threshold {
+            return Ok(());
+        }
+        match self.rewrite(&rewrite) {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_disk_full() => {
+                self.report.rewrite_stopped = Some(format!("{error}: no room for copies"));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn condemn(&mut self, pack: &Sweeping) -> bool {
+        let free = pack
+            .number
+            .is_none_or(|number| self.repository.registry().condemn(number));
+        if !free {
+            self.report.packs_held += 1;
+        }
+        free
+    }
+
+    fn rewrite(&mut self, packs: &[Sweeping]) -> Result<()> {
+        if self.options.dry_run {
+            self.report.packs_rewritten += packs.len() as u64;
+            self.report.bytes_rewritten += packs.iter().map(Sweeping::live_bytes).sum::<u64>();
+            self.report.bytes_freed += packs.iter().map(|p| p.contents.len - p.live_bytes()).sum::<u64>();
+            return Ok(());
+        }
+        let repository = self.repository;
+        let session = SessionId::from_bytes(repository.entropy().array()?);
+        repository.registry().begin(session);
+        let packer = Packer::start(PackerContext::new(repository, session));
+        let copied = packs.iter().try_for_each(|pack| self.copy_live(pack, &packer));
+        let finished = packer.finish();
+        repository.registry().end(session);
+        copied?;
+        let figures = finished?;
+        self.report.bytes_rewritten += figures.bytes;
+        for pack in packs {
+            self.report.packs_rewritten += 1;
+            self.report.bytes_freed += pack.contents.len;
+            self.remove(pack)?;
+        }
+        self.report.bytes_freed = self.report.bytes_freed.saturating_sub(figures.bytes);
+        Ok(())
+    }
+
+    fn copy_live(&self, pack: &Sweeping, packer: &Packer) -> Result<()> {
+        let path = layout::pack(pack.id);
+        let file = self
+            .repository
+            .storage()
+            .open(&path, false)
+            .map_err(RepositoryError::io("opening", &path))?;
+        for entry in pack.live_entries() {
+            if self.progress.is_stopping() {
+                return Err(RepositoryError::Cancelled);
+            }
+            let record = read_record(&*file, pack.id, entry)?;
+            let position = u64::from(entry.position);
+            let header = RecordHeader::decode(&record, pack.id, position)
+                .map_err(|error| corrupt(located(pack.id, entry), error.into()))?;
+            packer.append_checked(&header, &record[RECORD_HEADER_LEN..])?;
+        }
+        Ok(())
+    }
+
+    /// The pack goes from the index first, so that nobody is sent to a file that is gone; a crash in
+    /// between is healed when the repository is opened next.
+    fn remove(&self, pack: &Sweeping) -> Result<()> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        if let Some(number) = pack.number {
+            let lookup = self.repository.lookup();
+            let removed = lookup.index().remove_pack(number, &pack.contents.toc.entries);
+            // On a full disk the index may be unable to say so; the file goes all the same, which makes
+            // the room, and opening the repository brings the index in line.
+            if let Err(error) = removed {
+                tracing::warn!(%error, pack = %pack.id, "the index could not forget a pack");
+            }
+            lookup.forget(number);
+        }
+        self.repository.objects().files().forget(pack.id);
+        self.remove_file(&layout::pack(pack.id))
+    }
+
+    fn remove_file(&self, path: &str) -> Result<()> {
+        self.repository
+            .storage()
+            .remove(path)
+            .map_err(RepositoryError::io("removing", path))
+    }
+
+    fn remove_leftovers(&mut self, paths: impl Iterator<Item = (String, u64)>) -> Result<()> {
+        for (path, len) in paths {
+            self.report.leftovers_removed += 1;
+            self.report.bytes_freed += len;
+            if !self.options.dry_run {
+                self.remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_session_files(&mut self) -> Result<()> {
+        let entries = self
+            .repository
+            .storage()
+            .list(layout::SESSIONS)
+            .map_err(RepositoryError::io("listing", layout::SESSIONS))?;
+        let paths = entries
+            .into_iter()
+            .map(|entry| (format!("{}/{}", layout::SESSIONS, entry.name), 0));
+        self.remove_leftovers(paths)
+    }
+}
+
+struct Roots {
+    snapshots: Vec<StoredSnapshot>,
+    /// Readers of other processes are at work.
+    pinned: bool,
+}
+
+/// Marks what is there of a snapshot that lost something.
+struct Tolerant<'a>(&'a mut Mark);
+
+impl super::walk::Visitor for Tolerant<'_> {
+    fn enter(&mut self, object: ObjectId) -> bool {
+        self.0.enter(object)
+    }
+
+    fn map(
+        &mut self,
+        place: &super::walk::Place<'_>,
+        map: &undercroft_format::segment::SegmentMap,
+    ) -> Result<()> {
+        self.0.map(place, map)
+    }
+
+    fn unreadable(&mut self, place: &super::walk::Place<'_>, error: RepositoryError) -> Result<()> {
+        match error {
+            RepositoryError::MissingObject { .. } => Ok(()),
+            error => self.0.unreadable(place, error),
+        }
+    }
+}
+
+fn located(pack: PackId, entry: &TocEntry) -> Located {
+    Located {
+        pack,
+        position: u64::from(entry.position),
+        info: entry.info,
+    }
+}
+
+/// Reads and checks one record of a pack.
+pub fn read_record(file: &dyn BlockFile, pack: PackId, entry: &TocEntry) -> Result<Vec<u8>> {
+    let mut record = vec![0; entry.info.record_len() as usize];
+    let position = u64::from(entry.position);
+    let problem = match file.read_at(&mut record, position) {
+        Err(error) => RecordProblem::Unreadable(error.to_string()),
+        Ok(got) if got < record.len() => RecordProblem::Unreadable("the pack ends early".into()),
+        Ok(_) => match check_record(&record, pack, position, &entry.info) {
+            Ok(_) => return Ok(record),
+            Err(problem) => problem,
+        },
+    };
+    Err(corrupt(located(pack, entry), problem))
+}
