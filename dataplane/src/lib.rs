@@ -1,1 +1,3 @@
 //! Moves the bytes: disks to chunks to packs, and back.
+
+pub mod repository;

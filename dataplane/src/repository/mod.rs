@@ -1,0 +1,3 @@
+//! The dedup store: packs, the chunk index, snapshots.
+
+pub mod index;
