@@ -1,0 +1,480 @@
+//! Every index against a plain map, under random histories and crashes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use undercroft_format::id::{ObjectId, PackId, RepositoryId};
+use undercroft_format::pack::{Encoding, ObjectKind, PackKind, RecordInfo, TocEntry};
+
+use super::*;
+
+const REPOSITORY: RepositoryId = RepositoryId::from_bytes([1; 16]);
+/// Holds every table that these tests fill.
+const AMPLE: u64 = 64 << 20;
+/// Too little for any table.
+const SCANT: u64 = 20 << 10;
+
+fn options(memory_budget: u64) -> IndexOptions {
+    IndexOptions {
+        repository: REPOSITORY,
+        memory_budget,
+        read_only: false,
+    }
+}
+
+fn read_only() -> IndexOptions {
+    IndexOptions {
+        read_only: true,
+        ..options(AMPLE)
+    }
+}
+
+fn id(seed: u32) -> ObjectId {
+    ObjectId::from_bytes(*blake3::hash(&seed.to_le_bytes()).as_bytes())
+}
+
+/// Differs from `id(seed)` only beyond what the RAM table tells apart.
+fn twin(seed: u32) -> ObjectId {
+    let mut bytes = *id(seed).as_bytes();
+    bytes[31] ^= 1;
+    ObjectId::from_bytes(bytes)
+}
+
+fn entry(id: ObjectId, position: u32) -> TocEntry {
+    TocEntry {
+        info: RecordInfo {
+            id,
+            kind: ObjectKind::Chunk,
+            encoding: Encoding {
+                zstd: true,
+                sealed: false,
+            },
+            stored_len: 1000 + position,
+            plain_len: 70_000,
+        },
+        position,
+    }
+}
+
+fn entries(seeds: impl IntoIterator<Item = u32>) -> Vec<TocEntry> {
+    let ids = seeds.into_iter().map(id);
+    ids.zip((64..).step_by(100)).map(|(id, at)| entry(id, at)).collect()
+}
+
+fn pack_id(seed: u32) -> PackId {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&seed.to_le_bytes());
+    PackId::from_bytes(bytes)
+}
+
+fn insert(index: &dyn ChunkIndex, pack: u32, entries: &[TocEntry]) -> PackNumber {
+    let inserted = index.insert_pack(pack_id(pack), PackKind::Data, 4096, entries);
+    inserted.expect("inserts")
+}
+
+fn find(index: &dyn ChunkIndex, ids: &[ObjectId]) -> Vec<Option<Place>> {
+    let mut out = Vec::new();
+    index.find(ids, &mut out).expect("finds");
+    out
+}
+
+fn copy(dir: &Path) -> TempDir {
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    for file in fs::read_dir(dir).expect("lists") {
+        let file = file.expect("lists");
+        // RocksDB may delete a file meanwhile, as it may between a crash and a look at the disk.
+        let _ = fs::copy(file.path(), copy.path().join(file.file_name()));
+    }
+    copy
+}
+
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let paths = fs::read_dir(dir).expect("lists").map(|file| file.expect("lists").path());
+    paths.map(|path| (path.clone(), fs::read(path).expect("reads"))).collect()
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    packs: BTreeMap<u32, (PackNumber, Vec<TocEntry>)>,
+    places: HashMap<ObjectId, Place>,
+}
+
+impl Model {
+    fn check(&self, index: &dyn ChunkIndex) {
+        let ids: Vec<_> = (0..60).flat_map(|seed| [id(seed), twin(seed)]).collect();
+        let expected: Vec<_> = ids.iter().map(|id| self.places.get(id).copied()).collect();
+        assert_eq!(find(index, &ids), expected);
+        let mut candidates = Vec::new();
+        index.candidates(&ids, &mut candidates).expect("answers");
+        assert_eq!(candidates.len(), ids.len());
+        for (candidate, place) in candidates.iter().zip(&expected) {
+            assert!(candidate.is_some() || place.is_none(), "an entry is missed");
+        }
+        assert_eq!(index.len(), self.places.len() as u64);
+        let packs = index.packs().expect("lists");
+        let expected: BTreeMap<_, _> = self.packs.iter().map(|(seed, (n, _))| (*n, *seed)).collect();
+        let found: BTreeMap<_, _> = packs.iter().map(|pack| (pack.number, pack.id)).collect();
+        let expected: BTreeMap<_, _> = expected.into_iter().map(|(n, s)| (n, pack_id(s))).collect();
+        assert_eq!(found, expected);
+        for (seed, (number, entries)) in &self.packs {
+            assert_eq!(index.pack_number(pack_id(*seed)), Some(*number));
+            let pack = index.pack(*number).expect("is there");
+            assert_eq!(pack.entries as usize, entries.len());
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert { pack: u32, seeds: Vec<(u32, bool)> },
+    Remove { pack: u32 },
+    Forget { pack: u32, seeds: Vec<u32> },
+    Flush,
+    Reopen { budget: u64 },
+    Kill { budget: u64 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let budget = || prop_oneof![3 => Just(AMPLE), 1 => Just(SCANT)];
+    let seeds = proptest::collection::vec((0..60_u32, any::<bool>()), 0..30);
+    let forgotten = proptest::collection::vec(0..60_u32, 0..10);
+    let step = prop_oneof![
+        6 => (0..12_u32, seeds).prop_map(|(pack, seeds)| Step::Insert { pack, seeds }),
+        3 => (0..12_u32).prop_map(|pack| Step::Remove { pack }),
+        1 => (0..12_u32, forgotten).prop_map(|(pack, seeds)| Step::Forget { pack, seeds }),
+        1 => Just(Step::Flush),
+        1 => budget().prop_map(|budget| Step::Reopen { budget }),
+        1 => budget().prop_map(|budget| Step::Kill { budget }),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+/// Does what reopening does to an index on disk, if this one is.
+type Restart<'a> = dyn FnMut(Box<dyn ChunkIndex>, &Step) -> Box<dyn ChunkIndex> + 'a;
+
+fn run(mut index: Box<dyn ChunkIndex>, steps: &[Step], restart: &mut Restart<'_>) {
+    let mut model = Model::default();
+    for step in steps {
+        match step {
+            Step::Insert { pack, seeds } => {
+                let ids = seeds.iter().map(|(seed, other)| if *other { twin(*seed) } else { id(*seed) });
+                let entries: Vec<_> = ids.zip(64..).map(|(id, at)| entry(id, at)).collect();
+                let number = insert(&*index, *pack, &entries);
+                if let Some((known, _)) = model.packs.get(pack) {
+                    assert_eq!(number, *known);
+                } else {
+                    for entry in &entries {
+                        model.places.insert(entry.info.id, Place::new(number, entry));
+                    }
+                    model.packs.insert(*pack, (number, entries));
+                }
+            }
+            Step::Remove { pack } => {
+                if let Some((number, entries)) = model.packs.remove(pack) {
+                    let mut left = index.entries_of(number).expect("lists");
+                    left.retain(|entry| !entries.contains(entry));
+                    assert_eq!(left, []);
+                    index.remove_pack(number, &entries).expect("removes");
+                    model.places.retain(|_, place| place.pack != number);
+                    assert_eq!(index.entries_of(number).expect("lists"), []);
+                }
+            }
+            Step::Forget { pack, seeds } => {
+                if let Some((number, _)) = model.packs.get(pack) {
+                    let ids: Vec<_> = seeds.iter().map(|seed| id(*seed)).collect();
+                    index.forget(*number, &ids).expect("forgets");
+                    model.places.retain(|id, place| place.pack != *number || !ids.contains(id));
+                }
+            }
+            Step::Flush => index.flush().expect("flushes"),
+            Step::Reopen { .. } | Step::Kill { .. } => index = restart(index, step),
+        }
+        model.check(&*index);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn the_memory_index_is_a_map(steps in steps()) {
+        run(Box::new(MemoryIndex::new()), &steps, &mut |index, _| index);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn the_rocks_index_is_a_map_through_clean_closes_and_crashes(steps in steps()) {
+        let mut dir = tempfile::tempdir().expect("a temporary directory");
+        let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+        run(Box::new(index), &steps, &mut |index, step| {
+            let budget = match step {
+                Step::Kill { budget } => {
+                    let killed = copy(dir.path());
+                    drop(index);
+                    dir = killed;
+                    assert_eq!(check_seal(dir.path()).expect("reads"), SealState::Open);
+                    *budget
+                }
+                Step::Reopen { budget } => {
+                    index.shutdown().expect("shuts down");
+                    assert_eq!(check_seal(dir.path()).expect("reads"), SealState::Clean);
+                    *budget
+                }
+                _ => AMPLE,
+            };
+            let index = RocksIndex::open(dir.path(), options(budget)).expect("opens");
+            assert_eq!(index.has_table(), budget == AMPLE);
+            Box::new(index)
+        });
+    }
+
+    #[test]
+    fn a_built_index_equals_one_filled_pack_by_pack(
+        packs in proptest::collection::vec((0..12_u32, proptest::collection::vec(0..60_u32, 0..30)), 0..12),
+    ) {
+        let filled = MemoryIndex::new();
+        let contents: Vec<_> = packs
+            .into_iter()
+            .map(|(pack, seeds)| PackContents {
+                id: pack_id(pack),
+                kind: PackKind::Data,
+                len: 4096,
+                entries: entries(seeds),
+            })
+            .collect();
+        for pack in &contents {
+            filled.insert_pack(pack.id, pack.kind, pack.len, &pack.entries).expect("inserts");
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let built = RocksIndex::build(dir.path(), contents, options(AMPLE)).expect("builds");
+        let ids: Vec<_> = (0..60).map(id).collect();
+        prop_assert_eq!(find(&built, &ids), find(&filled, &ids));
+        prop_assert_eq!(built.packs().expect("lists"), filled.packs().expect("lists"));
+        prop_assert_eq!(built.len(), filled.len());
+        prop_assert_eq!(built.table().len(), filled.len());
+        built.shutdown().expect("shuts down");
+        let reopened = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+        prop_assert_eq!(find(&reopened, &ids), find(&filled, &ids));
+    }
+}
+
+fn sealed_index(count: u32) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    insert(&index, 1, &entries(0..count));
+    index.shutdown().expect("shuts down");
+    dir
+}
+
+#[test]
+fn a_flipped_bit_in_any_file_of_a_closed_index_is_found() {
+    let dir = sealed_index(500);
+    for (path, whole) in files(dir.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).expect("is ASCII");
+        for place in (0..whole.len()).step_by(1 + whole.len() / 20) {
+            let mut flipped = whole.clone();
+            flipped[place] ^= 0x10;
+            fs::write(&path, flipped).expect("writes");
+            let state = check_seal(dir.path()).expect("reads");
+            assert_eq!(state, SealState::Damaged(vec![name.to_owned()]), "byte {place}");
+        }
+        fs::write(&path, whole).expect("writes");
+    }
+    assert_eq!(check_seal(dir.path()).expect("reads"), SealState::Clean);
+}
+
+#[test]
+fn an_index_that_cannot_be_used_says_to_rebuild() {
+    let needs_rebuild = |dir: &Path, options| match RocksIndex::open(dir, options) {
+        Err(error @ IndexError::Damaged { .. }) => error.needs_rebuild(),
+        _ => false,
+    };
+    let other = IndexOptions {
+        repository: RepositoryId::from_bytes([2; 16]),
+        ..options(AMPLE)
+    };
+    assert!(needs_rebuild(sealed_index(10).path(), other));
+    assert!(needs_rebuild(Path::new("/nonexistent/index"), read_only()));
+    for kind in ["CURRENT", "MANIFEST", ".sst"] {
+        let dir = sealed_index(10);
+        for (path, mut bytes) in files(dir.path()) {
+            if path.to_string_lossy().contains(kind) {
+                bytes.truncate(bytes.len() / 2);
+                fs::write(&path, bytes).expect("writes");
+            }
+        }
+        assert!(needs_rebuild(dir.path(), options(AMPLE)), "{kind} cut short");
+        let dir = sealed_index(10);
+        for path in files(dir.path()).keys() {
+            if path.to_string_lossy().contains(kind) {
+                fs::remove_file(path).expect("removes");
+            }
+        }
+        assert!(needs_rebuild(dir.path(), options(AMPLE)), "{kind} missing");
+    }
+}
+
+#[test]
+fn a_damaged_stored_table_is_made_anew() {
+    let dir = sealed_index(1000);
+    let path = dir.path().join("ram-table");
+    let mut bytes = fs::read(&path).expect("reads");
+    bytes[5000] ^= 1;
+    fs::write(&path, bytes).expect("writes");
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    assert_eq!(index.table().len(), 1000);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stored_table_of_an_older_generation_is_not_believed() {
+    let dir = sealed_index(1000);
+    let path = dir.path().join("ram-table");
+    let old = fs::read(&path).expect("reads");
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    let number = index.pack_number(pack_id(1)).expect("is there");
+    index.remove_pack(number, &entries(0..1000)).expect("removes");
+    insert(&index, 2, &entries(1000..2000));
+    drop(index);
+    fs::write(&path, old).expect("writes");
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    let ids: Vec<_> = (0..2000).map(id).collect();
+    let found = find(&index, &ids);
+    assert!(found[..1000].iter().all(Option::is_none));
+    assert!(found[1000..].iter().all(Option::is_some));
+}
+
+#[test]
+fn a_table_that_outgrows_the_budget_gives_way_to_rocksdb() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let budget = 300 << 10;
+    let index = RocksIndex::open(dir.path(), options(budget)).expect("opens");
+    assert!(index.has_table());
+    for pack in 0..40 {
+        insert(&index, pack, &entries(pack * 1000..pack * 1000 + 1000));
+        assert!(index.table().memory_bytes() < budget);
+    }
+    assert!(!index.has_table());
+    let ids: Vec<_> = (39_000..41_000).map(id).collect();
+    let mut candidates = Vec::new();
+    index.candidates(&ids, &mut candidates).expect("answers");
+    assert!(candidates[..1000].iter().all(|candidate| *candidate == Some(PackNumber(39))));
+    assert!(candidates[1000..].iter().all(Option::is_none));
+    assert_eq!(index.len(), 40_000);
+    index.shutdown().expect("shuts down");
+    assert_eq!(check_seal(dir.path()).expect("reads"), SealState::Clean);
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    assert!(index.has_table());
+    assert_eq!(index.table().len(), 40_000);
+}
+
+#[test]
+fn a_reader_follows_the_owner_and_writes_nothing_beside_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let owner = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    insert(&owner, 1, &entries(0..100));
+    let before = files(dir.path());
+    let reader = RocksIndex::open(dir.path(), read_only()).expect("opens");
+    let ids: Vec<_> = (0..200).map(id).collect();
+    assert_eq!(find(&reader, &ids), find(&owner, &ids));
+    assert_eq!(reader.packs().expect("lists"), owner.packs().expect("lists"));
+    assert_eq!(files(dir.path()), before);
+
+    insert(&owner, 2, &entries(100..200));
+    owner.flush().expect("flushes");
+    reader.refresh().expect("refreshes");
+    assert_eq!(find(&reader, &ids), find(&owner, &ids));
+    assert_eq!(reader.len(), 200);
+    let refused = reader.insert_pack(pack_id(3), PackKind::Data, 4096, &[]);
+    assert!(matches!(refused, Err(IndexError::ReadOnly { .. })));
+    reader.shutdown().expect("shuts down");
+
+    let second = RocksIndex::open(dir.path(), options(AMPLE));
+    assert!(matches!(second, Err(IndexError::Locked { .. })), "{second:?}");
+}
+
+#[test]
+fn reading_a_sealed_index_leaves_the_seal_whole() {
+    let dir = sealed_index(100);
+    let before = files(dir.path());
+    let reader = RocksIndex::open(dir.path(), read_only()).expect("opens");
+    assert_eq!(reader.len(), 100);
+    assert!(find(&reader, &[id(5)])[0].is_some());
+    drop(reader);
+    assert_eq!(files(dir.path()), before);
+    assert_eq!(check_seal(dir.path()).expect("reads"), SealState::Clean);
+}
+
+#[test]
+fn a_closed_index_answers_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    index.shutdown().expect("shuts down");
+    index.shutdown().expect("a second time changes nothing");
+    let closed = index.candidates(&[id(1)], &mut Vec::new());
+    assert!(matches!(closed, Err(IndexError::Closed { .. })));
+}
+
+#[test]
+fn a_build_that_was_interrupted_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let torn = tempfile::tempdir().expect("a temporary directory");
+    let packs = (0..3).map(|pack| {
+        if pack == 2 {
+            // All of it but the last pack is there, and no schema.
+            for file in fs::read_dir(dir.path()).expect("lists").flatten() {
+                let _ = fs::copy(file.path(), torn.path().join(file.file_name()));
+            }
+        }
+        PackContents {
+            id: pack_id(pack),
+            kind: PackKind::Data,
+            len: 4096,
+            entries: entries(pack * 100..pack * 100 + 100),
+        }
+    });
+    RocksIndex::build(dir.path(), packs, options(AMPLE)).expect("builds");
+    let again = RocksIndex::build(dir.path(), [], options(AMPLE));
+    assert!(matches!(again, Err(IndexError::NotEmpty { .. })));
+    let opened = RocksIndex::open(torn.path(), options(AMPLE));
+    assert!(opened.is_err() || opened.is_ok_and(|index| index.is_empty()));
+}
+
+#[test]
+fn lookups_run_while_packs_come_and_go() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    let steady = entries(0..2000);
+    insert(&index, 0, &steady);
+    let ids: Vec<_> = steady.iter().map(|entry| entry.info.id).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut candidates = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    index.candidates(&ids, &mut candidates).expect("answers");
+                    assert!(candidates.iter().all(Option::is_some));
+                    assert!(find(&index, &ids).iter().all(Option::is_some));
+                }
+            });
+        }
+        for pack in 1..60 {
+            let others = entries(pack * 2000..pack * 2000 + 2000);
+            let number = insert(&index, pack, &others);
+            if pack % 3 == 0 {
+                index.remove_pack(number, &others).expect("removes");
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(index.len(), 2000 * 41);
+    assert_eq!(index.table().len(), index.len());
+}
