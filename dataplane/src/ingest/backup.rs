@@ -234,9 +234,10 @@ impl Machine<'_> {
                 self.note_io(&source, &mut plan.reasons);
                 let phase = match parent_disk {
                     Some(disk) => disk.grid_phase,
-                    None => source
-                        .grid_phase()
-                        .map_err(RepositoryError::io("reading the partition table of", &job.source_name))?,
+                    None => source.grid_phase().map_err(RepositoryError::io(
+                        "reading the partition table of",
+                        &job.source_name,
+                    ))?,
                 };
                 let changes = self.read_disk(&source, &plan, phase, &counters)?;
                 (size, plan, phase, changes)
@@ -263,6 +264,7 @@ impl Machine<'_> {
             encoder: RecordEncoder::new(1),
         };
         let tree = update(&mut nodes, old, segments, &changes)?;
+        let data_bytes = self.data_bytes(parent_disk, &plan, segments, &counters)?;
         Ok(DiskManifest {
             label: job.label,
             size,
@@ -274,7 +276,7 @@ impl Machine<'_> {
             source: job.source_name,
             lineage: job.lineage,
             figures: DiskFigures {
-                data_bytes: self.data_bytes(parent_disk, &plan, segments, &counters)?,
+                data_bytes,
                 read_bytes: counters.read_bytes.get(),
                 new_bytes: counters.new_bytes.get(),
                 stored_bytes: counters.stored_bytes.get(),
@@ -319,7 +321,9 @@ impl Machine<'_> {
         match changed_ranges(&bitmap, size) {
             Ok(changed) => splice_plan(changed, size, disk),
             Err(error) => {
-                warnings.push(format!("disk {label}: its changed-block bitmap {error}; the disk is read in full"));
+                warnings.push(format!(
+                    "disk {label}: its changed-block bitmap {error}; the disk is read in full"
+                ));
                 full(match error {
                     BitmapError::TooShort { .. } => Reason::BitmapTooShort,
                     BitmapError::TooLong { .. } => Reason::BitmapTooLong,
@@ -509,7 +513,9 @@ impl NodeStore for StoreNodes<'_> {
     fn save(&mut self, id: NodeId, encoded: Vec<u8>) -> Result<()> {
         let object = ObjectId::from(id);
         if !self.session.probe(&[object])?[0] && self.session.claim(object) {
-            let record = self.encoder.encode(object, ObjectKind::Node, &encoded, None);
+            let record = self
+                .encoder
+                .encode(object, ObjectKind::Node, &encoded, None);
             let stored = self.session.store(&record)?;
             self.counters.metadata_bytes.add(stored);
         }

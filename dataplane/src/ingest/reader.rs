@@ -113,7 +113,11 @@ impl DiskReader<'_> {
                 Some(range) => DiskRange::new(range.start, range.end).intersect(wanted),
                 None => DiskRange::new(wanted.end, wanted.end),
             };
-            let data_start = if data.is_empty() { wanted.end } else { data.start };
+            let data_start = if data.is_empty() {
+                wanted.end
+            } else {
+                data.start
+            };
             push_run(runs, segment, DiskRange::new(at, data_start), false);
             push_run(runs, segment, data, true);
             at = data_start.max(data.end);
@@ -160,13 +164,19 @@ impl Running<'_> {
         {
             let number = self.reader.segment_size.segment_at(data.start);
             let segment = self.reader.segment_size.range_of(number, size);
-            self.reader.progress.done_bytes.add(segment.start.saturating_sub(at));
+            self.reader
+                .progress
+                .done_bytes
+                .add(segment.start.saturating_sub(at));
             let mut runs = Vec::new();
             self.reader.plan_runs(segment, segment, &mut runs)?;
             self.start(number, segment, runs)?;
             at = segment.end;
         }
-        self.reader.progress.done_bytes.add(size.get().saturating_sub(at));
+        self.reader
+            .progress
+            .done_bytes
+            .add(size.get().saturating_sub(at));
         Ok(())
     }
 
@@ -245,7 +255,10 @@ impl Running<'_> {
             }
             let waited = Stopwatch::start();
             let buffer = self.reader.pool.acquire(len);
-            self.reader.progress.buffer_wait_ns.add_time(waited.elapsed());
+            self.reader
+                .progress
+                .buffer_wait_ns
+                .add_time(waited.elapsed());
             return Ok(buffer);
         }
     }

@@ -140,7 +140,8 @@ impl SegmentWork<'_> {
         if self.is_stream {
             self.chunker.cut_stream(bytes, &mut state.cuts);
         } else {
-            self.chunker.cut(bytes, position, self.grid_phase, &mut state.cuts);
+            self.chunker
+                .cut(bytes, position, self.grid_phase, &mut state.cuts);
         }
         let mut at = 0;
         for cut in &state.cuts {
@@ -181,7 +182,8 @@ impl SegmentWork<'_> {
             if known || !self.session.claim(chunk.id.into()) {
                 continue;
             }
-            let stored = self.encode_and_store(chunk.id.into(), ObjectKind::Chunk, chunk.bytes, state)?;
+            let stored =
+                self.encode_and_store(chunk.id.into(), ObjectKind::Chunk, chunk.bytes, state)?;
             let plain = chunk.bytes.len() as u64;
             self.counters.new_bytes.add(plain);
             self.counters.stored_bytes.add(stored);

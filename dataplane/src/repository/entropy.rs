@@ -36,7 +36,9 @@ pub struct SeededEntropy(Mutex<blake3::OutputReader>);
 impl SeededEntropy {
     /// The stream of `seed`.
     pub fn new(seed: u64) -> Self {
-        let hasher = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+        let hasher = blake3::Hasher::new()
+            .update(&seed.to_le_bytes())
+            .finalize_xof();
         Self(Mutex::new(hasher))
     }
 }

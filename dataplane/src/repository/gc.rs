@@ -20,8 +20,8 @@ use undercroft_format::pack::{PackKind, RECORD_HEADER_LEN, RecordHeader, TocEntr
 use super::error::{RecordProblem, RepositoryError, Result};
 use super::fingerprints::Fingerprints;
 use super::index::PackNumber;
-use super::objects::corrupt;
 use super::lookup::Located;
+use super::objects::corrupt;
 use super::pack_reader::{PackContents, check_record, list_packs, read_contents};
 use super::packer::{Packer, PackerContext};
 use super::snapshots::StoredSnapshot;
@@ -89,7 +89,9 @@ pub fn collect(
     progress: &Progress,
 ) -> Result<CollectReport> {
     if !repository.registry().begin_collection() {
-        return Err(RepositoryError::SessionFailed("another collection is running".into()));
+        return Err(RepositoryError::SessionFailed(
+            "another collection is running".into(),
+        ));
     }
     let result = Collector {
         repository,
@@ -119,7 +121,9 @@ struct Sweeping {
 
 impl Sweeping {
     fn live_bytes(&self) -> u64 {
-        self.live_entries().map(|entry| u64::from(entry.info.record_len())).sum()
+        self.live_entries()
+            .map(|entry| u64::from(entry.info.record_len()))
+            .sum()
     }
 
     fn live_entries(&self) -> impl Iterator<Item = &TocEntry> {
@@ -153,7 +157,12 @@ impl Collector<'_> {
         self.report.live_bytes = packs.iter().map(Sweeping::live_bytes).sum();
         self.sweep(packs, roots.pinned)?;
         if self.repository.registry().sessions() == 0 {
-            self.remove_leftovers(listing.open.iter().map(|(id, len)| (layout::open_pack(*id), *len)))?;
+            self.remove_leftovers(
+                listing
+                    .open
+                    .iter()
+                    .map(|(id, len)| (layout::open_pack(*id), *len)),
+            )?;
             self.remove_session_files()?;
             let temporary = self.repository.snapshots().list()?.temporary;
             self.remove_leftovers(temporary.into_iter().map(|path| (path, 0)))?;
@@ -178,7 +187,10 @@ impl Collector<'_> {
             if snapshots.iter().any(|stored| stored.id == pin.id) {
                 continue;
             }
-            let snapshot = self.repository.snapshots().decode(&pin.bytes, pin.id, layout::PINS)?;
+            let snapshot = self
+                .repository
+                .snapshots()
+                .decode(&pin.bytes, pin.id, layout::PINS)?;
             snapshots.push(StoredSnapshot {
                 id: pin.id,
                 snapshot,
@@ -195,9 +207,16 @@ impl Collector<'_> {
         for pack in packs.iter() {
             let entries = pack.contents.toc.entries.len() as u64;
             objects += entries;
-            maps += if pack.contents.kind == PackKind::Meta { entries } else { 0 };
+            maps += if pack.contents.kind == PackKind::Meta {
+                entries
+            } else {
+                0
+            };
         }
-        let for_live = self.options.mark_memory_max.saturating_sub(Fingerprints::memory_for(maps));
+        let for_live = self
+            .options
+            .mark_memory_max
+            .saturating_sub(Fingerprints::memory_for(maps));
         let passes = Fingerprints::memory_for(objects)
             .div_ceil(for_live.max(1 << 20))
             .clamp(1, 256);
@@ -246,7 +265,10 @@ impl Collector<'_> {
     /// what a crash between copying and removing left.
     fn keep_newest_copy(&self, packs: &mut [Sweeping]) {
         let mut seen = Fingerprints::with_capacity(
-            packs.iter().map(|pack| pack.contents.toc.entries.len()).sum(),
+            packs
+                .iter()
+                .map(|pack| pack.contents.toc.entries.len())
+                .sum(),
         );
         let mut twice: HashSet<ObjectId> = HashSet::new();
         for pack in packs.iter() {
@@ -270,7 +292,10 @@ impl Collector<'_> {
             .collect();
         for pack in packs.iter_mut() {
             for (entry, live) in pack.contents.toc.entries.iter().zip(&mut pack.live) {
-                if homes.get(&entry.info.id).is_some_and(|home| *home != pack.id) {
+                if homes
+                    .get(&entry.info.id)
+                    .is_some_and(|home| *home != pack.id)
+                {
                     *live = false;
                 }
             }
@@ -328,14 +353,19 @@ impl Collector<'_> {
         if self.options.dry_run {
             self.report.packs_rewritten += packs.len() as u64;
             self.report.bytes_rewritten += packs.iter().map(Sweeping::live_bytes).sum::<u64>();
-            self.report.bytes_freed += packs.iter().map(|p| p.contents.len - p.live_bytes()).sum::<u64>();
+            self.report.bytes_freed += packs
+                .iter()
+                .map(|p| p.contents.len - p.live_bytes())
+                .sum::<u64>();
             return Ok(());
         }
         let repository = self.repository;
         let session = SessionId::from_bytes(repository.entropy().array()?);
         repository.registry().begin(session);
         let packer = Packer::start(PackerContext::new(repository, session));
-        let copied = packs.iter().try_for_each(|pack| self.copy_live(pack, &packer));
+        let copied = packs
+            .iter()
+            .try_for_each(|pack| self.copy_live(pack, &packer));
         let finished = packer.finish();
         repository.registry().end(session);
         copied?;
@@ -378,7 +408,9 @@ impl Collector<'_> {
         }
         if let Some(number) = pack.number {
             let lookup = self.repository.lookup();
-            let removed = lookup.index().remove_pack(number, &pack.contents.toc.entries);
+            let removed = lookup
+                .index()
+                .remove_pack(number, &pack.contents.toc.entries);
             // On a full disk the index may be unable to say so; the file goes all the same, which makes
             // the room, and opening the repository brings the index in line.
             if let Err(error) = removed {

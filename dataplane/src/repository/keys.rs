@@ -41,7 +41,9 @@ pub struct Keys {
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keys").field("sealing", &self.sealing).finish_non_exhaustive()
+        f.debug_struct("Keys")
+            .field("sealing", &self.sealing)
+            .finish_non_exhaustive()
     }
 }
 
@@ -177,7 +179,13 @@ pub fn wrap_master(
     let recovery_key = recovery_key(&recovery_text).ok_or(RepositoryError::WrongKey)?;
     let slots = vec![
         wrap_slot(kind, &passphrase_key, master, repository, entropy)?,
-        wrap_slot(SlotKind::Recovery, &recovery_key, master, repository, entropy)?,
+        wrap_slot(
+            SlotKind::Recovery,
+            &recovery_key,
+            master,
+            repository,
+            entropy,
+        )?,
     ];
     Ok((slots, recovery_text))
 }
@@ -185,7 +193,12 @@ pub fn wrap_master(
 /// 64 hexadecimal digits in groups of eight.
 fn group(key: &[u8; 32]) -> String {
     key.chunks(4)
-        .map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        .map(|bytes| {
+            bytes
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        })
         .collect::<Vec<_>>()
         .join("-")
 }
@@ -221,7 +234,11 @@ fn recovery_key(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     if digits.len() != 64 {
         return None;
     }
-    let bytes: Zeroizing<Vec<u8>> = digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect::<Vec<_>>().into();
+    let bytes: Zeroizing<Vec<u8>> = digits
+        .chunks(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect::<Vec<_>>()
+        .into();
     Some(Zeroizing::new(blake3::derive_key(
         "undercroft 2026-11 recovery key",
         &bytes,
@@ -298,10 +315,22 @@ mod tests {
         let passphrase = |text: &str| Unlock::Passphrase(text.to_owned().into());
         assert!(opens(passphrase("horse"), REPOSITORY));
         assert!(!opens(passphrase("cow"), REPOSITORY));
-        assert!(!opens(passphrase("horse"), RepositoryId::from_bytes([2; 16])));
-        assert!(opens(Unlock::RecoveryKey(recovery.to_uppercase().replace('-', " ").into()), REPOSITORY));
-        assert!(!opens(Unlock::RecoveryKey("00".repeat(32).into()), REPOSITORY));
-        assert!(!opens(Unlock::RecoveryKey("short".to_owned().into()), REPOSITORY));
+        assert!(!opens(
+            passphrase("horse"),
+            RepositoryId::from_bytes([2; 16])
+        ));
+        assert!(opens(
+            Unlock::RecoveryKey(recovery.to_uppercase().replace('-', " ").into()),
+            REPOSITORY
+        ));
+        assert!(!opens(
+            Unlock::RecoveryKey("00".repeat(32).into()),
+            REPOSITORY
+        ));
+        assert!(!opens(
+            Unlock::RecoveryKey("short".to_owned().into()),
+            REPOSITORY
+        ));
     }
 
     #[test]
@@ -314,7 +343,10 @@ mod tests {
         assert_ne!(a, b, "nonces repeat");
         let range = keys.open(&mut a, b"context").unwrap();
         assert_eq!(&a[range], b"secret");
-        assert_eq!(keys.open(&mut b.clone(), b"other"), Err(RecordProblem::Seal));
+        assert_eq!(
+            keys.open(&mut b.clone(), b"other"),
+            Err(RecordProblem::Seal)
+        );
         b[30] ^= 1;
         assert_eq!(keys.open(&mut b, b"context"), Err(RecordProblem::Seal));
     }

@@ -62,7 +62,11 @@ impl OwnerLock {
     }
 
     fn write(&mut self, owner: &str) -> std::io::Result<()> {
-        let owner: String = owner.chars().filter(|c| !c.is_control()).take(1000).collect();
+        let owner: String = owner
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(1000)
+            .collect();
         let body = format!("epoch {}\n{owner}\n", self.epoch);
         let content = format!("{body}{:016x}\n", checksum(body.as_bytes()));
         self.file.seek(SeekFrom::Start(0))?;

@@ -171,8 +171,12 @@ impl Lookup {
         if let Some(known) = &*overlay {
             return Ok(known.clone());
         }
-        let indexed: std::collections::HashSet<PackId> =
-            self.index.packs()?.into_iter().map(|pack| pack.id).collect();
+        let indexed: std::collections::HashSet<PackId> = self
+            .index
+            .packs()?
+            .into_iter()
+            .map(|pack| pack.id)
+            .collect();
         let mut map = HashMap::new();
         for (id, _) in list_packs(&*self.storage)?.sealed {
             if indexed.contains(&id) {

@@ -27,10 +27,10 @@ pub mod packer;
 pub mod pins;
 pub mod record;
 pub mod registry;
-pub mod repair;
+
 pub mod session;
 pub mod snapshots;
-pub mod verify;
+
 pub mod walk;
 
 use std::path::{Path, PathBuf};

@@ -12,9 +12,7 @@ use zeroize::Zeroizing;
 
 use super::entropy::{Entropy, SystemEntropy};
 use super::error::{RepositoryError, Result};
-use super::index::{
-    ChunkIndex, IndexOptions, MemoryIndex, PackContents as IndexInput, RocksIndex,
-};
+use super::index::{ChunkIndex, IndexOptions, MemoryIndex, PackContents as IndexInput, RocksIndex};
 use super::keys::{Keys, Unlock, wrap_master};
 use super::lock::OwnerLock;
 use super::pack_reader::{PackListing, list_packs, read_contents};
@@ -152,24 +150,33 @@ pub fn create_local(root: &Path, options: &CreateOptions) -> Result<Option<Zeroi
             layout::DIRECTORIES.iter().any(|dir| name == *dir) || name == "config.tmp"
         };
         let mut entries = std::fs::read_dir(root).map_err(io("listing"))?;
-        if entries.any(|entry| entry.is_ok_and(|entry| !known(&entry.file_name()) && entry.file_name() != "lost+found")) {
+        if entries.any(|entry| {
+            entry.is_ok_and(|entry| !known(&entry.file_name()) && entry.file_name() != "lost+found")
+        }) {
             return Err(RepositoryError::NotEmpty { location });
         }
     }
-    create(&LocalStorage::new(root.to_owned()), options, &SystemEntropy, &location)
+    create(
+        &LocalStorage::new(root.to_owned()),
+        options,
+        &SystemEntropy,
+        &location,
+    )
 }
 
 /// Reads the config of the repository in `storage`.
 pub fn read_config(storage: &dyn Storage, location: &str) -> Result<Config> {
-    let bytes = storage.read(layout::CONFIG, CONFIG_LEN_MAX).map_err(|error| {
-        if error.kind() == std::io::ErrorKind::NotFound {
-            RepositoryError::NotARepository {
-                location: location.to_owned(),
+    let bytes = storage
+        .read(layout::CONFIG, CONFIG_LEN_MAX)
+        .map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                RepositoryError::NotARepository {
+                    location: location.to_owned(),
+                }
+            } else {
+                RepositoryError::io("reading", layout::CONFIG)(error)
             }
-        } else {
-            RepositoryError::io("reading", layout::CONFIG)(error)
-        }
-    })?;
+        })?;
     Config::decode(&bytes).map_err(RepositoryError::damaged(layout::CONFIG))
 }
 
@@ -242,6 +249,7 @@ fn index_options(config: &Config) -> IndexOptions {
     IndexOptions {
         memory_budget: config.index_memory_max,
         read_only: false,
+        repository: config.repository,
     }
 }
 
@@ -316,7 +324,11 @@ pub fn reconcile(
         }
     }
     let mut added = 0;
-    for (id, _) in listing.sealed.iter().filter(|(id, _)| !indexed.contains_key(id)) {
+    for (id, _) in listing
+        .sealed
+        .iter()
+        .filter(|(id, _)| !indexed.contains_key(id))
+    {
         match read_contents(storage, repository, *id) {
             Ok(pack) => {
                 index.insert_pack(pack.id, pack.kind, pack.len, &pack.toc.entries)?;
@@ -381,4 +393,3 @@ impl std::str::FromStr for Location {
         }
     }
 }
-

@@ -123,8 +123,9 @@ pub fn check_header(
 ) -> Result<PackHeader, DecodeError> {
     let header = PackHeader::decode(head)?;
     if header.id != id || header.repository != repository {
-        return Err(Reader::new("pack header", head)
-            .error(Problem::Invalid("owner: the header of another pack or repository")));
+        return Err(Reader::new("pack header", head).error(Problem::Invalid(
+            "owner: the header of another pack or repository",
+        )));
     }
     Ok(header)
 }

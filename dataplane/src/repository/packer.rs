@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use undercroft_format::id::{ObjectId, PackId, RepositoryId, SessionId};
 use undercroft_format::pack::{
-    PACK_HEADER_LEN, PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc,
+    PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc,
     TocEntry,
 };
 
@@ -28,7 +28,9 @@ use super::error::{RepositoryError, Result};
 use super::index::ChunkIndex;
 use super::layout;
 use super::registry::Registry;
-use crate::io::{BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Storage, Transfer};
+use crate::io::{
+    BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Storage, Transfer,
+};
 
 /// Bytes written at once: appends below this size cost throughput on every disk measured.
 pub const WRITE_LEN: usize = 4 << 20;
@@ -95,10 +97,9 @@ pub struct Packer {
 }
 
 /// What workers and the writing thread both see.
-#[derive(Default)]
 struct Shared {
     /// Ids claimed by a worker whose record is not in the index yet.
-    claimed: [Mutex<HashSet<ObjectId>>; CLAIM_SHARDS],
+    claimed: Vec<Mutex<HashSet<ObjectId>>>,
     failure: Mutex<Option<Failure>>,
     packs: AtomicU64,
     bytes: AtomicU64,
@@ -146,7 +147,7 @@ impl Packer {
     pub fn start(context: PackerContext) -> Self {
         let context = Arc::new(context);
         let pool = BufferPool::new(WRITE_BUFFERS * WRITE_LEN);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let (jobs, queue) = bounded(JOBS_MAX);
         let writer = {
             let (context, pool, shared) = (context.clone(), pool.clone(), shared.clone());
@@ -196,7 +197,8 @@ impl Packer {
             None => self.create(kind)?,
         };
         let position = pack.position();
-        self.write(&mut pack, &header.encode(pack.id, position))?;
+        let encoded = header.encode(pack.id, position);
+        self.write(&mut pack, &encoded)?;
         self.write(&mut pack, payload)?;
         pack.entries.push(TocEntry {
             info: header.info,
@@ -212,16 +214,11 @@ impl Packer {
 
     /// Seals what is open, waits until everything is durable and in the index, and ends the thread.
     pub fn finish(mut self) -> Result<PackerFigures> {
-        let sealed = (|| {
-            // Data before maps: a map in the index never names a chunk that is not.
-            for kind in [PackKind::Data, PackKind::Meta] {
-                let pack = self.slot(kind).lock().take();
-                if let Some(pack) = pack {
-                    self.seal(pack)?;
-                }
-            }
-            Ok(())
-        })();
+        // Data before maps: a map in the index never names a chunk that is not.
+        let sealed = [PackKind::Data, PackKind::Meta].into_iter().try_for_each(|kind| {
+            let pack = self.slot(kind).lock().take();
+            pack.map_or(Ok(()), |pack| self.seal(pack))
+        });
         self.stop();
         self.check_failure()?;
         sealed?;
@@ -236,8 +233,9 @@ impl Packer {
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {
-            self.shared
-                .fail(RepositoryError::SessionFailed("the packer thread panicked".into()));
+            self.shared.fail(RepositoryError::SessionFailed(
+                "the packer thread panicked".into(),
+            ));
         }
     }
 
@@ -339,7 +337,9 @@ impl Packer {
         let jobs = self.jobs.as_ref().expect("jobs are sent before the end");
         if jobs.send(job).is_err() {
             self.check_failure()?;
-            return Err(RepositoryError::SessionFailed("the packer thread is gone".into()));
+            return Err(RepositoryError::SessionFailed(
+                "the packer thread is gone".into(),
+            ));
         }
         Ok(())
     }
@@ -378,6 +378,15 @@ impl OpenPack {
 }
 
 impl Shared {
+    fn new() -> Self {
+        Self {
+            claimed: (0..CLAIM_SHARDS).map(|_| Mutex::default()).collect(),
+            failure: Mutex::default(),
+            packs: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
     fn shard(&self, id: ObjectId) -> &Mutex<HashSet<ObjectId>> {
         &self.claimed[usize::from(id.as_bytes()[1]) % CLAIM_SHARDS]
     }
@@ -403,7 +412,9 @@ impl Writer<'_> {
         let queue = match context.engine.queue(pool, QUEUE_DEPTH) {
             Ok(queue) => queue,
             Err(error) => {
-                shared.fail(RepositoryError::io("starting I/O for", layout::PACKS)(error));
+                shared.fail(RepositoryError::io("starting I/O for", layout::PACKS)(
+                    error,
+                ));
                 // Buffers must come back to the pool, or the workers would wait for ever.
                 jobs.iter().for_each(drop);
                 return;
@@ -459,7 +470,10 @@ impl Writer<'_> {
                 let mut held = [Some(number)];
                 self.context.registry.hold(self.context.session, &mut held);
                 for entry in &entries {
-                    self.shared.shard(entry.info.id).lock().remove(&entry.info.id);
+                    self.shared
+                        .shard(entry.info.id)
+                        .lock()
+                        .remove(&entry.info.id);
                 }
                 self.shared.packs.fetch_add(1, Ordering::Relaxed);
                 self.shared.bytes.fetch_add(len, Ordering::Relaxed);
@@ -472,16 +486,19 @@ impl Writer<'_> {
     fn reap(&mut self, left: usize) -> Result<()> {
         while self.queue.in_flight() > left {
             let Some(done) = self.queue.wait() else { break };
-            done.result.map_err(|error| {
-                RepositoryError::io("writing", layout::PACKS)(error.source)
-            })?;
+            done.result
+                .map_err(|error| RepositoryError::io("writing", layout::PACKS)(error.source))?;
         }
         Ok(())
     }
 
     fn seal(&self, id: PackId, file: &dyn BlockFile, len: u64) -> Result<()> {
         let storage = &self.context.storage;
-        let (open, sealed, dir) = (layout::open_pack(id), layout::pack(id), layout::pack_dir(id));
+        let (open, sealed, dir) = (
+            layout::open_pack(id),
+            layout::pack(id),
+            layout::pack_dir(id),
+        );
         file.set_len(len)
             .and_then(|()| file.sync())
             .map_err(RepositoryError::io("making durable", &open))?;

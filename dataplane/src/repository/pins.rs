@@ -85,7 +85,9 @@ pub fn live_pins(root: &Path) -> Result<Vec<FoundPin>> {
             continue;
         }
         let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.split('-').next()?.parse().ok());
+        let id = name
+            .to_str()
+            .and_then(|name| name.split('-').next()?.parse().ok());
         let (Some(id), Ok(meta)) = (id, file.metadata()) else {
             continue;
         };

@@ -169,12 +169,18 @@ mod tests {
         let record = encoder.encode(id, ObjectKind::Chunk, plain, sealer.as_ref());
         let mut out = vec![0; plain.len()];
         let mut decoder = RecordDecoder::default();
-        decoder.decode(&record.info, record.payload, &keys, &mut out).unwrap();
+        decoder
+            .decode(&record.info, record.payload, &keys, &mut out)
+            .unwrap();
         assert_eq!(out, plain);
         let mut damaged = record.payload.to_vec();
         let middle = damaged.len() / 2;
         damaged[middle] ^= 4;
-        assert!(decoder.decode(&record.info, &damaged, &keys, &mut out).is_err());
+        assert!(
+            decoder
+                .decode(&record.info, &damaged, &keys, &mut out)
+                .is_err()
+        );
         record.info
     }
 

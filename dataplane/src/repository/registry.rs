@@ -69,7 +69,10 @@ impl Registry {
             .expect("a session asks between its begin and its end");
         for answer in answers {
             let Some(pack) = *answer else { continue };
-            if collection.as_ref().is_some_and(|c| c.condemned.contains(&pack)) {
+            if collection
+                .as_ref()
+                .is_some_and(|c| c.condemned.contains(&pack))
+            {
                 *answer = None;
             } else {
                 held.insert(pack);
@@ -130,7 +133,10 @@ mod tests {
         assert!(registry.begin_collection());
         assert!(!registry.condemn(PACK));
         registry.end(A);
-        assert!(!registry.condemn(PACK), "its snapshot may be newer than the listing");
+        assert!(
+            !registry.condemn(PACK),
+            "its snapshot may be newer than the listing"
+        );
         registry.end_collection();
         assert!(registry.begin_collection());
         assert!(registry.condemn(PACK));

@@ -110,7 +110,9 @@ impl Session {
     }
 
     fn packer(&self) -> &Packer {
-        self.packer.as_ref().expect("a session is used before its end")
+        self.packer
+            .as_ref()
+            .expect("a session is used before its end")
     }
 }
 

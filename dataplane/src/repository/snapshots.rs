@@ -50,7 +50,11 @@ pub struct SnapshotListing {
 
 impl Snapshots {
     /// The snapshots in `storage`; with keys, authenticators are checked.
-    pub fn new(storage: Arc<dyn Storage>, repository: RepositoryId, keys: Option<Arc<Keys>>) -> Self {
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        repository: RepositoryId,
+        keys: Option<Arc<Keys>>,
+    ) -> Self {
         Self {
             storage,
             repository,
@@ -78,9 +82,13 @@ impl Snapshots {
             } else if let Some(id) = marked(layout::INCOMPLETE_SUFFIX) {
                 listing.incomplete.push(id);
             } else if name.ends_with(layout::TEMPORARY_SUFFIX) {
-                listing.temporary.push(format!("{}/{name}", layout::SNAPSHOTS));
+                listing
+                    .temporary
+                    .push(format!("{}/{name}", layout::SNAPSHOTS));
             } else {
-                listing.foreign.push(format!("{}/{name}", layout::SNAPSHOTS));
+                listing
+                    .foreign
+                    .push(format!("{}/{name}", layout::SNAPSHOTS));
             }
         }
         Ok(listing)
@@ -129,19 +137,25 @@ impl Snapshots {
 
     fn read_file(&self, id: SnapshotId) -> Result<Snapshot> {
         let path = layout::snapshot(id);
-        let bytes = self.storage.read(&path, SNAPSHOT_LEN_MAX).map_err(|error| {
-            match error.kind() {
+        let bytes = self
+            .storage
+            .read(&path, SNAPSHOT_LEN_MAX)
+            .map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => RepositoryError::NoSuchSnapshot { id },
                 _ => RepositoryError::io("reading", &path)(error),
-            }
-        })?;
+            })?;
         self.decode(&bytes, id, &path)
     }
 
     /// Decodes a snapshot file that should be `id`'s.
     pub fn decode(&self, bytes: &[u8], id: SnapshotId, path: &str) -> Result<Snapshot> {
-        let authenticate = self.keys.as_ref().map(|keys| |body: &[u8]| keys.authenticate(body));
-        let authenticate = authenticate.as_ref().map(|f| f as &dyn Fn(&[u8]) -> [u8; 32]);
+        let authenticate = self
+            .keys
+            .as_ref()
+            .map(|keys| |body: &[u8]| keys.authenticate(body));
+        let authenticate = authenticate
+            .as_ref()
+            .map(|f| f as &dyn Fn(&[u8]) -> [u8; 32]);
         let (found, snapshot) =
             Snapshot::decode(bytes, authenticate).map_err(RepositoryError::damaged(path))?;
         if found != id || snapshot.repository != self.repository {
@@ -175,10 +189,12 @@ impl Snapshots {
             return Err(RepositoryError::Protected { id });
         }
         let path = layout::snapshot(id);
-        self.storage.remove(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => RepositoryError::NoSuchSnapshot { id },
-            _ => RepositoryError::io("removing", &path)(error),
-        })?;
+        self.storage
+            .remove(&path)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => RepositoryError::NoSuchSnapshot { id },
+                _ => RepositoryError::io("removing", &path)(error),
+            })?;
         let marker = layout::incomplete(id);
         if self.exists(&marker)? {
             self.storage

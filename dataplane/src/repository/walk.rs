@@ -46,7 +46,11 @@ impl Place<'_> {
         let disk = &self.snapshot.disks[self.disk];
         let segment = disk.segment_size.bytes();
         let start = self.first.0.saturating_mul(segment).min(disk.size.get());
-        let end = self.first.0.saturating_add(self.count).saturating_mul(segment);
+        let end = self
+            .first
+            .0
+            .saturating_add(self.count)
+            .saturating_mul(segment);
         undercroft_format::units::DiskRange::new(start, end.min(disk.size.get()))
     }
 }
@@ -103,7 +107,12 @@ fn walk_below(
     };
     for (at, child) in node.children() {
         let below = Place {
-            first: SegmentNumber(place.first.0.saturating_add(u64::from(at) * span(level - 1))),
+            first: SegmentNumber(
+                place
+                    .first
+                    .0
+                    .saturating_add(u64::from(at) * span(level - 1)),
+            ),
             count: span(level - 1),
             ..place.clone()
         };

@@ -60,7 +60,11 @@ impl RocksIndex {
             return Self::follow(dir, options);
         }
         let broken_seal = Self::break_seal(dir)?;
-        let access = if is_empty(dir)? { Access::Create } else { Access::Own };
+        let access = if is_empty(dir)? {
+            Access::Create
+        } else {
+            Access::Own
+        };
         let budget = options.budget();
         let store = Store::open(dir, access, &budget)?;
         if store.is_blank() {
@@ -84,7 +88,10 @@ impl RocksIndex {
     ) -> Result<Self, IndexError> {
         let generation = state.generation + 1;
         let mut batch = store.batch();
-        batch.put_state(&State { generation, ..state });
+        batch.put_state(&State {
+            generation,
+            ..state
+        });
         store.write(batch)?;
         let stored = dir.join(TABLE_FILE);
         if let Err(error) = fs::remove_file(&stored)
@@ -221,7 +228,10 @@ impl RocksIndex {
         batch.put_state(&self.state(entries, self.packs.read().next));
         store.write(batch)?;
         self.entries.store(entries, Ordering::Release);
-        self.table.apply(gone.into_iter().map(|id| Change::Remove { id, pack: number }));
+        self.table.apply(
+            gone.into_iter()
+                .map(|id| Change::Remove { id, pack: number }),
+        );
         if whole {
             self.packs.write().remove(number);
         }
@@ -300,14 +310,18 @@ impl ChunkIndex for RocksIndex {
         // Known before any lookup can name it.
         self.packs.write().insert(pack);
         let to = pack.number;
-        self.table.apply(ids.into_iter().zip(before).map(|(id, before)| match before {
-            Some(place) => Change::Move {
-                id,
-                from: place.pack,
-                to,
-            },
-            None => Change::Insert { id, pack: to },
-        }));
+        self.table.apply(
+            ids.into_iter()
+                .zip(before)
+                .map(|(id, before)| match before {
+                    Some(place) => Change::Move {
+                        id,
+                        from: place.pack,
+                        to,
+                    },
+                    None => Change::Insert { id, pack: to },
+                }),
+        );
         self.share_memory(&store);
         Ok(pack.number)
     }
@@ -386,7 +400,9 @@ impl ChunkIndex for RocksIndex {
 
     fn shutdown(&self) -> Result<(), IndexError> {
         let _writer = self.writer.lock();
-        if !self.options.read_only && let Some(store) = self.store.read().as_ref() {
+        if !self.options.read_only
+            && let Some(store) = self.store.read().as_ref()
+        {
             store.flush()?;
         }
         let store = self.store.write().take();
@@ -416,7 +432,10 @@ pub(super) fn is_empty(dir: &Path) -> Result<bool, IndexError> {
 
 /// One place per id, by id; of several entries with one id, the last.
 fn newest_by_id(pack: PackNumber, entries: &[TocEntry]) -> Vec<Place> {
-    let mut places: Vec<_> = entries.iter().map(|entry| Place::new(pack, entry)).collect();
+    let mut places: Vec<_> = entries
+        .iter()
+        .map(|entry| Place::new(pack, entry))
+        .collect();
     places.sort_by_key(|place| place.info.id);
     // Keeps the first of a run: put the last there.
     places.dedup_by(|next, kept| {

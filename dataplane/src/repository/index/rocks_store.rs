@@ -74,7 +74,9 @@ impl Store {
             let known = SCHEMA;
             return Err(damaged(Damage::Schema { found, known }));
         }
-        let found = self.meta(REPOSITORY_KEY)?.ok_or_else(missing(REPOSITORY_KEY))?;
+        let found = self
+            .meta(REPOSITORY_KEY)?
+            .ok_or_else(missing(REPOSITORY_KEY))?;
         let found = found.try_into().map(RepositoryId::from_bytes);
         let found = found.map_err(|_| invalid(REPOSITORY_KEY))?;
         if found != repository {
@@ -135,7 +137,9 @@ impl Store {
         options.fill_cache(false);
         options.set_readahead_size(SCAN_READ_LEN);
         let chunks = self.family(CHUNKS);
-        let rows = self.db.iterator_cf_opt(chunks, options, IteratorMode::Start);
+        let rows = self
+            .db
+            .iterator_cf_opt(chunks, options, IteratorMode::Start);
         rows.map(|row| {
             let (key, value) = row.map_err(|error| self.dir.damaged(Damage::Rocks(error)))?;
             let id = key.as_ref().try_into().map(ObjectId::from_bytes);
@@ -174,7 +178,9 @@ impl Store {
         let mut options = rocksdb::IngestExternalFileOptions::default();
         options.set_move_files(true);
         let chunks = self.family(CHUNKS);
-        let ingested = self.db.ingest_external_file_cf_opts(chunks, &options, tables);
+        let ingested = self
+            .db
+            .ingest_external_file_cf_opts(chunks, &options, tables);
         ingested.map_err(self.dir.rocks("ingesting sorted tables"))
     }
 
@@ -235,11 +241,13 @@ pub(super) struct Batch<'a> {
 impl Batch<'_> {
     pub(super) fn put_place(&mut self, place: &Place) {
         let family = self.store.family(CHUNKS);
-        self.rows.put_cf(family, place.info.id.as_bytes(), encode_place(place));
+        self.rows
+            .put_cf(family, place.info.id.as_bytes(), encode_place(place));
     }
 
     pub(super) fn delete_place(&mut self, id: &ObjectId) {
-        self.rows.delete_cf(self.store.family(CHUNKS), id.as_bytes());
+        self.rows
+            .delete_cf(self.store.family(CHUNKS), id.as_bytes());
     }
 
     pub(super) fn put_pack(&mut self, pack: &IndexedPack) {

@@ -16,9 +16,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use undercroft_format::codec::{
-    DecodeError, Problem, Reader, checksum, put_string, put_varint,
-};
+use undercroft_format::codec::{DecodeError, Problem, Reader, checksum, put_string, put_varint};
 use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: &[u8; 8] = b"UCSEAL\0\x01";
@@ -215,7 +213,11 @@ mod tests {
                 flipped[place] ^= 1 << (place % 8);
                 fs::write(&path, flipped).expect("writes");
                 let state = check_seal(dir.path()).expect("reads");
-                assert_eq!(state, SealState::Damaged(vec![name.to_owned()]), "byte {place}");
+                assert_eq!(
+                    state,
+                    SealState::Damaged(vec![name.to_owned()]),
+                    "byte {place}"
+                );
             }
             fs::write(&path, &whole[1..]).expect("writes");
             assert_ne!(check_seal(dir.path()).expect("reads"), SealState::Clean);
