@@ -1,7 +1,7 @@
 //! The memory all disk bytes pass through: one page-aligned arena, cut into buffers.
 //!
 //! The arena bounds the memory of a run: a stage that wants a buffer waits until another stage lets one
-//! go. Buffers never overlap ([`Granules`] asserts it), every byte of the arena is initialized (the
+//! go. Buffers never overlap (`Granules` asserts it), every byte of the arena is initialized (the
 //! kernel hands out zero pages), and the arena lives as long as any of its buffers, because each buffer
 //! owns a share of the pool.
 //!

@@ -10,6 +10,10 @@ use std::ops::Range;
 use super::os_file::OsFile;
 
 /// Reads, writes and makes durable one file or block device.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "asking costs a system call and may fail"
+)]
 pub trait BlockFile: Send + Sync + Debug {
     /// Fills `buf` from `offset`; returns how many bytes there were, fewer than asked only at the end of
     /// the file.
@@ -37,10 +41,6 @@ pub trait BlockFile: Send + Sync + Debug {
     ///
     /// # Errors
     /// What the system says.
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "asking costs a system call and may fail"
-    )]
     fn len(&self) -> io::Result<u64>;
 
     /// Cuts or extends a regular file to `len` bytes; new bytes read as zero.

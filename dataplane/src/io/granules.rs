@@ -91,8 +91,9 @@ mod tests {
         granules.give_back(0, 130);
         assert_eq!(granules.take(131), None);
         assert_eq!(granules.take(60), Some(0));
+        assert_eq!(granules.take(60), Some(60));
         assert_eq!(granules.take(60), Some(140));
-        assert_eq!(granules.taken(), 130);
+        assert_eq!(granules.taken(), 190);
     }
 
     #[test]

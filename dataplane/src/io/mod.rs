@@ -1,7 +1,7 @@
 //! Disks: the memory their bytes pass through, the files, and what drives them.
 //!
 //! - [`buffer`]: the arena all disk bytes pass through, which bounds a run's memory
-//! - [`file`]: the trait of a place bytes are kept; [`os_file`]: a file or device of the system, also direct
+//! - [`file`](mod@file): the trait of a place bytes are kept; [`os_file`]: a file or device of the system, also direct
 //! - [`engine`]: transfers between buffers and files, and the traits of what carries them out;
 //!   [`choose`](mod@choose): which one a run gets
 //! - [`uring`], [`posix`]: the two real engines

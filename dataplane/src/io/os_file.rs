@@ -462,6 +462,16 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_sync_stays_failed() {
+        // A character device cannot be synced: the nearest thing to a failing disk at hand.
+        let file = OsFile::open_write("/dev/full", false).expect("every Linux has it");
+        let error = file.sync().expect_err("not a disk");
+        assert_eq!(error.raw_os_error(), Some(Errno::INVAL.raw_os_error()));
+        let error = file.sync().expect_err("never retried");
+        assert_eq!(error.raw_os_error(), None);
+    }
+
+    #[test]
     fn preallocation_keeps_the_size() {
         let dir = scratch();
         let file = OsFile::create_new(dir.path().join("f"), false).expect("new");

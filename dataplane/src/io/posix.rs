@@ -102,10 +102,11 @@ impl Queue for PosixQueue {
     }
 
     fn try_wait(&mut self) -> Option<Done> {
+        // Refilled one by one, so that the controller does not take this loop for a lack of work.
         while let Ok(ended) = self.ended.try_recv() {
             self.take_back(ended);
+            self.send_requests();
         }
-        self.send_requests();
         self.schedule.pop_done()
     }
 

@@ -51,6 +51,8 @@ impl SimStorage {
     /// Disks that could be found if the power failed now, without limit or fault: all there can be, if
     /// these are at most `limit`, or else some chosen by `rng_seed`. At least two are allowed, for "all that
     /// was not synced is lost" and "all of it is kept" are always among them.
+    ///
+    /// Each state has its own copy of the files with bytes not synced, and shares the others.
     pub fn crash_states(&self, rng_seed: u64, limit: usize) -> Vec<SimStorage> {
         let state = self.state.lock();
         crash_disks(&state.disk, rng_seed, limit)
