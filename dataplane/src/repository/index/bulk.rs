@@ -180,8 +180,8 @@ impl Partitions {
 
     fn count(&self, partition: usize) -> u64 {
         let partition = &self.partitions[partition];
-        (partition.spilled.len() * (BUFFER_LEN / RECORD_LEN)
-            + partition.buffer.len() / RECORD_LEN) as u64
+        (partition.spilled.len() * (BUFFER_LEN / RECORD_LEN) + partition.buffer.len() / RECORD_LEN)
+            as u64
     }
 
     /// The partition's records by id, one per id, the newest.

@@ -61,7 +61,9 @@ pub enum IndexError {
         dir: PathBuf,
     },
     /// Opened read-only, asked to write.
-    #[error("chunk index {dir}: opened read-only: only the server that owns the repository writes it")]
+    #[error(
+        "chunk index {dir}: opened read-only: only the server that owns the repository writes it"
+    )]
     ReadOnly {
         /// The index's directory.
         dir: PathBuf,
@@ -73,7 +75,9 @@ pub enum IndexError {
         dir: PathBuf,
     },
     /// All pack numbers were given.
-    #[error("chunk index: out of pack numbers: run `undercroft rebuild-index`, which counts afresh")]
+    #[error(
+        "chunk index: out of pack numbers: run `undercroft rebuild-index`, which counts afresh"
+    )]
     PackNumbersSpent,
 }
 
@@ -87,6 +91,9 @@ pub enum Damage {
     /// A file that must be there is not.
     #[error("file {0} is missing")]
     Missing(&'static str),
+    /// A file changed or vanished since the index was sealed.
+    #[error("file {} is not as it was when the index was closed", .0.display())]
+    Changed(PathBuf),
     /// Made by another version.
     #[error("schema version {found}, this program knows {known}")]
     Schema {

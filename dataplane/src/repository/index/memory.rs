@@ -55,7 +55,9 @@ impl ChunkIndex for MemoryIndex {
         let pack = state.packs.numbered(id, kind, len, entries.len())?;
         state.packs.insert(pack);
         for entry in entries {
-            state.places.insert(entry.info.id, Place::new(pack.number, entry));
+            state
+                .places
+                .insert(entry.info.id, Place::new(pack.number, entry));
         }
         Ok(pack.number)
     }
@@ -70,7 +72,11 @@ impl ChunkIndex for MemoryIndex {
     fn forget(&self, number: PackNumber, ids: &[ObjectId]) -> Result<(), IndexError> {
         let mut state = self.state.write();
         for id in ids {
-            if state.places.get(id).is_some_and(|place| place.pack == number) {
+            if state
+                .places
+                .get(id)
+                .is_some_and(|place| place.pack == number)
+            {
                 state.places.remove(id);
             }
         }
@@ -92,7 +98,10 @@ impl ChunkIndex for MemoryIndex {
     ) -> Result<(), IndexError> {
         let state = self.state.read();
         out.clear();
-        out.extend(ids.iter().map(|id| state.places.get(id).map(|place| place.pack)));
+        out.extend(
+            ids.iter()
+                .map(|id| state.places.get(id).map(|place| place.pack)),
+        );
         Ok(())
     }
 

@@ -181,15 +181,10 @@ impl Shards {
         fits
     }
 
-    fn replace(
-        &mut self,
-        id: &ObjectId,
-        from: PackNumber,
-        to: PackNumber,
-        cap_bytes: u64,
-    ) -> bool {
+    fn replace(&mut self, id: &ObjectId, from: PackNumber, to: PackNumber, cap_bytes: u64) -> bool {
         let fingerprint = fingerprint_of(id);
-        let known = self.shards[shard_of(id)].replace(slot(fingerprint, from), slot(fingerprint, to));
+        let known =
+            self.shards[shard_of(id)].replace(slot(fingerprint, from), slot(fingerprint, to));
         known || self.insert(id, to, cap_bytes)
     }
 
@@ -250,13 +245,29 @@ mod tests {
         let table = RamTable::new(1 << 20);
         let (first, second) = (PackNumber(3), PackNumber(4));
         table.apply([
-            Change::Insert { id: one, pack: first },
-            Change::Insert { id: other, pack: second },
+            Change::Insert {
+                id: one,
+                pack: first,
+            },
+            Change::Insert {
+                id: other,
+                pack: second,
+            },
         ]);
-        assert!(candidates(&table, &[one, other]).iter().all(Option::is_some));
-        table.apply([Change::Remove { id: one, pack: first }]);
+        assert!(
+            candidates(&table, &[one, other])
+                .iter()
+                .all(Option::is_some)
+        );
+        table.apply([Change::Remove {
+            id: one,
+            pack: first,
+        }]);
         assert_eq!(candidates(&table, &[other]), [Some(second)]);
-        table.apply([Change::Remove { id: other, pack: second }]);
+        table.apply([Change::Remove {
+            id: other,
+            pack: second,
+        }]);
         assert_eq!(candidates(&table, &[one, other]), [None, None]);
     }
 
@@ -291,7 +302,10 @@ mod tests {
         assert!(table.is_overflowed());
         assert_eq!(table.memory_bytes(), 0);
         let id = id([0; 6]);
-        assert!(!table.apply([Change::Insert { id, pack: PackNumber(0) }]));
+        assert!(!table.apply([Change::Insert {
+            id,
+            pack: PackNumber(0)
+        }]));
         assert!(!table.candidates(&[id], &mut Vec::new()));
     }
 }

@@ -111,7 +111,9 @@ impl RamTable {
         let mut sum = [0; 8];
         input.read(&mut sum)?;
         if u64::from_le_bytes(sum) != expected || table.len != entries {
-            return Err(Reader::new("stored table", &[]).error(Problem::Checksum).into());
+            return Err(Reader::new("stored table", &[])
+                .error(Problem::Checksum)
+                .into());
         }
         Ok(Self::of_shards(table, cap_bytes))
     }
@@ -236,9 +238,16 @@ mod tests {
     #[test]
     fn a_table_of_another_generation_or_over_the_cap_is_refused() {
         let bytes = saved(&table(10_000).0);
-        let load = |generation, cap| RamTable::load(&bytes[..], bytes.len() as u64, generation, cap);
-        assert!(matches!(load(8, 1 << 30), Err(LoadTableError::Generation { .. })));
-        assert!(matches!(load(7, 50_000), Err(LoadTableError::OverCap { .. })));
+        let load =
+            |generation, cap| RamTable::load(&bytes[..], bytes.len() as u64, generation, cap);
+        assert!(matches!(
+            load(8, 1 << 30),
+            Err(LoadTableError::Generation { .. })
+        ));
+        assert!(matches!(
+            load(7, 50_000),
+            Err(LoadTableError::OverCap { .. })
+        ));
     }
 
     proptest! {

@@ -62,7 +62,9 @@ fn entry(id: ObjectId, position: u32) -> TocEntry {
 
 fn entries(seeds: impl IntoIterator<Item = u32>) -> Vec<TocEntry> {
     let ids = seeds.into_iter().map(id);
-    ids.zip((64..).step_by(100)).map(|(id, at)| entry(id, at)).collect()
+    ids.zip((64..).step_by(100))
+        .map(|(id, at)| entry(id, at))
+        .collect()
 }
 
 fn pack_id(seed: u32) -> PackId {
@@ -93,8 +95,12 @@ fn copy(dir: &Path) -> TempDir {
 }
 
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let paths = fs::read_dir(dir).expect("lists").map(|file| file.expect("lists").path());
-    paths.map(|path| (path.clone(), fs::read(path).expect("reads"))).collect()
+    let paths = fs::read_dir(dir)
+        .expect("lists")
+        .map(|file| file.expect("lists").path());
+    paths
+        .map(|path| (path.clone(), fs::read(path).expect("reads")))
+        .collect()
 }
 
 #[derive(Debug, Default)]
@@ -116,7 +122,11 @@ impl Model {
         }
         assert_eq!(index.len(), self.places.len() as u64);
         let packs = index.packs().expect("lists");
-        let expected: BTreeMap<_, _> = self.packs.iter().map(|(seed, (n, _))| (*n, *seed)).collect();
+        let expected: BTreeMap<_, _> = self
+            .packs
+            .iter()
+            .map(|(seed, (n, _))| (*n, *seed))
+            .collect();
         let found: BTreeMap<_, _> = packs.iter().map(|pack| (pack.number, pack.id)).collect();
         let expected: BTreeMap<_, _> = expected.into_iter().map(|(n, s)| (n, pack_id(s))).collect();
         assert_eq!(found, expected);
@@ -161,14 +171,18 @@ fn run(mut index: Box<dyn ChunkIndex>, steps: &[Step], restart: &mut Restart<'_>
     for step in steps {
         match step {
             Step::Insert { pack, seeds } => {
-                let ids = seeds.iter().map(|(seed, other)| if *other { twin(*seed) } else { id(*seed) });
+                let ids = seeds
+                    .iter()
+                    .map(|(seed, other)| if *other { twin(*seed) } else { id(*seed) });
                 let entries: Vec<_> = ids.zip(64..).map(|(id, at)| entry(id, at)).collect();
                 let number = insert(&*index, *pack, &entries);
                 if let Some((known, _)) = model.packs.get(pack) {
                     assert_eq!(number, *known);
                 } else {
                     for entry in &entries {
-                        model.places.insert(entry.info.id, Place::new(number, entry));
+                        model
+                            .places
+                            .insert(entry.info.id, Place::new(number, entry));
                     }
                     model.packs.insert(*pack, (number, entries));
                 }
@@ -187,7 +201,9 @@ fn run(mut index: Box<dyn ChunkIndex>, steps: &[Step], restart: &mut Restart<'_>
                 if let Some((number, _)) = model.packs.get(pack) {
                     let ids: Vec<_> = seeds.iter().map(|seed| id(*seed)).collect();
                     index.forget(*number, &ids).expect("forgets");
-                    model.places.retain(|id, place| place.pack != *number || !ids.contains(id));
+                    model
+                        .places
+                        .retain(|id, place| place.pack != *number || !ids.contains(id));
                 }
             }
             Step::Flush => index.flush().expect("flushes"),
@@ -277,13 +293,20 @@ fn sealed_index(count: u32) -> TempDir {
 fn a_flipped_bit_in_any_file_of_a_closed_index_is_found() {
     let dir = sealed_index(500);
     for (path, whole) in files(dir.path()) {
-        let name = path.file_name().and_then(|name| name.to_str()).expect("is ASCII");
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("is ASCII");
         for place in (0..whole.len()).step_by(1 + whole.len() / 20) {
             let mut flipped = whole.clone();
             flipped[place] ^= 0x10;
             fs::write(&path, flipped).expect("writes");
             let state = check_seal(dir.path()).expect("reads");
-            assert_eq!(state, SealState::Damaged(vec![name.to_owned()]), "byte {place}");
+            assert_eq!(
+                state,
+                SealState::Damaged(vec![name.to_owned()]),
+                "byte {place}"
+            );
         }
         fs::write(&path, whole).expect("writes");
     }
@@ -310,7 +333,10 @@ fn an_index_that_cannot_be_used_says_to_rebuild() {
                 fs::write(&path, bytes).expect("writes");
             }
         }
-        assert!(needs_rebuild(dir.path(), options(AMPLE)), "{kind} cut short");
+        assert!(
+            needs_rebuild(dir.path(), options(AMPLE)),
+            "{kind} cut short"
+        );
         let dir = sealed_index(10);
         for path in files(dir.path()).keys() {
             if path.to_string_lossy().contains(kind) {
@@ -340,7 +366,9 @@ fn a_stored_table_of_an_older_generation_is_not_believed() {
     let old = fs::read(&path).expect("reads");
     let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
     let number = index.pack_number(pack_id(1)).expect("is there");
-    index.remove_pack(number, &entries(0..1000)).expect("removes");
+    index
+        .remove_pack(number, &entries(0..1000))
+        .expect("removes");
     insert(&index, 2, &entries(1000..2000));
     drop(index);
     fs::write(&path, old).expect("writes");
@@ -365,7 +393,11 @@ fn a_table_that_outgrows_the_budget_gives_way_to_rocksdb() {
     let ids: Vec<_> = (39_000..41_000).map(id).collect();
     let mut candidates = Vec::new();
     index.candidates(&ids, &mut candidates).expect("answers");
-    assert!(candidates[..1000].iter().all(|candidate| *candidate == Some(PackNumber(39))));
+    assert!(
+        candidates[..1000]
+            .iter()
+            .all(|candidate| *candidate == Some(PackNumber(39)))
+    );
     assert!(candidates[1000..].iter().all(Option::is_none));
     assert_eq!(index.len(), 40_000);
     index.shutdown().expect("shuts down");
@@ -384,10 +416,17 @@ fn a_reader_follows_the_owner_and_writes_nothing_beside_it() {
     let reader = RocksIndex::open(dir.path(), read_only()).expect("opens");
     let ids: Vec<_> = (0..200).map(id).collect();
     assert_eq!(find(&reader, &ids), find(&owner, &ids));
-    assert_eq!(reader.packs().expect("lists"), owner.packs().expect("lists"));
+    assert_eq!(
+        reader.packs().expect("lists"),
+        owner.packs().expect("lists")
+    );
     assert_eq!(files(dir.path()), before);
 
-    insert(&owner, 2, &entries(100..200));
+    // Some of it moves to another pack, so that old values must give way to new ones.
+    insert(&owner, 2, &entries(50..200));
+    reader.refresh().expect("refreshes");
+    assert_eq!(find(&reader, &ids), find(&owner, &ids));
+    insert(&owner, 3, &entries(150..200));
     owner.flush().expect("flushes");
     reader.refresh().expect("refreshes");
     assert_eq!(find(&reader, &ids), find(&owner, &ids));
@@ -397,7 +436,10 @@ fn a_reader_follows_the_owner_and_writes_nothing_beside_it() {
     reader.shutdown().expect("shuts down");
 
     let second = RocksIndex::open(dir.path(), options(AMPLE));
-    assert!(matches!(second, Err(IndexError::Locked { .. })), "{second:?}");
+    assert!(
+        matches!(second, Err(IndexError::Locked { .. })),
+        "{second:?}"
+    );
 }
 
 #[test]
