@@ -28,8 +28,6 @@ use super::{ChunkIndex, IndexError, IndexedPack, PackNumber, Place};
 
 /// The stored RAM table, beside RocksDB's files while the index is closed.
 const TABLE_FILE: &str = "ram-table";
-/// Fewest bytes that the RAM table takes per entry: more entries than fit so are not even tried.
-const TABLE_BYTES_PER_ENTRY_MIN: u64 = 10;
 /// Entries that a scan puts into the table at a time.
 const SCAN_BATCH: usize = 4096;
 
@@ -472,13 +470,13 @@ fn load_table(
     state: &State,
     cap_bytes: u64,
 ) -> Result<RamTable, IndexError> {
-    if state.entries.saturating_mul(TABLE_BYTES_PER_ENTRY_MIN) > cap_bytes {
-        return Ok(RamTable::overflowed(cap_bytes));
-    }
     if let Some(table) = stored_table(&dir.join(TABLE_FILE), state, cap_bytes) {
         return Ok(table);
     }
-    let table = RamTable::new(cap_bytes);
+    let table = RamTable::with_capacity(state.entries, cap_bytes);
+    if table.is_overflowed() {
+        return Ok(table);
+    }
     let mut batch = Vec::with_capacity(SCAN_BATCH);
     store.each_place(|place| {
         batch.push(Change::Insert {
