@@ -90,7 +90,10 @@ impl Store {
 
     /// Whether nothing was ever written: the process that made it died before it wrote the schema.
     pub(super) fn is_blank(&self) -> bool {
-        self.db.latest_sequence_number() == 0
+        let mut rows = self.db.raw_iterator_cf(self.family(CHUNKS));
+        rows.seek_to_first();
+        // Tables that a build ingested do not count as writes.
+        self.db.latest_sequence_number() == 0 && !rows.valid() && rows.status().is_ok()
     }
 
     /// Declares the index finished: until then no open accepts it.
