@@ -78,7 +78,10 @@ impl RocksIndex {
 
         let mut list = PackList::default();
         let partitions = deal(&work_dir, packs, &mut list)?;
-        let table = RamTable::new(budget.table);
+        let dealt = (0..PARTITIONS)
+            .map(|partition| partitions.count(partition))
+            .sum();
+        let table = RamTable::with_capacity(dealt, budget.table);
         let cache = Cache::new_lru_cache(1 << 20);
         let job = Job {
             partitions: &partitions,

@@ -91,6 +91,9 @@ pub enum Damage {
     /// A file that must be there is not.
     #[error("file {0} is missing")]
     Missing(&'static str),
+    /// A file changed or vanished since the index was sealed.
+    #[error("file {} is not as it was when the index was closed", .0.display())]
+    Changed(PathBuf),
     /// Made by another version.
     #[error("schema version {found}, this program knows {known}")]
     Schema {

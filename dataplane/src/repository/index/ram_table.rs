@@ -75,6 +75,26 @@ impl RamTable {
         }
     }
 
+    /// An empty table with room for so many entries; overflowed at once if they would not fit.
+    ///
+    /// Filling a table in the order of the ids needs this: in shards that grow meanwhile, the first ids
+    /// would crowd into the first buckets.
+    pub fn with_capacity(entries: u64, cap_bytes: u64) -> Self {
+        let per_shard = entries as f64 / SHARDS as f64;
+        // Ids fall into shards at random: hardly a shard gets more than four deviations above its share.
+        let per_shard = (per_shard + 4.0 * per_shard.sqrt()) as usize;
+        let mut shards = Shards::new();
+        let fits = (0..SHARDS).all(|shard| {
+            let buckets = shards.shards[shard].buckets_for(per_shard);
+            shards.make_room(shard, Some(buckets), cap_bytes)
+        });
+        if fits {
+            Self::of_shards(shards, cap_bytes)
+        } else {
+            Self::overflowed(cap_bytes)
+        }
+    }
+
     /// A table that answers nothing.
     pub fn overflowed(cap_bytes: u64) -> Self {
         Self {

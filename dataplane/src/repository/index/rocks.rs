@@ -9,6 +9,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,8 +28,8 @@ use super::{ChunkIndex, IndexError, IndexedPack, PackNumber, Place};
 
 /// The stored RAM table, beside RocksDB's files while the index is closed.
 const TABLE_FILE: &str = "ram-table";
-/// Fewest bytes that the RAM table takes per entry: more entries than fit so are not even tried.
-const TABLE_BYTES_PER_ENTRY_MIN: u64 = 10;
+/// Entries that a scan puts into the table at a time.
+const SCAN_BATCH: usize = 4096;
 
 /// A [`ChunkIndex`] on disk.
 pub struct RocksIndex {
@@ -116,16 +117,19 @@ impl RocksIndex {
         Ok(())
     }
 
-    /// Read-only: sees what the owner wrote since the last time.
+    /// Read-only: sees what the owner wrote since the last time. Takes as long as opening.
+    ///
+    /// It opens afresh because RocksDB's own way to catch up leaves an old memtable in front of the tables
+    /// into which the owner has flushed newer values: seen with RocksDB 11.8.
     pub fn refresh(&self) -> Result<(), IndexError> {
         if !self.options.read_only {
             return Ok(());
         }
         let _writer = self.writer.lock();
-        let store = self.store()?;
-        store.catch_up()?;
-        let state = store.check(self.options.repository)?;
-        *self.packs.write() = PackList::new(store.packs()?, state.next_pack);
+        drop(self.store()?);
+        let (store, state, packs) = Self::look(&self.dir, &self.options)?;
+        *self.store.write() = Some(store);
+        *self.packs.write() = packs;
         self.entries.store(state.entries, Ordering::Release);
         Ok(())
     }
@@ -141,11 +145,17 @@ impl RocksIndex {
     }
 
     fn follow(dir: &Path, options: IndexOptions) -> Result<Self, IndexError> {
+        let (store, state, packs) = Self::look(dir, &options)?;
+        let table = RamTable::overflowed(0);
+        Ok(Self::new(dir, options, store, state.entries, packs, table))
+    }
+
+    /// The state that the index is in now, for reading.
+    fn look(dir: &Path, options: &IndexOptions) -> Result<(Store, State, PackList), IndexError> {
         let store = Store::open(dir, Access::Follow, &options.budget())?;
         let state = store.check(options.repository)?;
         let packs = PackList::new(store.packs()?, state.next_pack);
-        let table = RamTable::overflowed(0);
-        Ok(Self::new(dir, options, store, state.entries, packs, table))
+        Ok((store, state, packs))
     }
 
     fn new(
@@ -172,7 +182,13 @@ impl RocksIndex {
 
     fn break_seal(dir: &Path) -> Result<Seal, IndexError> {
         fs::create_dir_all(dir).map_err(dir.io("making directory"))?;
-        Seal::take(dir).map_err(dir.io("breaking the seal of"))
+        let seal = Seal::read(dir).map_err(dir.io("reading the seal of"))?;
+        let changed = seal.glance(dir, TABLE_FILE);
+        if let Some(name) = changed.map_err(dir.io("comparing with its seal"))? {
+            return Err(dir.damaged(Damage::Changed(name)));
+        }
+        Seal::remove(dir).map_err(dir.io("breaking the seal of"))?;
+        Ok(seal)
     }
 
     fn store(&self) -> Result<MappedRwLockReadGuard<'_, Store>, IndexError> {
@@ -338,12 +354,12 @@ impl ChunkIndex for RocksIndex {
     fn entries_of(&self, number: PackNumber) -> Result<Vec<TocEntry>, IndexError> {
         let store = self.store()?;
         let mut entries = Vec::new();
-        for place in store.places() {
-            let place = place?;
+        store.each_place(|place| {
             if place.pack == number {
                 entries.push(place.toc_entry());
             }
-        }
+            ControlFlow::Continue(())
+        })?;
         entries.sort_unstable_by_key(|entry| entry.position);
         Ok(entries)
     }
@@ -454,28 +470,26 @@ fn load_table(
     state: &State,
     cap_bytes: u64,
 ) -> Result<RamTable, IndexError> {
-    if state.entries.saturating_mul(TABLE_BYTES_PER_ENTRY_MIN) > cap_bytes {
-        return Ok(RamTable::overflowed(cap_bytes));
-    }
     if let Some(table) = stored_table(&dir.join(TABLE_FILE), state, cap_bytes) {
         return Ok(table);
     }
-    let table = RamTable::new(cap_bytes);
-    let mut failure = None;
-    let places = store.places().map_while(|place| match place {
-        Ok(place) => Some(Change::Insert {
+    let table = RamTable::with_capacity(state.entries, cap_bytes);
+    if table.is_overflowed() {
+        return Ok(table);
+    }
+    let mut batch = Vec::with_capacity(SCAN_BATCH);
+    store.each_place(|place| {
+        batch.push(Change::Insert {
             id: place.info.id,
             pack: place.pack,
-        }),
-        Err(error) => {
-            failure = Some(error);
-            None
+        });
+        if batch.len() < SCAN_BATCH || table.apply(batch.drain(..)) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
         }
-    });
-    table.apply(places);
-    if let Some(error) = failure {
-        return Err(error);
-    }
+    })?;
+    table.apply(batch);
     if !table.is_overflowed() && table.len() != state.entries {
         return Err(dir.damaged(Damage::Record(STATE_KEY)));
     }

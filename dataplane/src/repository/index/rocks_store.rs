@@ -1,5 +1,6 @@
 //! RocksDB with our three families in our types. Knows nothing of the RAM table.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use rocksdb::{
@@ -37,8 +38,8 @@ pub(super) struct Store {
     db: DB,
     dir: PathBuf,
     cache: Cache,
-    /// Only there while this is a secondary instance, which can catch up. Goes after `db`.
-    secondary: Option<ScratchDir>,
+    /// Where a secondary instance keeps its own files. Goes after `db`.
+    _scratch: Option<ScratchDir>,
 }
 
 impl Store {
@@ -50,7 +51,7 @@ impl Store {
             Access::Own | Access::Create => budget.cache as usize,
             Access::Follow => budget.cache_alone as usize,
         });
-        let (db, secondary) = match access {
+        let (db, scratch) = match access {
             Access::Own | Access::Create => (own(dir, access, budget, &cache)?, None),
             Access::Follow => follow(dir, budget, &cache)?,
         };
@@ -58,7 +59,7 @@ impl Store {
             db,
             dir: dir.to_owned(),
             cache,
-            secondary,
+            _scratch: scratch,
         })
     }
 
@@ -89,7 +90,10 @@ impl Store {
 
     /// Whether nothing was ever written: the process that made it died before it wrote the schema.
     pub(super) fn is_blank(&self) -> bool {
-        self.db.latest_sequence_number() == 0
+        let mut rows = self.db.raw_iterator_cf(self.family(CHUNKS));
+        rows.seek_to_first();
+        // Tables that a build ingested do not count as writes.
+        self.db.latest_sequence_number() == 0 && !rows.valid() && rows.status().is_ok()
     }
 
     /// Declares the index finished: until then no open accepts it.
@@ -131,21 +135,26 @@ impl Store {
         Ok(places)
     }
 
-    /// All places, by id, past the block cache.
-    pub(super) fn places(&self) -> impl Iterator<Item = Result<Place, IndexError>> + '_ {
+    /// Visits all places, by id, past the block cache, until `visit` has enough.
+    pub(super) fn each_place(
+        &self,
+        mut visit: impl FnMut(Place) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
         options.set_readahead_size(SCAN_READ_LEN);
-        let chunks = self.family(CHUNKS);
-        let rows = self
-            .db
-            .iterator_cf_opt(chunks, options, IteratorMode::Start);
-        rows.map(|row| {
-            let (key, value) = row.map_err(|error| self.dir.damaged(Damage::Rocks(error)))?;
-            let id = key.as_ref().try_into().map(ObjectId::from_bytes);
+        let mut rows = self.db.raw_iterator_cf_opt(self.family(CHUNKS), options);
+        rows.seek_to_first();
+        while let Some((key, value)) = rows.item() {
+            let id = key.try_into().map(ObjectId::from_bytes);
             let id = id.map_err(|_| self.dir.damaged(Damage::Key(key.len())))?;
-            self.place(id, &value)
-        })
+            if visit(self.place(id, value)?).is_break() {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status()
+            .map_err(|error| self.dir.damaged(Damage::Rocks(error)))
     }
 
     /// Writes a batch: atomic, and safe from a dying process, but not from a power cut until the next
@@ -182,15 +191,6 @@ impl Store {
             .db
             .ingest_external_file_cf_opts(chunks, &options, tables);
         ingested.map_err(self.dir.rocks("ingesting sorted tables"))
-    }
-
-    /// Sees what the owner wrote since. Does nothing where RocksDB only opened a fixed state.
-    pub(super) fn catch_up(&self) -> Result<(), IndexError> {
-        if self.secondary.is_none() {
-            return Ok(());
-        }
-        let done = self.db.try_catch_up_with_primary();
-        done.map_err(self.dir.rocks("catching up with the owner"))
     }
 
     /// Merges everything into the fewest files.

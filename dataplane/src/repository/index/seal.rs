@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use undercroft_format::codec::{DecodeError, Problem, Reader, checksum, put_string, put_varint};
 use xxhash_rust::xxh3::Xxh3;
@@ -81,18 +81,42 @@ pub(super) struct Seal {
 }
 
 impl Seal {
-    /// Takes the seal off a directory, durably, and returns it for [`renew`](Self::renew). An unreadable
-    /// seal counts as none.
-    pub(super) fn take(dir: &Path) -> io::Result<Self> {
-        let path = dir.join(SEAL);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(error),
-        };
-        fs::remove_file(&path)?;
-        sync_dir(dir)?;
-        Ok(Self::decode(&bytes).unwrap_or_default())
+    /// The seal of a directory. One that is missing or unreadable names no files.
+    pub(super) fn read(dir: &Path) -> io::Result<Self> {
+        match fs::read(dir.join(SEAL)) {
+            Ok(bytes) => Ok(Self::decode(&bytes).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the seal off a directory, durably, if there is one.
+    pub(super) fn remove(dir: &Path) -> io::Result<()> {
+        match fs::remove_file(dir.join(SEAL)) {
+            Ok(()) => sync_dir(dir),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The first file that differs, as far as that can be told quickly: lengths of table files, contents
+    /// of others. RocksDB takes a manifest that was cut short for an older state. `except` checks itself.
+    pub(super) fn glance(&self, dir: &Path, except: &str) -> io::Result<Option<PathBuf>> {
+        for (name, sealed) in self.files.iter().filter(|(name, _)| *name != except) {
+            let path = dir.join(name);
+            let same = if is_table(name) {
+                fs::metadata(&path).map(|found| found.len() == sealed.len)
+            } else {
+                SealedFile::of(&path).map(|found| found == *sealed)
+            };
+            match same {
+                Ok(true) => {}
+                Ok(false) => return Ok(Some(path)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(path)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// Seals a directory whose files are closed and synced. Table files that this earlier seal knows are
@@ -109,7 +133,7 @@ impl Seal {
                 continue;
             }
             let known = self.files.get(&name);
-            let known = known.filter(|file| file.len == metadata.len() && name.ends_with(".sst"));
+            let known = known.filter(|file| file.len == metadata.len() && is_table(&name));
             let file = match known {
                 Some(file) => *file,
                 None => SealedFile::of(&entry.path())?,
@@ -185,6 +209,11 @@ pub(super) fn replace_file(
     sync_dir(dir)
 }
 
+/// Table files never change once written.
+fn is_table(name: &str) -> bool {
+    name.ends_with(".sst")
+}
+
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -231,7 +260,8 @@ mod tests {
     #[test]
     fn damage_between_two_seals_is_not_sealed_in() {
         let dir = sealed();
-        let seal = Seal::take(dir.path()).expect("takes");
+        let seal = Seal::read(dir.path()).expect("reads");
+        Seal::remove(dir.path()).expect("removes");
         assert_eq!(check_seal(dir.path()).expect("reads"), SealState::Open);
         let mut flipped = [1; 100];
         flipped[50] = 0;

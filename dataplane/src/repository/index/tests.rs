@@ -281,6 +281,119 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn the_ram_table_holds_what_a_map_holds(
+        steps in proptest::collection::vec((0..40_u32, any::<bool>(), 0..6_u32), 0..400),
+    ) {
+        let mut table = RamTable::new(AMPLE);
+        let mut model = HashMap::new();
+        let ids: Vec<_> = (0..40).flat_map(|seed| [id(seed), twin(seed)]).collect();
+        for (seed, other, action) in steps {
+            let id = if other { twin(seed) } else { id(seed) };
+            let to = PackNumber(action);
+            match (action, model.get(&id).copied()) {
+                (0, Some(pack)) => {
+                    model.remove(&id);
+                    let fits = table.apply([Change::Remove { id, pack }]);
+                    prop_assert!(fits);
+                }
+                (0, None) => {
+                    let mut bytes = Vec::new();
+                    prop_assert!(table.save(7, &mut bytes).expect("writing to memory"));
+                    let loaded = RamTable::load(&bytes[..], bytes.len() as u64, 7, AMPLE);
+                    table = loaded.expect("loads");
+                }
+                (_, known) => {
+                    model.insert(id, to);
+                    let change = match known {
+                        Some(from) => Change::Move { id, from, to },
+                        None => Change::Insert { id, pack: to },
+                    };
+                    prop_assert!(table.apply([change]));
+                }
+            }
+            let mut candidates = Vec::new();
+            prop_assert!(table.candidates(&ids, &mut candidates));
+            for (pair, found) in ids.chunks(2).zip(candidates.chunks(2)) {
+                let here: Vec<_> = pair.iter().filter_map(|id| model.get(id)).collect();
+                prop_assert!(found.iter().all(|found| found.is_some() != here.is_empty()));
+                prop_assert!(found.iter().flatten().all(|found| here.contains(&found)));
+            }
+            prop_assert_eq!(table.len(), model.len() as u64);
+        }
+    }
+}
+
+/// What a power cut leaves of an index whose last write was long ago.
+fn index_with_log(packs: u32) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+    for pack in 0..packs {
+        insert(&index, pack, &entries(pack * 50..pack * 50 + 50));
+    }
+    copy(dir.path())
+}
+
+fn log_of(dir: &Path) -> (PathBuf, Vec<u8>) {
+    let logs = files(dir)
+        .into_iter()
+        .filter(|(path, _)| path.extension().is_some_and(|e| e == "log"));
+    logs.max_by_key(|(_, bytes)| bytes.len())
+        .expect("has a log")
+}
+
+fn assert_first_packs(index: &RocksIndex, packs: u32) -> u32 {
+    let here = index.packs().expect("lists");
+    let count = here.len() as u32;
+    assert_eq!(
+        here.iter().map(|pack| pack.id).collect::<Vec<_>>(),
+        (0..count).map(pack_id).collect::<Vec<_>>()
+    );
+    let ids: Vec<_> = (0..packs * 50).map(id).collect();
+    let found = find(index, &ids);
+    assert!(found[..count as usize * 50].iter().all(Option::is_some));
+    assert!(found[count as usize * 50..].iter().all(Option::is_none));
+    assert_eq!(index.len(), u64::from(count) * 50);
+    count
+}
+
+#[test]
+fn a_power_cut_takes_back_whole_packs_from_the_end() {
+    let dir = index_with_log(10);
+    let (path, whole) = log_of(dir.path());
+    let mut counts = Vec::new();
+    for cut in (0..=whole.len()).step_by(whole.len() / 15) {
+        let dir = copy(dir.path());
+        let path = dir.path().join(path.file_name().expect("is a file"));
+        fs::write(path, &whole[..cut]).expect("writes");
+        let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
+        counts.push(assert_first_packs(&index, 10));
+    }
+    assert!(counts.is_sorted(), "{counts:?}");
+    assert!(
+        counts.contains(&4) && counts.last() >= Some(&9),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn a_flipped_bit_in_the_log_is_found() {
+    let dir = index_with_log(10);
+    let (path, whole) = log_of(dir.path());
+    for place in (0..whole.len()).step_by(whole.len() / 15) {
+        let dir = copy(dir.path());
+        let mut flipped = whole.clone();
+        flipped[place] ^= 4;
+        let path = dir.path().join(path.file_name().expect("is a file"));
+        fs::write(path, flipped).expect("writes");
+        match RocksIndex::open(dir.path(), options(AMPLE)) {
+            Ok(index) => assert!(assert_first_packs(&index, 10) < 10),
+            Err(error) => assert!(error.needs_rebuild(), "{error}"),
+        }
+    }
+}
+
 fn sealed_index(count: u32) -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let index = RocksIndex::open(dir.path(), options(AMPLE)).expect("opens");
@@ -422,7 +535,11 @@ fn a_reader_follows_the_owner_and_writes_nothing_beside_it() {
     );
     assert_eq!(files(dir.path()), before);
 
-    insert(&owner, 2, &entries(100..200));
+    // Some of it moves to another pack, so that old values must give way to new ones.
+    insert(&owner, 2, &entries(50..200));
+    reader.refresh().expect("refreshes");
+    assert_eq!(find(&reader, &ids), find(&owner, &ids));
+    insert(&owner, 3, &entries(150..200));
     owner.flush().expect("flushes");
     reader.refresh().expect("refreshes");
     assert_eq!(find(&reader, &ids), find(&owner, &ids));
