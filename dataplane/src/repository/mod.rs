@@ -11,6 +11,8 @@
 //! | reader | parallel | parallel | [`pins`] |
 //! | collection, repair | | | one at a time, [`lock`] |
 
+pub mod damage;
+pub mod diff;
 pub mod entropy;
 pub mod error;
 pub mod fingerprints;
@@ -27,10 +29,12 @@ pub mod packer;
 pub mod pins;
 pub mod record;
 pub mod registry;
+pub mod repair;
 
 pub mod session;
 pub mod snapshots;
-
+pub mod stats;
+pub mod verify;
 pub mod walk;
 
 use std::path::{Path, PathBuf};

@@ -18,8 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use undercroft_format::id::{ObjectId, PackId, RepositoryId, SessionId};
 use undercroft_format::pack::{
-    PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc,
-    TocEntry,
+    PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc, TocEntry,
 };
 
 use super::Repository;
@@ -215,10 +214,12 @@ impl Packer {
     /// Seals what is open, waits until everything is durable and in the index, and ends the thread.
     pub fn finish(mut self) -> Result<PackerFigures> {
         // Data before maps: a map in the index never names a chunk that is not.
-        let sealed = [PackKind::Data, PackKind::Meta].into_iter().try_for_each(|kind| {
-            let pack = self.slot(kind).lock().take();
-            pack.map_or(Ok(()), |pack| self.seal(pack))
-        });
+        let sealed = [PackKind::Data, PackKind::Meta]
+            .into_iter()
+            .try_for_each(|kind| {
+                let pack = self.slot(kind).lock().take();
+                pack.map_or(Ok(()), |pack| self.seal(pack))
+            });
         self.stop();
         self.check_failure()?;
         sealed?;
