@@ -229,6 +229,12 @@ impl Packer {
         self.stop();
         self.check_failure()?;
         sealed?;
+        // Once more for all: a pack's directory may have been made by a session that was killed, or that
+        // runs now, before it could make the name durable.
+        self.context
+            .storage
+            .sync_dir(layout::PACKS)
+            .map_err(RepositoryError::io("making durable", layout::PACKS))?;
         Ok(PackerFigures {
             packs: self.shared.packs.load(Ordering::Relaxed),
             bytes: self.shared.bytes.load(Ordering::Relaxed),
