@@ -178,6 +178,12 @@ impl Collector<'_> {
                 source: Box::new(error),
             });
         }
+        // A snapshot that is not there must not come back when its chunks are gone: whoever forgot it may
+        // have been killed before the removal was durable.
+        self.repository
+            .storage()
+            .sync_dir(layout::SNAPSHOTS)
+            .map_err(RepositoryError::io("making durable", layout::SNAPSHOTS))?;
         let pins = match self.repository.root() {
             Some(root) => pins::live_pins(root)?,
             None => Vec::new(),

@@ -28,7 +28,7 @@ use super::index::ChunkIndex;
 use super::layout;
 use super::registry::Registry;
 use crate::io::{
-    BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Storage, Transfer,
+    BlockFile, Buffer, BufferPool, Direction, Engine, EngineKind, Piece, Queue, Storage, Transfer,
 };
 
 /// Bytes written at once: appends below this size cost throughput on every disk measured.
@@ -91,6 +91,9 @@ pub struct Packer {
     pool: Arc<BufferPool>,
     open: [Mutex<Option<OpenPack>>; 2],
     jobs: Option<Sender<Job>>,
+    /// Under a simulated engine, answers to each job: the writing thread works only while the sender
+    /// waits, so that a run with one worker is a function of its inputs.
+    lockstep: Option<Receiver<()>>,
     writer: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
@@ -148,11 +151,13 @@ impl Packer {
         let pool = BufferPool::new(WRITE_BUFFERS * WRITE_LEN);
         let shared = Arc::new(Shared::new());
         let (jobs, queue) = bounded(JOBS_MAX);
+        let is_simulated = context.engine.choice().kind == EngineKind::Sim;
+        let (answer, lockstep) = is_simulated.then(|| bounded(JOBS_MAX)).unzip();
         let writer = {
             let (context, pool, shared) = (context.clone(), pool.clone(), shared.clone());
             std::thread::Builder::new()
                 .name("packer".into())
-                .spawn(move || Writer::run(&context, &pool, &shared, &queue))
+                .spawn(move || Writer::run(&context, &pool, &shared, &queue, answer.as_ref()))
                 .expect("the system can start a thread")
         };
         Self {
@@ -160,6 +165,7 @@ impl Packer {
             pool,
             open: [Mutex::new(None), Mutex::new(None)],
             jobs: Some(jobs),
+            lockstep,
             writer: Some(writer),
             shared,
         }
@@ -238,6 +244,12 @@ impl Packer {
         self.stop();
         self.check_failure()?;
         sealed?;
+        // Once more for all: a pack's directory may have been made by a session that was killed, or that
+        // runs now, before it could make the name durable.
+        self.context
+            .storage
+            .sync_dir(layout::PACKS)
+            .map_err(RepositoryError::io("making durable", layout::PACKS))?;
         Ok(PackerFigures {
             packs: self.shared.packs.load(Ordering::Relaxed),
             bytes: self.shared.bytes.load(Ordering::Relaxed),
@@ -357,6 +369,10 @@ impl Packer {
                 "the packer thread is gone".into(),
             ));
         }
+        if let Some(lockstep) = &self.lockstep {
+            // No answer: the thread is gone, which the next job meets.
+            let _ = lockstep.recv();
+        }
         Ok(())
     }
 
@@ -424,7 +440,18 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn run(context: &PackerContext, pool: &Arc<BufferPool>, shared: &Shared, jobs: &Receiver<Job>) {
+    fn run(
+        context: &PackerContext,
+        pool: &Arc<BufferPool>,
+        shared: &Shared,
+        jobs: &Receiver<Job>,
+        lockstep: Option<&Sender<()>>,
+    ) {
+        let answer = || {
+            if let Some(lockstep) = lockstep {
+                let _ = lockstep.send(());
+            }
+        };
         let queue = match context.engine.queue(pool, QUEUE_DEPTH) {
             Ok(queue) => queue,
             Err(error) => {
@@ -432,7 +459,10 @@ impl Writer<'_> {
                     error,
                 ));
                 // Buffers must come back to the pool, or the workers would wait for ever.
-                jobs.iter().for_each(drop);
+                jobs.iter().for_each(|job| {
+                    drop(job);
+                    answer();
+                });
                 return;
             }
         };
@@ -447,6 +477,7 @@ impl Writer<'_> {
             {
                 shared.fail(error);
             }
+            answer();
         }
         while writer.queue.wait().is_some() {}
     }
