@@ -24,10 +24,20 @@ fn repository(dir: &Path, encrypted: bool) -> (std::path::PathBuf, Image) {
     succeed(&mut init);
     let image = Image::new(dir.join("disk.raw"), 3, (5 << 20) + 777);
     let mut backup = undercroft(&repo);
-    backup.args(["backup", "--vm", "vm", "--metadata"]).arg(dir.join("disk.raw").with_file_name("ova.xml"));
+    backup
+        .args(["backup", "--vm", "vm", "--metadata"])
+        .arg(dir.join("disk.raw").with_file_name("ova.xml"));
     std::fs::write(dir.join("ova.xml"), "<vm/>").expect("metadata");
-    succeed(backup.env("UNDERCROFT_PASSPHRASE", "horse").arg(&image.path));
-    succeed(undercroft(&repo).args(["protect", "vm@latest"]).env("UNDERCROFT_PASSPHRASE", "horse"));
+    succeed(
+        backup
+            .env("UNDERCROFT_PASSPHRASE", "horse")
+            .arg(&image.path),
+    );
+    succeed(
+        undercroft(&repo)
+            .args(["protect", "vm@latest"])
+            .env("UNDERCROFT_PASSPHRASE", "horse"),
+    );
     (repo, image)
 }
 
@@ -43,18 +53,39 @@ fn a_flipped_bit_in_any_file_is_found_by_verify() {
         for file in files_below(&repo) {
             let name = file.strip_prefix(&repo).expect("below").to_owned();
             let len = std::fs::metadata(&file).expect("its length").len() as usize;
-            let places = [0, len / 3, len / 2, len.saturating_sub(70), len.saturating_sub(1)];
-            for (n, place) in places.into_iter().enumerate().filter(|(_, place)| *place < len) {
+            let places = [
+                0,
+                len / 3,
+                len / 2,
+                len.saturating_sub(70),
+                len.saturating_sub(1),
+            ];
+            for (n, place) in places
+                .into_iter()
+                .enumerate()
+                .filter(|(_, place)| *place < len)
+            {
                 let _ = std::fs::remove_dir_all(&victim);
                 copy_tree(&repo, &victim);
                 flip(&victim.join(&name), place, (n as u8 * 3) % 8);
-                let output = undercroft(&victim).arg("verify").output().expect("it starts");
+                let output = undercroft(&victim)
+                    .arg("verify")
+                    .output()
+                    .expect("it starts");
                 let text = String::from_utf8_lossy(&output.stderr).into_owned()
                     + &String::from_utf8_lossy(&output.stdout);
                 // A damaged config cannot even be opened; everything else is found by the scrub.
-                let expected: &[i32] = if name == Path::new("config") { &[1, 3] } else { &[3] };
+                let expected: &[i32] = if name == Path::new("config") {
+                    &[1, 3]
+                } else {
+                    &[3]
+                };
                 let code = output.status.code().expect("an exit code");
-                assert!(expected.contains(&code), "{}, byte {place}: {code}\n{text}", name.display());
+                assert!(
+                    expected.contains(&code),
+                    "{}, byte {place}: {code}\n{text}",
+                    name.display()
+                );
                 tried += 1;
             }
         }
@@ -75,19 +106,29 @@ fn damage_is_located_worked_around_and_healed() {
     let (repo, mut image) = repository(dir.path(), false);
     flip(&largest_data_pack(&repo), 300_000, 2);
 
-    let output = undercroft(&repo).args(["--json", "verify"]).output().expect("it starts");
+    let output = undercroft(&repo)
+        .args(["--json", "verify"])
+        .output()
+        .expect("it starts");
     assert_eq!(output.status.code(), Some(3));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let affected = report["affected"].as_array().expect("an array").clone();
     assert!(!affected.is_empty(), "{report}");
 
     let target = dir.path().join("restored.raw");
-    let text = fail_with(undercroft(&repo).args(["restore", "vm@latest", "--to"]).arg(&target), 1);
+    let text = fail_with(
+        undercroft(&repo)
+            .args(["restore", "vm@latest", "--to"])
+            .arg(&target),
+        1,
+    );
     assert!(text.contains("allow-damage"), "{text}");
     assert!(!target.exists(), "a failed restore leaves nothing");
 
     let mut restore = undercroft(&repo);
-    restore.args(["restore", "vm@latest", "--allow-damage", "--to"]).arg(&target);
+    restore
+        .args(["restore", "vm@latest", "--allow-damage", "--to"])
+        .arg(&target);
     fail_with(&mut restore, 3);
     let restored = std::fs::read(&target).expect("the restored file");
     let mut damaged_bytes = 0;
@@ -111,9 +152,21 @@ fn damage_is_located_worked_around_and_healed() {
     let bitmap = dir.path().join("changed");
     std::fs::write(&bitmap, image.change(9, &[1])).expect("a bitmap");
     let mut backup = undercroft(&repo);
-    backup.args(["backup", "--vm", "vm", "--parent", "vm@latest", "--changed-blocks"]).arg(&bitmap);
+    backup
+        .args([
+            "backup",
+            "--vm",
+            "vm",
+            "--parent",
+            "vm@latest",
+            "--changed-blocks",
+        ])
+        .arg(&bitmap);
     let report = json(backup.arg(&image.path));
-    assert!(report.to_string().contains("full:parent-damaged"), "{report}");
+    assert!(
+        report.to_string().contains("full:parent-damaged"),
+        "{report}"
+    );
     assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
     let text = String::from_utf8(succeed(undercroft(&repo).arg("repair")).stdout).expect("text");
     assert!(!text.is_empty());
@@ -132,5 +185,10 @@ fn a_lost_index_is_remade_and_a_lost_pack_is_named() {
     let text = fail_with(undercroft(&repo).args(["verify", "--deep"]), 3);
     let _ = text;
     let target = dir.path().join("restored.raw");
-    fail_with(undercroft(&repo).args(["restore", "vm@latest", "--to"]).arg(&target), 1);
+    fail_with(
+        undercroft(&repo)
+            .args(["restore", "vm@latest", "--to"])
+            .arg(&target),
+        1,
+    );
 }

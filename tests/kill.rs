@@ -15,7 +15,9 @@ fn a_killed_backup_leaves_earlier_snapshots_and_no_half_ones() {
     let mut image = Image::new(dir.path().join("disk.raw"), 1, 24 << 20);
     let backup = |image: &Image| {
         let mut command = undercroft(&repo);
-        command.args(["backup", "--vm", "vm", "--progress", "none"]).arg(&image.path);
+        command
+            .args(["backup", "--vm", "vm", "--progress", "none"])
+            .arg(&image.path);
         command
     };
     succeed(&mut backup(&image));
@@ -37,8 +39,16 @@ fn a_killed_backup_leaves_earlier_snapshots_and_no_half_ones() {
         if listed.len() > committed.len() {
             committed.push(image.bytes.clone());
         }
-        let newest = listed.last().expect("at least one")["id"].as_str().expect("an id").to_owned();
-        assert_restores(&repo, &newest, committed.last().expect("at least one"), dir.path());
+        let newest = listed.last().expect("at least one")["id"]
+            .as_str()
+            .expect("an id")
+            .to_owned();
+        assert_restores(
+            &repo,
+            &newest,
+            committed.last().expect("at least one"),
+            dir.path(),
+        );
         if round % 10 == 9 {
             succeed(undercroft(&repo).args(["verify", "--deep"]));
         }
@@ -51,11 +61,19 @@ fn a_killed_backup_leaves_earlier_snapshots_and_no_half_ones() {
             name.ends_with(".open") || name.ends_with(".tmp") || name.contains("/sessions/")
         })
         .collect();
-    assert!(left.is_empty(), "a collection removes what dead sessions left: {left:?}");
+    assert!(
+        left.is_empty(),
+        "a collection removes what dead sessions left: {left:?}"
+    );
     succeed(undercroft(&repo).args(["verify", "--deep"]));
     let listed = json(undercroft(&repo).arg("snapshots"));
     for (entry, bytes) in listed.as_array().expect("an array").iter().zip(&committed) {
-        assert_restores(&repo, entry["id"].as_str().expect("an id"), bytes, dir.path());
+        assert_restores(
+            &repo,
+            entry["id"].as_str().expect("an id"),
+            bytes,
+            dir.path(),
+        );
     }
 }
 
@@ -67,7 +85,9 @@ fn a_killed_collection_loses_nothing() {
     succeed(undercroft(&repo).args(["init", "--segment-size", "1M", "--pack-size", "1M"]));
     let mut image = Image::new(dir.path().join("disk.raw"), 1, 16 << 20);
     for round in 0..8_u64 {
-        let changed: Vec<usize> = (0..60).map(|n| (n * 11 + round as usize * 3) % 256).collect();
+        let changed: Vec<usize> = (0..60)
+            .map(|n| (n * 11 + round as usize * 3) % 256)
+            .collect();
         image.change(round * 1000, &changed);
         let mut backup = undercroft(&repo);
         succeed(backup.args(["backup", "--vm", "vm"]).arg(&image.path));
@@ -111,19 +131,29 @@ fn an_interrupted_backup_says_how_to_go_on() {
         let output = child.wait_with_output().expect("it ends");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.code() == Some(1) {
-            assert!(text.contains("undercroft"), "it names the command to run again: {text}");
+            assert!(
+                text.contains("undercroft"),
+                "it names the command to run again: {text}"
+            );
             let listed = json(undercroft(&repo).arg("snapshots"));
             assert_eq!(listed.as_array().map(Vec::len), Some(0));
             succeed(undercroft(&repo).arg("verify"));
             interrupted = true;
             break;
         }
-        for entry in json(undercroft(&repo).arg("snapshots")).as_array().expect("an array") {
+        for entry in json(undercroft(&repo).arg("snapshots"))
+            .as_array()
+            .expect("an array")
+        {
             succeed(undercroft(&repo).args(["forget", entry["id"].as_str().expect("an id")]));
         }
         succeed(undercroft(&repo).arg("gc"));
     }
     assert!(interrupted, "no run was hit by the signal in time");
-    succeed(undercroft(&repo).args(["backup", "--vm", "vm"]).arg(&image.path));
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
     assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
 }

@@ -90,10 +90,12 @@ impl Image {
     /// Writes the image anew, sparsely.
     pub fn write(&self) {
         let mut file = std::fs::File::create(&self.path).expect("the image can be made");
-        file.set_len(self.bytes.len() as u64).expect("it can be sized");
+        file.set_len(self.bytes.len() as u64)
+            .expect("it can be sized");
         for (number, block) in self.bytes.chunks(4096).enumerate() {
             if block.iter().any(|byte| *byte != 0) {
-                file.seek(SeekFrom::Start(number as u64 * 4096)).expect("it can be sought");
+                file.seek(SeekFrom::Start(number as u64 * 4096))
+                    .expect("it can be sought");
                 file.write_all(block).expect("it can be written");
             }
         }
@@ -111,7 +113,9 @@ impl Image {
             bitmap[block / 8] |= 0x80 >> (block % 8);
         }
         self.write();
-        base64::engine::general_purpose::STANDARD.encode(bitmap).into_bytes()
+        base64::engine::general_purpose::STANDARD
+            .encode(bitmap)
+            .into_bytes()
     }
 }
 
@@ -149,7 +153,11 @@ pub fn copy_tree(source: &Path, target: &Path) {
 pub fn assert_restores(repo: &Path, snapshot: &str, expected: &[u8], scratch: &Path) {
     let target = scratch.join("restored.raw");
     let _ = std::fs::remove_file(&target);
-    succeed(undercroft(repo).args(["restore", snapshot, "--to"]).arg(&target));
+    succeed(
+        undercroft(repo)
+            .args(["restore", snapshot, "--to"])
+            .arg(&target),
+    );
     let restored = std::fs::read(&target).expect("the restored file");
     assert_eq!(restored.len(), expected.len(), "{snapshot}");
     let differs = restored.iter().zip(expected).position(|(a, b)| a != b);
