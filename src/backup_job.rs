@@ -71,6 +71,15 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
     })
 }
 
+/// Bytes of all disks whose size is known before they are read.
+pub fn disk_bytes(job: &BackupJob) -> u64 {
+    let sizes = job.disks.iter().map(|disk| match &disk.source {
+        Source::Disk(source) => source.size().get(),
+        Source::Stream(_) => 0,
+    });
+    sizes.sum()
+}
+
 fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
     let problem = match name {
         "" => "is empty",

@@ -186,6 +186,7 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
                 .into(),
             "restore what is left: `undercroft restore SNAPSHOT --allow-damage --to TARGET`".into(),
         ],
+        RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }
 }

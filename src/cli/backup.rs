@@ -96,7 +96,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             settings,
             Activity {
                 name: "backup",
-                total_bytes: 0,
+                total_bytes: backup_job::disk_bytes(&job),
             },
         )?;
         let vm = job.vm.clone();
