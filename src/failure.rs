@@ -141,7 +141,7 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
         } else if let Some(error) = cause.downcast_ref::<SelectError>() {
             hints.extend(select_hint(error));
         } else if cause.is::<LocationError>() {
-            hints.push("give a directory: `undercroft --repo /backup/repository snapshots`".into());
+            hints.push("a directory is named like this: --repo /backup/repository".into());
         }
     }
     let mut seen = std::collections::HashSet::new();
@@ -161,8 +161,8 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
         RepositoryError::WrongKey => hint(
             "check for a trailing space and the keyboard layout; the recovery key that init printed opens it too: --recovery-key-file FILE",
         ),
-        RepositoryError::NotARepository { location } => vec![
-            format!("create one: `undercroft --repo {} init`", quote(location)),
+        RepositoryError::NotARepository { .. } => vec![
+            "create one: `undercroft init`".into(),
             "or name another one by --repo DIR or UNDERCROFT_REPO".into(),
         ],
         RepositoryError::AlreadyExists { .. } => {

@@ -26,7 +26,7 @@ pub struct Args {
     /// Encrypt what is stored; asks for a passphrase
     #[arg(long)]
     encrypt: bool,
-    /// How disks are cut into chunks, as in aligned:32K-64K-128K or fastcdc:32K-64K-256K
+    /// How disks are cut into chunks, as in aligned-v1:32K-64K-128K or fastcdc-v2020:32K-64K-256K
     #[arg(long, value_name = "SPEC", default_value_t)]
     chunker: ChunkerSpec,
     /// Size of the segments whose maps an increment rewrites: a power of two from 1M to 64M
