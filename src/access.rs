@@ -17,7 +17,7 @@ use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_format::codec;
 
 use crate::catalog::Catalog;
-use crate::failure::{Problem, one_line, warn};
+use crate::failure::{one_line, warn};
 use crate::settings::{Key, Settings};
 use crate::units::local_time;
 
@@ -136,21 +136,20 @@ fn open_with(
 
 /// Says which repository could not be opened, where the error does not say so itself.
 fn explain(error: RepositoryError, root: &Path) -> anyhow::Error {
-    let text = match &error {
+    let root = root.display();
+    match error {
         RepositoryError::Damaged { source, .. }
             if matches!(source.problem, codec::Problem::Version { .. }) =>
         {
-            format!(
-                "the repository {} was made by a newer version of undercroft",
-                root.display()
-            )
+            anyhow::Error::new(source).context(format!(
+                "the repository {root} was made by a newer version of undercroft"
+            ))
         }
         RepositoryError::Damaged { .. } | RepositoryError::Io { .. } => {
-            format!("opening the repository {}", root.display())
+            anyhow::Error::new(error).context(format!("opening the repository {root}"))
         }
-        _ => return error.into(),
-    };
-    anyhow::Error::new(error).context(Problem::new(text))
+        error => error.into(),
+    }
 }
 
 /// Tells of something that happened while opening.

@@ -197,7 +197,26 @@ fn interrupt(child: &Child) {
 fn help_lists_the_commands() {
     let help = Bench::new().ok(&["-h"]);
     let commands = help.split("\n\n").nth(2).unwrap();
-    assert_snapshot!(commands, @"");
+    assert_snapshot!(commands, @r#"
+Commands:
+  init           Create a repository
+  backup         Back up the disks of a virtual machine as one snapshot
+  snapshots      List snapshots, oldest first
+  show           Show a snapshot: its disks, what they cost, and why
+  diff           List the ranges in which the disks of two snapshots differ
+  restore        Restore disks of a snapshot
+  verify         Check that what is stored is what was written
+  repair         Set damaged data aside, so that the next backup sends it again
+  rebuild-index  Make the index anew from the packs alone
+  forget         Remove snapshots
+  protect        Protect a snapshot from forget and prune
+  prune          Remove snapshots that a retention policy does not keep
+  gc             Give back the space of data that no snapshot refers to
+  stats          Show figures of the repository
+  completions    Print completions for a shell
+  man            Write manual pages, one per command
+  help           Print this message or the help of the given subcommand(s)
+"#);
 }
 
 #[test]
@@ -284,12 +303,28 @@ fn repositories_that_cannot_be_used_say_why() {
         .output();
     let no_repo = Run::from(no_repo.unwrap());
     assert_eq!(no_repo.code, 2);
-    assert_snapshot!(no_repo.stderr, @"");
-    assert_snapshot!(bench.error(&["snapshots"]), @"");
-    assert_snapshot!(bench.error(&["--repo", "s3://bucket/x", "snapshots"]), @"");
-    assert_snapshot!(bench.error(&["--repo", ".", "init"]), @"");
+    assert_snapshot!(no_repo.stderr, @r#"
+Error: no repository was given
+Hint: name it by --repo DIR, or once for all: export UNDERCROFT_REPO=DIR
+"#);
+    assert_snapshot!(bench.error(&["snapshots"]), @r#"
+1: Error: repo is not an Undercroft repository: it has no config
+Hint: create one: `undercroft init`
+Hint: or name another one by --repo DIR or UNDERCROFT_REPO
+"#);
+    assert_snapshot!(bench.error(&["--repo", "s3://bucket/x", "snapshots"]), @r#"
+2: Error: repositories at s3:// are not supported by this version: give a directory
+Hint: a directory is named like this: --repo /backup/repository
+"#);
+    assert_snapshot!(bench.error(&["--repo", ".", "init"]), @r#"
+1: Error: . is not empty and is not an Undercroft repository
+Hint: name an empty or a new directory by --repo DIR
+"#);
     bench.ok(&["init"]);
-    assert_snapshot!(bench.error(&["init"]), @"");
+    assert_snapshot!(bench.error(&["init"]), @r#"
+1: Error: repo is already an Undercroft repository
+Hint: use it as it is: `undercroft snapshots`; or name another directory by --repo DIR
+"#);
 }
 
 #[test]
@@ -299,42 +334,89 @@ fn a_newer_repository_is_told_from_a_damaged_one() {
     let mut config = bench.read("repo/config");
     config[8..12].copy_from_slice(&2_u32.to_le_bytes());
     bench.write("repo/config", &config);
-    assert_snapshot!(bench.error(&["snapshots"]), @"");
+    assert_snapshot!(bench.error(&["snapshots"]), @r#"
+1: Error: opening the repository repo
+Caused by: config is damaged
+Caused by: repository config, byte 130: checksum mismatch: the bytes are damaged or belong somewhere else
+Hint: nothing can be read without the config: put back a copy of this file, which never changes
+"#);
     let covered = config.len() - 32;
     let hash = *blake3::hash(&config[..covered]).as_bytes();
     config[covered..].copy_from_slice(&hash);
     bench.write("repo/config", &config);
-    assert_snapshot!(bench.error(&["snapshots"]), @"");
+    assert_snapshot!(bench.error(&["snapshots"]), @r#"
+1: Error: the repository repo was made by a newer version of undercroft
+Caused by: repository config, byte 130: format version 2 (this program reads up to 1): upgrade undercroft
+Hint: use the version of undercroft that wrote it, or a newer one
+"#);
 }
 
 #[test]
 fn snapshots_that_do_not_exist_say_what_to_do() {
     let bench = Bench::with_snapshots();
-    assert_snapshot!(bench.error(&["show", "0123"]), @"");
-    assert_snapshot!(bench.error(&["show", "web02@latest"]), @"");
-    assert_snapshot!(bench.error(&["show", "web01"]), @"");
-    assert_snapshot!(bench.error(&["show", "web01@latest-7"]).split(", the oldest").next().unwrap(), @"");
+    assert_snapshot!(bench.error(&["show", "0123"]), @r#"
+1: Error: snapshot '0123' not found: no id begins like that and no VM of that name has snapshots; list the snapshots to see what there is
+Hint: see what there is: `undercroft snapshots`
+"#);
+    assert_snapshot!(bench.error(&["show", "web02@latest"]), @r#"
+1: Error: snapshot 'web02@latest' not found: no id begins like that and no VM of that name has snapshots; VMs with similar names: 'web01'
+Hint: see what there is: `undercroft snapshots`
+"#);
+    assert_snapshot!(bench.error(&["show", "web01"]), @r#"1: Error: snapshot 'web01' not found: it is the name of a VM, write 'web01@latest' for its newest snapshot or 'web01@TIME'"#);
+    assert_snapshot!(bench.error(&["show", "web01@latest-7"]).split(", the oldest").next().unwrap(), @r#"1: Error: VM 'web01' has no snapshot 'latest-7': it has 2"#);
     assert_snapshot!(
         bench.error(&["backup", "--vm", "web01", "--parent", "mail@latest", "root.raw"]),
-        @""
+        @r#"
+1: Error: the parent cannot be had
+Caused by: snapshot 'mail@latest' not found: no id begins like that and no VM of that name has snapshots; list the snapshots to see what there is
+Hint: without --parent the disks are read in full, and only what is new is stored
+Hint: see what there is: `undercroft snapshots`
+"#
     );
-    assert_snapshot!(bench.error(&["snapshots", "--vm", "mail"]), @"");
+    assert_snapshot!(bench.error(&["snapshots", "--vm", "mail"]), @r#"
+1: Error: no snapshot of VM mail was found
+Hint: see what there is: `undercroft snapshots`
+"#);
 }
 
 #[test]
 fn sources_that_cannot_be_backed_up_say_why() {
     let bench = Bench::with_snapshots();
     let backup = |args: &[&str]| bench.error(&[&["backup", "--vm", "x"], args].concat());
-    assert_snapshot!(backup(&["missing.raw"]), @"");
-    assert_snapshot!(backup(&["."]), @"");
-    assert_snapshot!(backup(&["repo/config"]), @"");
-    assert_snapshot!(backup(&["--disk", "a=root.raw", "--disk", "a=data.raw"]), @"");
-    assert_snapshot!(backup(&["root.raw", "--changed-blocks", "swap=ova.xml"]), @"");
-    assert_snapshot!(backup(&["root.raw", "data.raw", "--changed-blocks", "ova.xml"]), @"");
-    assert_snapshot!(backup(&["root.raw", "--changed-blocks", "missing.cbt"]), @"");
+    assert_snapshot!(backup(&["missing.raw"]), @r#"
+1: Error: opening the source missing.raw
+Caused by: No such file or directory (os error 2)
+"#);
+    assert_snapshot!(backup(&["."]), @r#"
+1: Error: the source . is a directory: a disk is a file or a block device
+Hint: name the disk's file, or pipe an archive in: tar c DIR | undercroft backup --vm NAME -
+"#);
+    assert_snapshot!(backup(&["repo/config"]), @r#"
+1: Error: the source repo/config lies inside the repository
+Hint: a repository cannot back up itself: copy its directory elsewhere instead
+"#);
+    assert_snapshot!(backup(&["--disk", "a=root.raw", "--disk", "a=data.raw"]), @r#"
+2: Error: two disks are labelled a
+Hint: give each disk a label of its own
+"#);
+    assert_snapshot!(backup(&["root.raw", "--changed-blocks", "swap=ova.xml"]), @r#"
+2: Error: --changed-blocks: no disk is labelled "swap"
+Hint: the disks are labelled: root
+"#);
+    assert_snapshot!(backup(&["root.raw", "data.raw", "--changed-blocks", "ova.xml"]), @r#"
+2: Error: --changed-blocks ova.xml: there are several disks, say which one: LABEL=ova.xml
+Hint: the disks are labelled: root, data
+"#);
+    assert_snapshot!(backup(&["root.raw", "--changed-blocks", "missing.cbt"]), @r#"
+1: Error: reading the changed-block bitmap missing.cbt
+Caused by: No such file or directory (os error 2)
+"#);
     let long = fs::File::create(bench.path("long.cbt")).unwrap();
     long.set_len((128 << 20) + 1).unwrap();
-    assert_snapshot!(backup(&["root.raw", "--changed-blocks", "long.cbt"]), @"");
+    assert_snapshot!(backup(&["root.raw", "--changed-blocks", "long.cbt"]), @r#"
+1: Error: the changed-block bitmap long.cbt is longer than 134217728 bytes
+Hint: is it the right file?
+"#);
     assert_eq!(bench.ids().len(), 2, "none of them made a snapshot");
 }
 
@@ -343,12 +425,27 @@ fn targets_that_cannot_be_written_say_why() {
     let bench = Bench::with_snapshots();
     let restore = |args: &[&str]| bench.error(&[&["restore", "web01@latest"], args].concat());
     bench.write("there.raw", b"old");
-    assert_snapshot!(restore(&["--disk", "swap", "--to", "x.raw"]), @"");
-    assert_snapshot!(restore(&["--to", "x.raw"]), @"");
-    assert_snapshot!(restore(&["--disk", "root", "--to", "there.raw"]), @"");
-    assert_snapshot!(restore(&["--disk", "root", "--to", "repo/packs/x"]), @"");
+    assert_snapshot!(restore(&["--disk", "swap", "--to", "x.raw"]), @r#"
+1: Error: snapshot [ID] has no disk "swap"
+Hint: its disks are: root, data
+"#);
+    assert_snapshot!(restore(&["--to", "x.raw"]), @r#"
+2: Error: snapshot [ID] has 2 disks (root, data), and the target takes one
+Hint: choose one: --disk LABEL; or restore all into a directory: --to DIR/
+"#);
+    assert_snapshot!(restore(&["--disk", "root", "--to", "there.raw"]), @r#"
+1: Error: the target there.raw exists
+Hint: overwrite it: --force; or write only what differs: --in-place
+"#);
+    assert_snapshot!(restore(&["--disk", "root", "--to", "repo/packs/x"]), @r#"
+1: Error: the target repo/packs lies inside the repository
+Hint: restore to another directory
+"#);
     fs::create_dir_all(bench.path("out/root.raw")).unwrap();
-    assert_snapshot!(restore(&["--to", "out", "--force"]), @"");
+    assert_snapshot!(restore(&["--to", "out", "--force"]), @r#"
+1: Error: the target out/root.raw is a directory
+Hint: move it away, or choose another target
+"#);
     assert_eq!(bench.read("there.raw"), b"old");
     assert!(!bench.path("x.raw").exists());
 }
@@ -624,7 +721,10 @@ fn protected_snapshots_are_not_forgotten() {
     let bench = Bench::with_snapshots();
     let ids = bench.ids();
     bench.ok(&["protect", &ids[0]]);
-    assert_snapshot!(bench.error(&["forget", &ids[1], &ids[0]]), @"");
+    assert_snapshot!(bench.error(&["forget", &ids[1], &ids[0]]), @r#"
+1: Error: snapshot [ID] is protected
+Hint: lift the protection first: `undercroft protect --off [ID]`
+"#);
     assert_eq!(bench.ids(), ids, "all or none");
     bench.ok(&["protect", &ids[0], "--off"]);
     bench.ok(&["forget", &ids[1], &ids[0][..8]]);
@@ -641,7 +741,10 @@ fn an_encrypted_repository_needs_its_key_for_data_alone() {
     bench.write("right", b"correct horse\n");
     bench.write("wrong", b"correct house\n");
     bench.write("root.raw", &noise(1, MIB));
-    assert_snapshot!(bench.error(&["init", "--encrypt"]), @"");
+    assert_snapshot!(bench.error(&["init", "--encrypt"]), @r#"
+1: Error: a passphrase is needed, and there is no terminal to ask on
+Hint: give --passphrase-file FILE or set UNDERCROFT_PASSPHRASE
+"#);
     let made = bench.json(&["init", "--encrypt", "--passphrase-file", "right"]);
     assert_eq!(made["encrypted"], true);
     bench.write(
@@ -649,8 +752,14 @@ fn an_encrypted_repository_needs_its_key_for_data_alone() {
         made["recovery_key"].as_str().unwrap().as_bytes(),
     );
     let backup = ["backup", "--vm", "web01", "root.raw"];
-    assert_snapshot!(bench.error(&backup), @"");
-    assert_snapshot!(bench.error(&[&backup[..], &["--passphrase-file", "wrong"]].concat()), @"");
+    assert_snapshot!(bench.error(&backup), @r#"
+1: Error: the repository is encrypted: a passphrase or recovery key is needed
+Hint: give --passphrase-file FILE or --recovery-key-file FILE, or set UNDERCROFT_PASSPHRASE
+"#);
+    assert_snapshot!(bench.error(&[&backup[..], &["--passphrase-file", "wrong"]].concat()), @r#"
+1: Error: the passphrase or recovery key is wrong
+Hint: check for a trailing space and the keyboard layout; the recovery key that init printed opens it too: --recovery-key-file FILE
+"#);
     bench.ok(&[&backup[..], &["--passphrase-file", "right"]].concat());
     bench.ok(&[&backup[..], &["--recovery-key-file", "recovery"]].concat());
     let by_variable = bench
