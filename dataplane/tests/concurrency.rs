@@ -88,8 +88,9 @@ fn backup_interrupted_at(at: u64, increment: bool, forget_parent: bool) -> bool 
     let new: Content = Arc::new(changed);
     let full =
         |vm, now, content: &Content| job(vm, now, None, vec![DiskInput::full("root", content)]);
-    // Garbage whose chunks the interrupted backup can use.
-    let garbage = run_backup(&repository, &threads, full("gone", 1, &new)).expect("stored");
+    // Garbage whose chunks the interrupted backup can use, among others.
+    let half: Content = Arc::new(new[..MIB as usize].to_vec());
+    let garbage = run_backup(&repository, &threads, full("gone", 1, &half)).expect("stored");
     let parent = run_backup(&repository, &threads, full("vm", 2, &old)).expect("stored");
     repository
         .snapshots()
