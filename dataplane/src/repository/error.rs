@@ -3,8 +3,9 @@
 use std::io;
 
 use undercroft_format::codec::DecodeError;
-use undercroft_format::id::{ObjectId, PackId, SnapshotId};
+use undercroft_format::id::{ObjectId, PackId, SegmentMapId, SnapshotId};
 use undercroft_format::pack::ObjectKind;
+use undercroft_format::units::DiskRange;
 
 use super::index::IndexError;
 
@@ -51,6 +52,14 @@ pub enum RepositoryError {
         kind: ObjectKind,
         /// Its id.
         id: ObjectId,
+    },
+    /// A segment map that does not fit where a tree names it.
+    #[error("segment map {id} does not have the length of the segment at {range}")]
+    ForeignMap {
+        /// The map.
+        id: SegmentMapId,
+        /// The segment.
+        range: DiskRange,
     },
     /// The chunk index failed.
     #[error(transparent)]
@@ -175,7 +184,10 @@ impl RepositoryError {
     pub fn is_damage(&self) -> bool {
         matches!(
             self,
-            Self::Damaged { .. } | Self::CorruptObject { .. } | Self::MissingObject { .. }
+            Self::Damaged { .. }
+                | Self::CorruptObject { .. }
+                | Self::MissingObject { .. }
+                | Self::ForeignMap { .. }
         )
     }
 }

@@ -9,18 +9,22 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use undercroft_format::id::{ObjectId, PackId, RepositoryId};
-use undercroft_format::pack::RecordInfo;
+use undercroft_format::pack::{RecordInfo, TocEntry};
 
 use super::error::Result;
 use super::index::{ChunkIndex, PackNumber};
 use super::pack_reader::{list_packs, read_contents};
 use crate::io::Storage;
 
-/// Tables of contents kept in memory: at 1,500 entries of 16 bytes each about 6 MiB.
-const TABLES_MAX: usize = 256;
+/// Tables of contents kept in memory: at 1,500 entries of 56 bytes each about 10 MiB.
+const TABLES_MAX: usize = 128;
 /// A table is read when at least this many ids of a batch are said to be in its pack: reading it costs
 /// about as much as this many lookups in the index.
 const TABLE_PAYS_AT: usize = 8;
+/// Tables that every lookup looks into first.
+const RECENT_TABLES: usize = 8;
+/// Tables that one call reads before it leaves the rest to the index.
+const TABLES_PER_CALL_MAX: usize = 16;
 
 /// Where an object's record stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +43,32 @@ pub struct Lookup {
     repository: RepositoryId,
     index: Arc<dyn ChunkIndex>,
     tables: Mutex<HashMap<PackNumber, Arc<Table>>>,
+    /// Tables that answered last, the latest first.
+    recent: Mutex<Vec<Arc<Table>>>,
     /// Packs that the index does not know, read when something was missing. Only readers need it: an
     /// owner brings the index up to date when it opens the repository.
     overlay: Mutex<Option<Arc<HashMap<ObjectId, Located>>>>,
     overlay_allowed: bool,
 }
 
-/// The ids in one pack: sorted by their first eight bytes, the rest compared in the index on doubt.
+/// The entries of one pack, sorted by id.
 struct Table {
-    ids: Vec<ObjectId>,
+    pack: PackId,
+    entries: Vec<TocEntry>,
 }
 
 impl Table {
-    fn contains(&self, id: &ObjectId) -> bool {
-        self.ids.binary_search(id).is_ok()
+    fn entry(&self, id: &ObjectId) -> Option<&TocEntry> {
+        let place = self.entries.binary_search_by_key(id, |entry| entry.info.id);
+        place.ok().map(|place| &self.entries[place])
+    }
+
+    fn located(&self, id: &ObjectId) -> Option<Located> {
+        self.entry(id).map(|entry| Located {
+            pack: self.pack,
+            position: u64::from(entry.position),
+            info: entry.info,
+        })
     }
 }
 
@@ -69,6 +85,7 @@ impl Lookup {
             repository,
             index,
             tables: Mutex::default(),
+            recent: Mutex::default(),
             overlay: Mutex::default(),
             overlay_allowed,
         }
@@ -98,7 +115,7 @@ impl Lookup {
         for (place, (id, candidate)) in ids.iter().zip(&candidates).enumerate() {
             let Some(pack) = candidate else { continue };
             match tables.get(pack) {
-                Some(table) if table.contains(id) => answers[place] = Some(*pack),
+                Some(table) if table.entry(id).is_some() => answers[place] = Some(*pack),
                 // Another id with the same fingerprint, or no table: the index knows.
                 _ => doubtful.push(place),
             }
@@ -127,9 +144,12 @@ impl Lookup {
         }
         let pack = self.index.pack(number)?;
         let contents = read_contents(&*self.storage, self.repository, pack.id).ok()?;
-        let mut ids: Vec<ObjectId> = contents.toc.entries.iter().map(|e| e.info.id).collect();
-        ids.sort_unstable();
-        let table = Arc::new(Table { ids });
+        let mut entries = contents.toc.entries;
+        entries.sort_unstable_by_key(|entry| entry.info.id);
+        let table = Arc::new(Table {
+            pack: pack.id,
+            entries,
+        });
         let mut tables = self.tables.lock();
         if tables.len() >= TABLES_MAX {
             tables.clear();
@@ -138,30 +158,72 @@ impl Lookup {
         Some(table)
     }
 
-    /// Where the records of `ids` stand, or `None`.
+    /// Where the records of `ids` stand, or `None`. Made for the ids of one map: most of them lie in
+    /// few packs, whose tables answer for all of them once one id has led there.
     pub fn locate(&self, ids: &[ObjectId]) -> Result<Vec<Option<Located>>> {
-        let mut places = Vec::with_capacity(ids.len());
-        self.index.find(ids, &mut places)?;
-        let mut located: Vec<Option<Located>> = places
-            .into_iter()
-            .map(|place| {
-                let place = place?;
-                Some(Located {
-                    pack: self.index.pack(place.pack)?.id,
-                    position: u64::from(place.position),
-                    info: place.info,
-                })
-            })
+        let mut recent: Vec<Arc<Table>> = self.recent.lock().clone();
+        let mut located: Vec<Option<Located>> = ids
+            .iter()
+            .map(|id| recent.iter().find_map(|table| table.located(id)))
             .collect();
-        if self.overlay_allowed && located.iter().any(Option::is_none) {
-            let overlay = self.overlay()?;
+        let mut tables_read = 0;
+        while tables_read < TABLES_PER_CALL_MAX
+            && located.iter().filter(|place| place.is_none()).count() >= TABLE_PAYS_AT
+        {
+            let first = located
+                .iter()
+                .position(Option::is_none)
+                .expect("some are missing");
+            let mut place = Vec::new();
+            self.index.find(&ids[first..=first], &mut place)?;
+            let Some(table) = place[0].and_then(|place| self.table(place.pack, true)) else {
+                break;
+            };
             for (id, place) in ids.iter().zip(&mut located) {
-                if place.is_none() {
-                    *place = overlay.get(id).copied();
-                }
+                *place = place.or_else(|| table.located(id));
+            }
+            if located[first].is_none() {
+                break;
+            }
+            recent.retain(|known| known.pack != table.pack);
+            recent.insert(0, table);
+            recent.truncate(RECENT_TABLES);
+            tables_read += 1;
+        }
+        if tables_read > 0 {
+            *self.recent.lock() = recent;
+        }
+        self.locate_rest(ids, &mut located)?;
+        Ok(located)
+    }
+
+    /// Asks the index, and a reader's overlay, for what no table answered.
+    fn locate_rest(&self, ids: &[ObjectId], located: &mut [Option<Located>]) -> Result<()> {
+        let missing: Vec<usize> = (0..ids.len())
+            .filter(|place| located[*place].is_none())
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<ObjectId> = missing.iter().map(|place| ids[*place]).collect();
+        let mut found = Vec::with_capacity(asked.len());
+        self.index.find(&asked, &mut found)?;
+        for (place, found) in missing.iter().zip(found) {
+            located[*place] = found.and_then(|found| {
+                Some(Located {
+                    pack: self.index.pack(found.pack)?.id,
+                    position: u64::from(found.position),
+                    info: found.info,
+                })
+            });
+        }
+        if self.overlay_allowed && missing.iter().any(|place| located[*place].is_none()) {
+            let overlay = self.overlay()?;
+            for place in missing {
+                located[place] = located[place].or_else(|| overlay.get(&ids[place]).copied());
             }
         }
-        Ok(located)
+        Ok(())
     }
 
     /// What packs hold that the index does not know: left by an owner that was killed before it could
@@ -201,5 +263,6 @@ impl Lookup {
     /// Forgets a pack that is about to be removed.
     pub fn forget(&self, number: PackNumber) {
         self.tables.lock().remove(&number);
+        self.recent.lock().clear();
     }
 }

@@ -31,6 +31,7 @@ pub mod record;
 pub mod registry;
 pub mod repair;
 
+pub mod scrub;
 pub mod session;
 pub mod snapshots;
 pub mod stats;

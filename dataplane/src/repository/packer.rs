@@ -194,27 +194,42 @@ impl Packer {
 
     /// Appends a record whose payload's checksum is already known.
     pub fn append_checked(&self, header: &RecordHeader, payload: &[u8]) -> Result<u64> {
+        self.append_all(
+            header.info.kind.pack_kind(),
+            [(header, payload)].into_iter(),
+        )
+    }
+
+    /// Appends records of one kind of pack, next to each other, and returns the bytes they take.
+    pub fn append_all<'r>(
+        &self,
+        kind: PackKind,
+        records: impl Iterator<Item = (&'r RecordHeader, &'r [u8])>,
+    ) -> Result<u64> {
         self.check_failure()?;
-        let kind = header.info.kind.pack_kind();
         let mut open = self.slot(kind).lock();
-        let mut pack = match open.take() {
-            Some(pack) => pack,
-            None => self.create(kind)?,
-        };
-        let position = pack.position();
-        let encoded = header.encode(pack.id, position);
-        self.write(&mut pack, &encoded)?;
-        self.write(&mut pack, payload)?;
-        pack.entries.push(TocEntry {
-            info: header.info,
-            position: position as u32,
-        });
-        if pack.position() >= self.context.pack_len_target {
-            self.seal(pack)?;
-        } else {
-            *open = Some(pack);
+        let mut stored = 0;
+        for (header, payload) in records {
+            let mut pack = match open.take() {
+                Some(pack) => pack,
+                None => self.create(kind)?,
+            };
+            let position = pack.position();
+            let encoded = header.encode(pack.id, position);
+            self.write(&mut pack, &encoded)?;
+            self.write(&mut pack, payload)?;
+            pack.entries.push(TocEntry {
+                info: header.info,
+                position: position as u32,
+            });
+            stored += (RECORD_HEADER_LEN + payload.len()) as u64;
+            if pack.position() >= self.context.pack_len_target {
+                self.seal(pack)?;
+            } else {
+                *open = Some(pack);
+            }
         }
-        Ok((RECORD_HEADER_LEN + payload.len()) as u64)
+        Ok(stored)
     }
 
     /// Seals what is open, waits until everything is durable and in the index, and ends the thread.

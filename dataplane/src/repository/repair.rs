@@ -1,13 +1,24 @@
-//! Repair.
+//! Repair: takes what is damaged out of service, so that the next backup sends it again.
+//!
+//! Packs are the truth, so a damaged record cannot just be forgotten by the index: a rebuild would find
+//! it again. The good records of a damaged pack are copied to a new one, and the old file moves to
+//! `damaged/`, where nothing looks. Snapshots that lost something are marked, so that an increment on
+//! one of them becomes a full read.
 
 use std::sync::Arc;
 
 use serde::Serialize;
-use undercroft_format::id::SnapshotId;
+use undercroft_format::id::{SessionId, SnapshotId};
+use undercroft_format::pack::{RECORD_HEADER_LEN, RecordHeader};
 
-use super::Repository;
 use super::damage::{AffectedRange, Damage};
-use super::error::Result;
+use super::error::{RepositoryError, Result};
+use super::gc::read_record;
+use super::pack_reader::list_packs;
+use super::packer::{Packer, PackerContext};
+use super::scrub::PackFindings;
+use super::verify::{Presence, scrub_packs};
+use super::{Repository, layout};
 use crate::progress::Progress;
 
 /// What a repair did.
@@ -29,13 +40,111 @@ pub struct RepairReport {
     pub affected: Vec<AffectedRange>,
 }
 
-/// Repairs. The caller owns the repository.
+/// Repairs. The caller owns the repository. `deep` decodes every record, which needs the key of an
+/// encrypted repository.
 pub fn repair(
     repository: &Arc<Repository>,
     deep: bool,
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<RepairReport> {
-    let _ = (repository, deep, threads, progress);
-    Ok(RepairReport::default())
+    let mut report = RepairReport::default();
+    let packs = list_packs(&**repository.storage())?.sealed;
+    let findings = scrub_packs(repository, &packs, deep, threads, progress)?;
+    let damaged: Vec<&PackFindings> = findings.iter().filter(|f| !f.damage.is_empty()).collect();
+    for found in &damaged {
+        report.damage.extend(found.damage.iter().cloned());
+        report.records_lost += found.bad;
+    }
+    if !damaged.is_empty() {
+        replace(repository, &damaged)?;
+        report.packs_replaced = damaged.len() as u64;
+    }
+    let (snapshots, unreadable) = repository.snapshots().read_all()?;
+    for (id, error) in unreadable {
+        if error.is_damage() {
+            let path = layout::snapshot(id);
+            report.damage.push(Damage {
+                path: path.clone(),
+                position: None,
+                problem: crate::restore::decode::describe(&error),
+            });
+            set_aside(
+                repository,
+                &path,
+                layout::SNAPSHOTS,
+                &format!("snapshot-{id}"),
+            )?;
+            report.snapshots_removed.push(id);
+        }
+    }
+    report.affected = Presence::new(&findings).affected(repository, &snapshots)?;
+    for stored in snapshots {
+        let is_affected = report
+            .affected
+            .iter()
+            .any(|range| range.snapshot == stored.id);
+        if is_affected {
+            report.snapshots_incomplete.push(stored.id);
+        } else if stored.incomplete {
+            report.snapshots_whole_again.push(stored.id);
+        }
+        repository
+            .snapshots()
+            .mark_incomplete(stored.id, is_affected)?;
+    }
+    Ok(report)
+}
+
+/// Copies the good records of damaged packs to new ones, then takes the old files out of service.
+fn replace(repository: &Arc<Repository>, damaged: &[&PackFindings]) -> Result<()> {
+    let session = SessionId::from_bytes(repository.entropy().array()?);
+    repository.registry().begin(session);
+    let packer = Packer::start(PackerContext::new(repository, session));
+    let copied = damaged
+        .iter()
+        .try_for_each(|found| copy_good(repository, found, &packer));
+    let finished = packer.finish();
+    repository.registry().end(session);
+    copied?;
+    finished?;
+    let index = repository.lookup().index();
+    for found in damaged {
+        if let Some(number) = index.pack_number(found.id) {
+            let entries = index.entries_of(number)?;
+            index.remove_pack(number, &entries)?;
+            repository.lookup().forget(number);
+        }
+        repository.objects().files().forget(found.id);
+        let (path, dir) = (layout::pack(found.id), layout::pack_dir(found.id));
+        set_aside(repository, &path, &dir, &format!("pack-{}", found.id))?;
+    }
+    Ok(())
+}
+
+fn copy_good(repository: &Repository, found: &PackFindings, packer: &Packer) -> Result<()> {
+    if found.good.is_empty() {
+        return Ok(());
+    }
+    let path = layout::pack(found.id);
+    let file = repository
+        .storage()
+        .open(&path, false)
+        .map_err(RepositoryError::io("opening", &path))?;
+    for entry in &found.good {
+        let record = read_record(&*file, found.id, entry)?;
+        let header = RecordHeader::decode(&record, found.id, u64::from(entry.position))
+            .map_err(RepositoryError::damaged(&path))?;
+        packer.append_checked(&header, &record[RECORD_HEADER_LEN..])?;
+    }
+    Ok(())
+}
+
+fn set_aside(repository: &Repository, path: &str, dir: &str, name: &str) -> Result<()> {
+    let storage = repository.storage();
+    storage
+        .rename(path, &format!("{}/{name}", layout::DAMAGED))
+        .and_then(|()| storage.sync_dir(layout::DAMAGED))
+        .and_then(|()| storage.sync_dir(dir))
+        .map_err(RepositoryError::io("setting aside", path))
 }

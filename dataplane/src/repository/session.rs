@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use undercroft_format::id::{ObjectId, SessionId, SnapshotId};
+use undercroft_format::pack::PackKind;
 use undercroft_format::snapshot::Snapshot;
 
 use super::Repository;
@@ -15,7 +16,7 @@ use super::error::{RepositoryError, Result};
 use super::keys::{Keys, Sealer};
 use super::layout;
 use super::packer::{Packer, PackerContext, PackerFigures};
-use super::record::EncodedRecord;
+use super::record::{EncodedRecord, RecordBatch};
 use super::snapshots::StoredSnapshot;
 
 /// An open ingest session.
@@ -109,6 +110,11 @@ impl Session {
     /// than the callers.
     pub fn store(&self, record: &EncodedRecord<'_>) -> Result<u64> {
         self.packer().append(&record.info, record.payload)
+    }
+
+    /// Stores claimed chunks next to each other, and returns the bytes that they take.
+    pub fn store_chunks(&self, batch: &RecordBatch) -> Result<u64> {
+        self.packer().append_all(PackKind::Data, batch.records())
     }
 
     /// Makes everything durable, then publishes `snapshot`.

@@ -1,14 +1,40 @@
-//! Scrub.
+//! The scrub of a repository: is everything that was written still there, and what does it mean if not.
+//!
+//! Every pack is read once, front to back, several at a time, and every byte of it is accounted for by
+//! a checksum. With `deep`, records are decoded and hashed to their ids, and the maps of all snapshots
+//! are walked to find objects that are not there at all. Packs alone are asked what is there: the index
+//! is a cache, and is itself checked against the seal that its last owner left.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Serialize;
-use undercroft_format::id::SnapshotId;
+use undercroft_format::id::{ObjectId, PackId, SnapshotId};
+use undercroft_format::pack::{ObjectKind, PackKind};
+use undercroft_format::segment::SegmentMap;
+use undercroft_format::units::DiskRange;
 
-use super::Repository;
 use super::damage::{AffectedRange, Damage};
-use super::error::Result;
+use super::error::{RepositoryError, Result};
+use super::fingerprints::Fingerprints;
+use super::index::{SealState, check_seal};
+use super::pack_reader::{list_packs, read_contents};
+use super::record::RecordDecoder;
+use super::scrub::{Deep, PackFindings, scrub_pack};
+use super::snapshots::StoredSnapshot;
+use super::walk::{Place, Visitor, walk_snapshot};
+use super::{Repository, layout, lock};
+use crate::io::{BufferPool, Direction, Piece, Transfer};
 use crate::progress::Progress;
+use crate::restore::decode::describe;
+
+/// Requests at the repository's device at once.
+const QUEUE_DEPTH: u32 = 16;
+/// Packs in memory beyond those that workers check.
+const READ_AHEAD_PACKS: usize = 1;
+/// A file in the packs' directory that is longer than this is no pack of ours.
+const PACK_LEN_MAX: u64 = 128 << 20;
 
 /// What to verify.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +71,368 @@ pub fn verify(
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<VerifyReport> {
-    let _ = (repository, options, threads, progress);
-    Ok(VerifyReport::default())
+    let (snapshots, unreadable) = repository.snapshots().read_all()?;
+    let mut report = VerifyReport::default();
+    let selected: Vec<StoredSnapshot> = snapshots
+        .into_iter()
+        .filter(|stored| options.snapshots.is_empty() || options.snapshots.contains(&stored.id))
+        .collect();
+    report.snapshots = selected.len() as u64;
+    for (id, error) in unreadable {
+        report
+            .damage
+            .push(file_damage(&layout::snapshot(id), &error));
+    }
+    check_small_files(repository, &mut report.damage)?;
+    let listing = list_packs(&**repository.storage())?;
+    report.unsealed_packs = listing.open.len() as u64;
+    let mut packs = listing.sealed;
+    if !options.snapshots.is_empty() {
+        let used = packs_of(repository, &selected, &packs)?;
+        packs.retain(|(id, _)| used.contains(id));
+    }
+    let findings = scrub_packs(repository, &packs, options.deep, threads, progress)?;
+    let mut present = Presence::new(&findings);
+    for found in findings {
+        report.packs += 1;
+        report.bytes += found.len;
+        report.records += found.good.len() as u64 + found.bad;
+        report.damage.extend(found.damage);
+    }
+    if options.deep || !report.damage.is_empty() {
+        report.affected = present.affected(repository, &selected)?;
+    }
+    Ok(report)
+}
+
+/// Files outside packs and snapshots: config, lock, markers, index.
+fn check_small_files(repository: &Repository, damage: &mut Vec<Damage>) -> Result<()> {
+    let storage = repository.storage();
+    if let Err(error) = super::open::read_config(&**storage, "the repository") {
+        damage.push(file_damage(layout::CONFIG, &error));
+    }
+    let listing = repository.snapshots().list()?;
+    let protected = listing.protected.iter().map(|id| layout::protected(*id));
+    let incomplete = listing.incomplete.iter().map(|id| layout::incomplete(*id));
+    for path in protected.chain(incomplete) {
+        if !repository.snapshots().marker_is_intact(&path) {
+            damage.push(problem(&path, "the marker's content is damaged"));
+        }
+    }
+    if let Ok(content) = storage.read(layout::LOCK, 4096)
+        && !lock::content_is_intact(&content)
+    {
+        damage.push(problem(layout::LOCK, "the content is damaged"));
+    }
+    if let Some(root) = repository.root() {
+        match check_seal(&root.join(layout::INDEX)) {
+            Ok(SealState::Damaged(files)) => {
+                for file in files {
+                    let path = format!("{}/{file}", layout::INDEX);
+                    damage.push(problem(
+                        &path,
+                        "not what its last owner left: run rebuild-index",
+                    ));
+                }
+            }
+            Ok(SealState::Clean | SealState::Open) => {}
+            Err(error) => damage.push(problem(layout::INDEX, &describe(&error))),
+        }
+    }
+    Ok(())
+}
+
+fn file_damage(path: &str, error: &RepositoryError) -> Damage {
+    problem(path, &describe(error))
+}
+
+fn problem(path: &str, text: &str) -> Damage {
+    Damage {
+        path: path.to_owned(),
+        position: None,
+        problem: text.to_owned(),
+    }
+}
+
+/// Reads and checks packs, a bounded number at a time.
+pub fn scrub_packs(
+    repository: &Arc<Repository>,
+    packs: &[(PackId, u64)],
+    deep: bool,
+    threads: &rayon::ThreadPool,
+    progress: &Progress,
+) -> Result<Vec<PackFindings>> {
+    let keys = if deep {
+        Some(repository.keys()?.clone())
+    } else {
+        None
+    };
+    progress
+        .total_bytes
+        .add(packs.iter().map(|(_, len)| len).sum());
+    let longest = packs
+        .iter()
+        .map(|(_, len)| *len)
+        .max()
+        .unwrap_or(0)
+        .min(PACK_LEN_MAX);
+    let workers = threads.current_num_threads();
+    let buffers = (workers + READ_AHEAD_PACKS).min(packs.len().max(1));
+    let pool = BufferPool::new((longest as usize + 4096).next_multiple_of(64 << 10) * buffers);
+    let decoders: Vec<Mutex<(RecordDecoder, Vec<u8>)>> =
+        (0..workers).map(|_| Mutex::default()).collect();
+    let findings = Mutex::new(Vec::with_capacity(packs.len()));
+    threads.in_place_scope(|scope| -> Result<()> {
+        let mut queue = repository
+            .engine()
+            .queue(&pool, QUEUE_DEPTH)
+            .map_err(RepositoryError::io("starting I/O for", layout::PACKS))?;
+        let (findings, decoders, keys) = (&findings, &decoders, &keys);
+        let reap = |queue: &mut dyn crate::io::Queue| -> bool {
+            let Some(done) = queue.wait() else {
+                return false;
+            };
+            let (id, len) = packs[done.transfer.token as usize];
+            let (result, buffer) = (done.result, done.transfer.buffer);
+            scope.spawn(move |_| {
+                let thread = rayon::current_thread_index().unwrap_or(0) % decoders.len();
+                let found = match result {
+                    Ok(()) => {
+                        let mut state = decoders[thread].lock();
+                        let (decoder, plain) = &mut *state;
+                        let deep = keys.as_ref().map(|keys| Deep {
+                            keys,
+                            decoder,
+                            plain,
+                        });
+                        let repository = repository.config().repository;
+                        scrub_pack(&buffer[..len as usize], repository, id, deep)
+                    }
+                    Err(error) => {
+                        let mut found = PackFindings::new(id, len);
+                        found.damage(Some(error.file_offset), error.source);
+                        found
+                    }
+                };
+                progress.done_bytes.add(len);
+                findings.lock().push(found);
+            });
+            true
+        };
+        for (token, (id, len)) in packs.iter().enumerate() {
+            if progress.is_stopping() {
+                while reap(&mut *queue) {}
+                return Err(RepositoryError::Cancelled);
+            }
+            let file = match repository.objects().files().get(*id) {
+                Ok(file) if *len <= PACK_LEN_MAX => file,
+                other => {
+                    let mut found = PackFindings::new(*id, 0);
+                    match other {
+                        Ok(_) => found.damage(None, "the file is longer than any pack"),
+                        Err(error) => found.damage(None, error),
+                    }
+                    findings.lock().push(found);
+                    continue;
+                }
+            };
+            let buffer = loop {
+                match pool.try_acquire((*len as usize).max(1)) {
+                    Some(buffer) => break buffer,
+                    None if reap(&mut *queue) => {}
+                    None => break pool.acquire((*len as usize).max(1)),
+                }
+            };
+            let piece = Piece {
+                file,
+                file_offset: 0,
+                buffer_offset: 0,
+                len: *len as usize,
+            };
+            progress.read_bytes.add(*len);
+            queue.submit(Transfer {
+                token: token as u64,
+                direction: Direction::Read,
+                buffer,
+                pieces: vec![piece],
+            });
+        }
+        while reap(&mut *queue) {}
+        Ok(())
+    })?;
+    let mut findings = findings.into_inner();
+    findings.sort_by_key(|found| found.id);
+    Ok(findings)
+}
+
+/// The packs that hold what these snapshots refer to. Meta packs are all taken: they are few.
+fn packs_of(
+    repository: &Arc<Repository>,
+    snapshots: &[StoredSnapshot],
+    packs: &[(PackId, u64)],
+) -> Result<HashSet<PackId>> {
+    struct Used<'a> {
+        repository: &'a Repository,
+        packs: HashSet<PackId>,
+        seen: Fingerprints,
+    }
+    impl Visitor for Used<'_> {
+        fn enter(&mut self, object: ObjectId) -> bool {
+            self.seen.insert(&object)
+        }
+
+        fn map(&mut self, _: &Place<'_>, map: &SegmentMap) -> Result<()> {
+            let ids: Vec<ObjectId> = map.chunks().map(ObjectId::from).collect();
+            let located = self.repository.lookup().locate(&ids)?;
+            self.packs
+                .extend(located.iter().flatten().map(|located| located.pack));
+            Ok(())
+        }
+
+        fn unreadable(&mut self, _: &Place<'_>, _: RepositoryError) -> Result<()> {
+            Ok(())
+        }
+    }
+    let mut used = Used {
+        repository,
+        packs: HashSet::new(),
+        seen: Fingerprints::with_capacity(1024),
+    };
+    for stored in snapshots {
+        walk_snapshot(repository.objects(), stored.id, &stored.snapshot, &mut used)?;
+        if let Some(metadata) = &stored.snapshot.metadata {
+            let ids: Vec<ObjectId> = metadata.chunks.iter().map(|(id, _)| (*id).into()).collect();
+            let located = repository.lookup().locate(&ids)?;
+            used.packs
+                .extend(located.iter().flatten().map(|located| located.pack));
+        }
+    }
+    for (id, _) in packs {
+        let contents = read_contents(&**repository.storage(), repository.config().repository, *id);
+        if contents.map_or(true, |contents| contents.kind == PackKind::Meta) {
+            used.packs.insert(*id);
+        }
+    }
+    Ok(used.packs)
+}
+
+/// Which objects have a good record somewhere.
+pub struct Presence {
+    good: Fingerprints,
+    /// Maps all of whose chunks are present: need not be looked at again.
+    complete: Fingerprints,
+}
+
+impl Presence {
+    /// What the scrub of all packs found good.
+    pub fn new(findings: &[PackFindings]) -> Self {
+        let records = findings.iter().map(|found| found.good.len()).sum();
+        let mut good = Fingerprints::with_capacity(records);
+        for entry in findings.iter().flat_map(|found| &found.good) {
+            good.insert(&entry.info.id);
+        }
+        Self {
+            good,
+            complete: Fingerprints::with_capacity(1024),
+        }
+    }
+
+    /// The ranges of the disks of `snapshots` that cannot be restored.
+    pub fn affected(
+        &mut self,
+        repository: &Repository,
+        snapshots: &[StoredSnapshot],
+    ) -> Result<Vec<AffectedRange>> {
+        let mut affected = Vec::new();
+        for stored in snapshots {
+            if let Some(metadata) = &stored.snapshot.metadata
+                && metadata
+                    .chunks
+                    .iter()
+                    .any(|(id, _)| !self.good.contains(&(*id).into()))
+            {
+                affected.push(AffectedRange {
+                    snapshot: stored.id,
+                    vm: stored.snapshot.vm.clone(),
+                    disk: String::new(),
+                    range: DiskRange::new(0, metadata.len),
+                    problem: format!("the VM's metadata {} is damaged", metadata.name),
+                });
+            }
+            let mut search = Search {
+                presence: self,
+                affected: &mut affected,
+                entered: None,
+            };
+            walk_snapshot(
+                repository.objects(),
+                stored.id,
+                &stored.snapshot,
+                &mut search,
+            )?;
+        }
+        Ok(affected)
+    }
+}
+
+struct Search<'a> {
+    presence: &'a mut Presence,
+    affected: &'a mut Vec<AffectedRange>,
+    entered: Option<ObjectId>,
+}
+
+impl Search<'_> {
+    fn push(&mut self, place: &Place<'_>, range: DiskRange, problem: String) {
+        let disk = &place.snapshot.disks[place.disk].label;
+        if let Some(last) = self.affected.last_mut()
+            && last.snapshot == place.id
+            && last.disk == *disk
+            && last.range.end == range.start
+        {
+            last.range.end = range.end;
+            return;
+        }
+        self.affected.push(AffectedRange {
+            snapshot: place.id,
+            vm: place.snapshot.vm.clone(),
+            disk: disk.clone(),
+            range,
+            problem,
+        });
+    }
+}
+
+impl Visitor for Search<'_> {
+    fn enter(&mut self, object: ObjectId) -> bool {
+        self.entered = Some(object);
+        !self.presence.complete.contains(&object)
+    }
+
+    fn map(&mut self, place: &Place<'_>, map: &SegmentMap) -> Result<()> {
+        let start = place.range().start;
+        let mut complete = true;
+        for (at, extent) in map.placed() {
+            if let undercroft_format::extent::Extent::Data { chunk, len, .. } = extent
+                && !self.presence.good.contains(&(*chunk).into())
+            {
+                complete = false;
+                let from = start + u64::from(at);
+                let error = RepositoryError::MissingObject {
+                    kind: ObjectKind::Chunk,
+                    id: (*chunk).into(),
+                };
+                let range = DiskRange::new(from, from + u64::from(*len));
+                self.push(place, range, format!("{error}, or is damaged"));
+            }
+        }
+        if complete && let Some(id) = self.entered {
+            self.presence.complete.insert(&id);
+        }
+        Ok(())
+    }
+
+    fn unreadable(&mut self, place: &Place<'_>, error: RepositoryError) -> Result<()> {
+        self.push(place, place.range(), describe(&error));
+        Ok(())
+    }
 }

@@ -1,17 +1,45 @@
 //! From chunks back to disks.
+//!
+//! ```text
+//! plan > fetch > decode > write
+//! ```
+//!
+//! One thread makes the [`plan`] of each segment and fetches the records it needs, many reads in
+//! flight; the workers [`decode`] segments, in any order, each record checked against its id; a thread
+//! of its own [`write`]s them. No chain is walked: every snapshot's maps are complete.
+
+pub mod decode;
+pub mod plan;
+pub mod write;
 
 use std::io::Write;
 use std::sync::Arc;
 
+use crossbeam_channel::{Sender, bounded};
+use parking_lot::Mutex;
 use serde::Serialize;
+use undercroft_format::id::SegmentMapId;
+use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::DiskManifest;
+use undercroft_format::units::{DiskRange, SegmentNumber};
 
-use crate::io::BlockFile;
-use crate::progress::Progress;
+use self::decode::{Outcome, SegmentDecoder, Undecoded, describe};
+use self::plan::{FETCH_LEN_MAX, SegmentPlan};
+use self::write::{DecodedSegment, DiskWriter, write_stream};
+use crate::io::{BlockFile, Buffer, BufferPool, Direction, Piece, Queue, Transfer};
+use crate::progress::{Counter, Progress};
 use crate::repository::Repository;
 use crate::repository::damage::AffectedRange;
-use crate::repository::error::Result;
+use crate::repository::error::{RepositoryError, Result};
+use crate::repository::keys::Keys;
 use crate::repository::snapshots::StoredSnapshot;
+
+/// Requests at the repository's device at once.
+const QUEUE_DEPTH: u32 = 16;
+/// Segments whose records are fetched ahead of the workers.
+const FETCH_AHEAD: usize = 2;
+/// Decoded segments that may wait for the writing thread. Their buffers are bounded by the pool.
+const DECODED_MAX: usize = 4;
 
 /// Where a disk goes.
 pub enum Target {
@@ -78,6 +106,422 @@ pub fn restore_disk(
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<RestoreReport> {
-    let _ = (repository, stored, disk, target, options, threads, progress);
-    Ok(RestoreReport::default())
+    let keys = repository.keys()?.clone();
+    let workers = threads.current_num_threads();
+    progress.total_bytes.add(disk.size.get());
+    let segments = disk.segment_size.segments_of(disk.size) as usize;
+    let segment_len = disk.segment_size.bytes().min(disk.size.get().max(4096)) as usize;
+    let in_work = (workers + FETCH_AHEAD).min(segments.max(1));
+    let decoded_len = (segment_len + 4096) * (in_work + 1).min(segments.max(1));
+    let written_before = progress.stored_bytes.get();
+    let restore = Restore {
+        repository,
+        disk,
+        keys: &keys,
+        options,
+        progress,
+        in_place: match &target {
+            Target::Disk { file, content } if *content == TargetContent::Similar => {
+                Some(file.clone())
+            }
+            _ => None,
+        },
+        all_segments: target.is_stream() || needs_zeros(&target),
+        // A segment's records may be longer than its data: headers, gaps, other parts of chunks.
+        fetch_pool: BufferPool::new(FETCH_LEN_MAX * FETCH_AHEAD.min(segments.max(1)) + (1 << 20)),
+        decoded_pool: BufferPool::new(decoded_len),
+        decoders: (0..workers).map(|_| Mutex::default()).collect(),
+        shared: Shared::default(),
+    };
+    let (sender, receiver) = bounded(DECODED_MAX);
+    let run = std::thread::scope(|scope| {
+        let writer = std::thread::Builder::new().name("restore-write".into());
+        let (engine, pool) = (&**repository.engine(), &restore.decoded_pool);
+        let writer = writer
+            .spawn_scoped(scope, move || match target {
+                Target::Disk { file, content } => DiskWriter {
+                    file,
+                    punch: content != TargetContent::Zeros,
+                    engine,
+                    pool,
+                    progress,
+                }
+                .run(&receiver),
+                Target::Stream(stream) => {
+                    let (size, segment_size) = (disk.size.get(), disk.segment_size);
+                    write_stream(stream, size, segment_size, &receiver, progress)
+                }
+            })
+            .expect("the system can start a thread");
+        let read = threads.in_place_scope(|scope| restore.segments(scope, sender));
+        let written = writer.join().expect("the writing thread does not panic");
+        read.and(written)
+    });
+    let failure = restore.shared.failure.into_inner();
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    run?;
+    Ok(RestoreReport {
+        size: disk.size.get(),
+        data_bytes: disk.figures.data_bytes,
+        written_bytes: progress.stored_bytes.get() - written_before,
+        equal_bytes: restore.shared.equal_bytes.get(),
+        fetched_bytes: restore.shared.fetched_bytes.get(),
+        damage: affected(stored, disk, restore.shared.undecoded.into_inner()),
+        engine: repository.engine().choice().kind.to_string(),
+    })
+}
+
+fn needs_zeros(target: &Target) -> bool {
+    matches!(target, Target::Disk { content, .. } if *content != TargetContent::Zeros)
+}
+
+fn affected(
+    stored: &StoredSnapshot,
+    disk: &DiskManifest,
+    mut undecoded: Vec<(DiskRange, String)>,
+) -> Vec<AffectedRange> {
+    undecoded.sort();
+    undecoded
+        .into_iter()
+        .map(|(range, problem)| AffectedRange {
+            snapshot: stored.id,
+            vm: stored.snapshot.vm.clone(),
+            disk: disk.label.clone(),
+            range,
+            problem,
+        })
+        .collect()
+}
+
+struct Restore<'a> {
+    repository: &'a Arc<Repository>,
+    disk: &'a DiskManifest,
+    keys: &'a Keys,
+    options: RestoreOptions,
+    progress: &'a Progress,
+    /// The target, if what it holds is compared.
+    in_place: Option<Arc<dyn BlockFile>>,
+    /// Segments of zeros matter too.
+    all_segments: bool,
+    fetch_pool: Arc<BufferPool>,
+    decoded_pool: Arc<BufferPool>,
+    decoders: Vec<Mutex<SegmentDecoder>>,
+    shared: Shared,
+}
+
+#[derive(Default)]
+struct Shared {
+    failure: Mutex<Option<RepositoryError>>,
+    undecoded: Mutex<Vec<(DiskRange, String)>>,
+    equal_bytes: Counter,
+    fetched_bytes: Counter,
+}
+
+/// A segment whose records, or whose present content, are being read.
+struct Reading {
+    plan: SegmentPlan,
+    out: Option<Buffer>,
+}
+
+impl Restore<'_> {
+    fn segments<'scope>(
+        &'scope self,
+        scope: &rayon::Scope<'scope>,
+        sender: Sender<DecodedSegment>,
+    ) -> Result<()> {
+        let pool = if self.in_place.is_some() {
+            &self.decoded_pool
+        } else {
+            &self.fetch_pool
+        };
+        let queue = self
+            .repository
+            .engine()
+            .queue(pool, QUEUE_DEPTH)
+            .map_err(RepositoryError::io("starting I/O for", "the repository"))?;
+        let mut fetcher = Fetcher {
+            restore: self,
+            scope,
+            sender,
+            queue,
+            reading: Vec::new(),
+        };
+        let segments = self.disk.segment_size.segments_of(self.disk.size);
+        let mut next = 0;
+        let tree = self.disk.tree();
+        let visited = self.visit(tree, &mut |number, map| {
+            fetcher.zeros(next..number.0)?;
+            next = number.0 + 1;
+            fetcher.segment(number, map)
+        });
+        let finished = visited.and_then(|()| fetcher.zeros(next..segments));
+        while fetcher.reap() {}
+        finished
+    }
+
+    /// Visits the disk's segments; with damage allowed, past nodes that cannot be read.
+    fn visit(
+        &self,
+        tree: undercroft_format::maptree::Tree,
+        visitor: &mut dyn FnMut(SegmentNumber, SegmentMapId) -> Result<()>,
+    ) -> Result<()> {
+        if !self.options.allow_damage {
+            let objects = self.repository.objects();
+            return objects.visit_tree(tree, 0..tree.segments, visitor);
+        }
+        // Segment by segment, so that an unreadable node costs only what is below it.
+        for number in 0..tree.segments {
+            let mut found = None;
+            let looked = self.repository.objects().visit_tree(
+                tree,
+                number..number + 1,
+                &mut |number, map| {
+                    found = Some((number, map));
+                    Ok(())
+                },
+            );
+            match looked {
+                Ok(()) => {}
+                Err(error) if error.is_damage() => self.undecoded(vec![(
+                    self.disk
+                        .segment_size
+                        .range_of(SegmentNumber(number), self.disk.size),
+                    error,
+                )]),
+                Err(error) => return Err(error),
+            }
+            if let Some((number, map)) = found {
+                visitor(number, map)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn undecoded(&self, parts: Vec<Undecoded>) {
+        if self.options.allow_damage {
+            let parts = parts.iter().map(|(range, error)| (*range, describe(error)));
+            self.shared.undecoded.lock().extend(parts);
+        } else if let Some((_, error)) = parts.into_iter().next() {
+            self.shared.failure.lock().get_or_insert(error);
+        }
+    }
+
+    /// Decodes on a worker and hands on to the writing thread.
+    fn decode(
+        &self,
+        plan: &SegmentPlan,
+        fetched: Option<Buffer>,
+        mut out: Buffer,
+        sender: &Sender<DecodedSegment>,
+    ) {
+        let thread = rayon::current_thread_index().unwrap_or(0) % self.decoders.len();
+        let mut decoder = self.decoders[thread].lock();
+        let objects = self.repository.objects();
+        let outcome = if self.in_place.is_some() {
+            decoder.decode_differing(plan, objects, self.keys, &mut out)
+        } else {
+            decoder.decode(plan, fetched.as_deref(), objects, self.keys, &mut out)
+        };
+        drop((decoder, fetched));
+        let Outcome {
+            write,
+            mut zero,
+            equal_bytes,
+            undecoded,
+        } = outcome;
+        self.shared.equal_bytes.add(equal_bytes);
+        if !undecoded.is_empty() {
+            if self.in_place.is_none() {
+                let start = plan.range.start;
+                let local =
+                    |range: DiskRange| DiskRange::new(range.start - start, range.end - start);
+                zero.extend(undecoded.iter().map(|(range, _)| local(*range)));
+            }
+            self.undecoded(undecoded);
+        }
+        let segment = DecodedSegment {
+            number: plan.number,
+            range: plan.range,
+            buffer: Some(out),
+            write,
+            zero,
+        };
+        // The writing thread takes everything until the last sender is gone.
+        let _ = sender.send(segment);
+    }
+}
+
+struct Fetcher<'r, 'scope, 'b> {
+    restore: &'scope Restore<'r>,
+    scope: &'b rayon::Scope<'scope>,
+    sender: Sender<DecodedSegment>,
+    queue: Box<dyn Queue>,
+    reading: Vec<Reading>,
+}
+
+impl Fetcher<'_, '_, '_> {
+    /// Segments of zeros, if the target wants to know.
+    fn zeros(&mut self, numbers: std::ops::Range<u64>) -> Result<()> {
+        for number in numbers {
+            let number = SegmentNumber(number);
+            let disk = self.restore.disk;
+            let range = disk.segment_size.range_of(number, disk.size);
+            if self.restore.in_place.is_some() {
+                let len = range.len() as u32;
+                self.start(number, range, SegmentMap::zero(len))?;
+            } else if self.restore.all_segments {
+                self.send_zero(number, range);
+            } else {
+                self.restore.progress.done_bytes.add(range.len());
+            }
+        }
+        Ok(())
+    }
+
+    fn send_zero(&self, number: SegmentNumber, range: DiskRange) {
+        let _ = self.sender.send(DecodedSegment {
+            number,
+            range,
+            buffer: None,
+            write: Vec::new(),
+            zero: vec![DiskRange::new(0, range.len())],
+        });
+    }
+
+    fn segment(&mut self, number: SegmentNumber, map: SegmentMapId) -> Result<()> {
+        let restore = self.restore;
+        let range = restore
+            .disk
+            .segment_size
+            .range_of(number, restore.disk.size);
+        let read = restore
+            .repository
+            .objects()
+            .segment_map(map)
+            .and_then(|found| {
+                if u64::from(found.len()) == range.len() {
+                    return Ok(found);
+                }
+                Err(RepositoryError::ForeignMap { id: map, range })
+            });
+        match read {
+            Ok(map) => self.start(number, range, map),
+            Err(error) if error.is_damage() && restore.options.allow_damage => {
+                restore.undecoded(vec![(range, error)]);
+                if restore.in_place.is_none() {
+                    self.send_zero(number, range);
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn start(&mut self, number: SegmentNumber, range: DiskRange, map: SegmentMap) -> Result<()> {
+        let restore = self.restore;
+        if restore.progress.is_stopping() {
+            return Err(RepositoryError::Cancelled);
+        }
+        if restore.shared.failure.lock().is_some() {
+            return Err(RepositoryError::SessionFailed(
+                "a segment could not be restored".into(),
+            ));
+        }
+        let objects = restore.repository.objects();
+        let mut plan = SegmentPlan::new(objects, number, range, map)?;
+        let out = self.acquire(&restore.decoded_pool, range.len() as usize);
+        if let Some(target) = &restore.in_place {
+            let piece = Piece {
+                file: target.clone(),
+                file_offset: range.start,
+                buffer_offset: 0,
+                len: range.len() as usize,
+            };
+            restore.progress.read_bytes.add(range.len());
+            self.submit(Reading { plan, out: None }, out, vec![piece]);
+            return Ok(());
+        }
+        let pieces = plan.fetch(objects);
+        restore.shared.fetched_bytes.add(plan.fetch_len as u64);
+        restore.progress.read_bytes.add(plan.fetch_len as u64);
+        if pieces.is_empty() {
+            self.spawn(plan, None, out);
+            return Ok(());
+        }
+        let buffer = self.acquire(&restore.fetch_pool, plan.fetch_len);
+        self.submit(
+            Reading {
+                plan,
+                out: Some(out),
+            },
+            buffer,
+            pieces,
+        );
+        Ok(())
+    }
+
+    /// A buffer; meanwhile reads that are done go to the workers.
+    fn acquire(&mut self, pool: &Arc<BufferPool>, len: usize) -> Buffer {
+        loop {
+            if let Some(buffer) = pool.try_acquire(len) {
+                return buffer;
+            }
+            if !self.reap() {
+                return pool.acquire(len);
+            }
+        }
+    }
+
+    fn submit(&mut self, reading: Reading, buffer: Buffer, pieces: Vec<Piece>) {
+        let token = reading.plan.number.0;
+        self.reading.push(reading);
+        self.queue.submit(Transfer {
+            token,
+            direction: Direction::Read,
+            buffer,
+            pieces,
+        });
+    }
+
+    /// Waits for one read and hands its segment to a worker; false if none was in flight.
+    fn reap(&mut self) -> bool {
+        let Some(done) = self.queue.wait() else {
+            return false;
+        };
+        let place = self
+            .reading
+            .iter()
+            .position(|reading| reading.plan.number.0 == done.transfer.token)
+            .expect("every transfer was registered when it was submitted");
+        let Reading { mut plan, out } = self.reading.swap_remove(place);
+        let buffer = done.transfer.buffer;
+        match out {
+            Some(out) => {
+                if done.result.is_err() {
+                    // One bad place must not take its neighbours along: each record is read alone.
+                    plan.wanted
+                        .iter_mut()
+                        .for_each(|wanted| wanted.fetched_at = None);
+                }
+                self.spawn(plan, Some(buffer), out);
+            }
+            None => match done.result {
+                Ok(()) => self.spawn(plan, None, buffer),
+                Err(error) => {
+                    let place = format!("the target at byte {}", error.file_offset);
+                    let error = RepositoryError::io("reading", &place)(error.source);
+                    self.restore.shared.failure.lock().get_or_insert(error);
+                }
+            },
+        }
+        true
+    }
+
+    fn spawn(&self, plan: SegmentPlan, fetched: Option<Buffer>, out: Buffer) {
+        let (restore, sender) = (self.restore, self.sender.clone());
+        self.scope
+            .spawn(move |_| restore.decode(&plan, fetched, out, &sender));
+    }
 }

@@ -91,3 +91,8 @@ fn assert_countable(data: &[u8]) {
         data.len()
     );
 }
+
+/// True if all bytes are zero, by the fastest kernel that this processor has.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    zero::is_zero(Kernel::best(), bytes)
+}

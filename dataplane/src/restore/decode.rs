@@ -1,0 +1,250 @@
+//! Decoding: records into the bytes of a segment, each checked against its id.
+
+use undercroft_format::extent::Extent;
+use undercroft_format::units::DiskRange;
+
+use super::plan::{SegmentPlan, Wanted};
+use crate::ingest::chunker::is_zero;
+use crate::repository::error::{RepositoryError, Result};
+use crate::repository::keys::Keys;
+use crate::repository::objects::{Objects, corrupt};
+use crate::repository::pack_reader::check_record;
+use crate::repository::record::RecordDecoder;
+
+/// A part of a disk that could not be decoded.
+pub type Undecoded = (DiskRange, RepositoryError);
+
+/// Decodes segments. One per thread.
+#[derive(Default)]
+pub struct SegmentDecoder {
+    records: RecordDecoder,
+    record: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+/// What to write of a segment after it was decoded, as ranges from the segment's start.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Bytes of the buffer to be written, in order.
+    pub write: Vec<DiskRange>,
+    /// Ranges that must read as zero, in order.
+    pub zero: Vec<DiskRange>,
+    /// Bytes that were right already.
+    pub equal_bytes: u64,
+    /// What could not be decoded; these ranges of the buffer hold nothing of use.
+    pub undecoded: Vec<Undecoded>,
+}
+
+impl SegmentDecoder {
+    /// Decodes a segment into `out`, from records in `fetched` or read now. Zero extents are left to
+    /// whoever writes.
+    pub fn decode(
+        &mut self,
+        plan: &SegmentPlan,
+        fetched: Option<&[u8]>,
+        objects: &Objects,
+        keys: &Keys,
+        out: &mut [u8],
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut damaged = Vec::new();
+        for wanted in &plan.wanted {
+            if let Err(error) = self.chunk(wanted, fetched, objects, keys, out) {
+                for place in &wanted.uses {
+                    damaged.push(local(place.at, place.len));
+                }
+                outcome.undecoded.extend(ranges_of(plan, wanted, error));
+            }
+        }
+        for (at, extent) in plan.map.placed() {
+            let range = local(at, extent.len());
+            match extent {
+                Extent::Zero { .. } => push(&mut outcome.zero, range),
+                Extent::Data { .. } if damaged.contains(&range) => {}
+                Extent::Data { .. } => push(&mut outcome.write, range),
+            }
+        }
+        outcome
+    }
+
+    /// Compares a segment with what the target holds in `out`, and puts what differs into it.
+    pub fn decode_differing(
+        &mut self,
+        plan: &SegmentPlan,
+        objects: &Objects,
+        keys: &Keys,
+        out: &mut [u8],
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
+        for (at, extent) in plan.map.placed() {
+            if matches!(extent, Extent::Zero { .. }) {
+                let range = local(at, extent.len());
+                if is_zero(&out[range.start as usize..range.end as usize]) {
+                    outcome.equal_bytes += range.len();
+                } else {
+                    push(&mut outcome.zero, range);
+                }
+            }
+        }
+        for wanted in &plan.wanted {
+            let whole = |len: u32| wanted.located.is_some_and(|l| l.info.plain_len == len);
+            let mut differing = Vec::new();
+            for place in &wanted.uses {
+                let bytes = &out[place.at as usize..(place.at + place.len) as usize];
+                if place.offset == 0 && whole(place.len) && keys.chunk_id(bytes) == wanted.id {
+                    outcome.equal_bytes += u64::from(place.len);
+                } else {
+                    differing.push(*place);
+                }
+            }
+            if differing.is_empty() {
+                continue;
+            }
+            match self.plain(wanted, None, objects, keys) {
+                Ok(plain) => {
+                    for place in differing {
+                        let new =
+                            &plain[place.offset as usize..(place.offset + place.len) as usize];
+                        let old = &mut out[place.at as usize..(place.at + place.len) as usize];
+                        if old == new {
+                            outcome.equal_bytes += u64::from(place.len);
+                        } else {
+                            old.copy_from_slice(new);
+                            outcome.write.push(local(place.at, place.len));
+                        }
+                    }
+                }
+                Err(error) => outcome.undecoded.extend(ranges_of(plan, wanted, error)),
+            }
+        }
+        outcome.write.sort_unstable();
+        let sorted = std::mem::take(&mut outcome.write);
+        for range in sorted {
+            push(&mut outcome.write, range);
+        }
+        outcome
+    }
+
+    fn chunk(
+        &mut self,
+        wanted: &Wanted,
+        fetched: Option<&[u8]>,
+        objects: &Objects,
+        keys: &Keys,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let record = wanted.record(fetched, objects, &mut self.record)?;
+        let located = wanted.located.expect("a record was found at its place");
+        let info = located.info;
+        let problem = |problem| corrupt(located, problem);
+        let payload =
+            check_record(record, located.pack, located.position, &info).map_err(problem)?;
+        let whole = wanted
+            .uses
+            .iter()
+            .position(|place| place.offset == 0 && place.len == info.plain_len);
+        if let Some(first) = whole {
+            // The usual case: straight to where the bytes go.
+            let at = wanted.uses[first].at as usize;
+            let len = info.plain_len as usize;
+            self.records
+                .decode(&info, payload, keys, &mut out[at..at + len])
+                .map_err(problem)?;
+            for place in wanted
+                .uses
+                .iter()
+                .skip(first + 1)
+                .chain(&wanted.uses[..first])
+            {
+                let start = at + place.offset as usize;
+                check_use(wanted, info.plain_len, place.offset, place.len)?;
+                out.copy_within(start..start + place.len as usize, place.at as usize);
+            }
+            return Ok(());
+        }
+        self.plain.resize(info.plain_len as usize, 0);
+        self.records
+            .decode(&info, payload, keys, &mut self.plain)
+            .map_err(problem)?;
+        for place in &wanted.uses {
+            check_use(wanted, info.plain_len, place.offset, place.len)?;
+            let bytes = &self.plain[place.offset as usize..(place.offset + place.len) as usize];
+            out[place.at as usize..(place.at + place.len) as usize].copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// The plaintext of a chunk that covers all its uses.
+    fn plain(
+        &mut self,
+        wanted: &Wanted,
+        fetched: Option<&[u8]>,
+        objects: &Objects,
+        keys: &Keys,
+    ) -> Result<&[u8]> {
+        let record = wanted.record(fetched, objects, &mut self.record)?;
+        let located = wanted.located.expect("a record was found at its place");
+        let problem = |problem| corrupt(located, problem);
+        let payload =
+            check_record(record, located.pack, located.position, &located.info).map_err(problem)?;
+        self.plain.resize(located.info.plain_len as usize, 0);
+        self.records
+            .decode(&located.info, payload, keys, &mut self.plain)
+            .map_err(problem)?;
+        for place in &wanted.uses {
+            check_use(wanted, located.info.plain_len, place.offset, place.len)?;
+        }
+        Ok(&self.plain)
+    }
+}
+
+/// A map may name more of a chunk than there is only if it is damaged in a way that its id does not
+/// show: written so by a faulty or hostile program.
+fn check_use(wanted: &Wanted, plain_len: u32, offset: u32, len: u32) -> Result<()> {
+    if offset.checked_add(len).is_some_and(|end| end <= plain_len) {
+        return Ok(());
+    }
+    Err(corrupt(
+        wanted.located.expect("its length is known"),
+        crate::repository::error::RecordProblem::OtherObject,
+    ))
+}
+
+fn local(at: u32, len: u32) -> DiskRange {
+    DiskRange::new(u64::from(at), u64::from(at) + u64::from(len))
+}
+
+fn push(ranges: &mut Vec<DiskRange>, range: DiskRange) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
+
+fn ranges_of(plan: &SegmentPlan, wanted: &Wanted, error: RepositoryError) -> Vec<Undecoded> {
+    let text = describe(&error);
+    let mut first = Some(error);
+    wanted
+        .uses
+        .iter()
+        .map(|place| {
+            let start = plan.range.start + u64::from(place.at);
+            let range = DiskRange::new(start, start + u64::from(place.len));
+            let error = first
+                .take()
+                .unwrap_or_else(|| RepositoryError::SessionFailed(text.clone()));
+            (range, error)
+        })
+        .collect()
+}
+
+/// An error with its causes, as one line.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

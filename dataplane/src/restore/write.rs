@@ -1,0 +1,177 @@
+//! The writing thread of a restore: decoded segments to a disk in any order, or to a stream in order.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use undercroft_format::units::{DiskRange, SegmentNumber, SegmentSize};
+
+use super::Target;
+use crate::io::{BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Transfer};
+use crate::progress::Progress;
+use crate::repository::error::{RepositoryError, Result};
+
+/// Requests at the target's device at once.
+const QUEUE_DEPTH: u32 = 16;
+/// Segments being written at once: while one is decoded, the one before is on its way.
+const SEGMENTS_IN_FLIGHT: usize = 2;
+
+/// A decoded segment.
+pub struct DecodedSegment {
+    /// Which segment.
+    pub number: SegmentNumber,
+    /// Where it lies on the disk.
+    pub range: DiskRange,
+    /// Its bytes where `write` says so; `None` for a segment of zeros.
+    pub buffer: Option<Buffer>,
+    /// Ranges from the segment's start that the buffer holds.
+    pub write: Vec<DiskRange>,
+    /// Ranges from the segment's start that must read as zero.
+    pub zero: Vec<DiskRange>,
+}
+
+/// How to write a disk.
+pub struct DiskWriter<'a> {
+    /// The target.
+    pub file: Arc<dyn BlockFile>,
+    /// True if ranges of zeros must be punched; false if the target is all zero already.
+    pub punch: bool,
+    /// Serves the writes.
+    pub engine: &'a dyn Engine,
+    /// The decoded segments' buffers come from here.
+    pub pool: &'a Arc<BufferPool>,
+    /// Counts.
+    pub progress: &'a Progress,
+}
+
+impl DiskWriter<'_> {
+    /// Writes segments until there are no more. After an error it goes on taking them, so that nobody
+    /// waits for it, and returns the error at the end.
+    pub fn run(&self, segments: &Receiver<DecodedSegment>) -> Result<()> {
+        let mut queue = match self.engine.queue(self.pool, QUEUE_DEPTH) {
+            Ok(queue) => queue,
+            Err(error) => {
+                segments.iter().for_each(drop);
+                return Err(RepositoryError::io("starting I/O for", "the target")(error));
+            }
+        };
+        let mut result = Ok(());
+        for segment in segments {
+            if result.is_ok() {
+                result = self.write(segment, &mut *queue);
+            }
+        }
+        let last = reap(&mut *queue, 0);
+        result.and(last)
+    }
+
+    fn write(&self, segment: DecodedSegment, queue: &mut dyn Queue) -> Result<()> {
+        if self.punch {
+            for range in &segment.zero {
+                self.file
+                    .punch(segment.range.start + range.start, range.len())
+                    .map_err(RepositoryError::io("zeroing a range of", "the target"))?;
+            }
+        }
+        self.progress.done_bytes.add(segment.range.len());
+        let Some(buffer) = segment.buffer.filter(|_| !segment.write.is_empty()) else {
+            return Ok(());
+        };
+        let pieces = segment
+            .write
+            .iter()
+            .map(|range| Piece {
+                file: self.file.clone(),
+                file_offset: segment.range.start + range.start,
+                buffer_offset: range.start as usize,
+                len: range.len() as usize,
+            })
+            .collect();
+        let written: u64 = segment.write.iter().map(|range| range.len()).sum();
+        self.progress.stored_bytes.add(written);
+        queue.submit(Transfer {
+            token: segment.number.0,
+            direction: Direction::Write,
+            buffer,
+            pieces,
+        });
+        reap(queue, SEGMENTS_IN_FLIGHT - 1)
+    }
+}
+
+/// Waits until at most `left` transfers are in flight.
+fn reap(queue: &mut dyn Queue, left: usize) -> Result<()> {
+    let mut result = Ok(());
+    while queue.in_flight() > left {
+        let Some(done) = queue.wait() else { break };
+        if let Err(error) = done.result {
+            let place = format!("the target at byte {}", error.file_offset);
+            result = result.and(Err(RepositoryError::io("writing", &place)(error.source)));
+        }
+    }
+    result
+}
+
+/// Writes segments in order to a stream; gaps are zeros. Like [`DiskWriter::run`] otherwise.
+pub fn write_stream(
+    mut stream: Box<dyn Write + Send>,
+    size: u64,
+    segment_size: SegmentSize,
+    segments: &Receiver<DecodedSegment>,
+    progress: &Progress,
+) -> Result<()> {
+    let mut early: BTreeMap<SegmentNumber, DecodedSegment> = BTreeMap::new();
+    let mut next = 0;
+    let mut result = Ok(());
+    for segment in segments {
+        early.insert(segment.number, segment);
+        while let Some(segment) = early.remove(&SegmentNumber(next)) {
+            next += 1;
+            if result.is_ok() {
+                result = write_segment(&mut *stream, segment, progress);
+            }
+        }
+    }
+    let complete =
+        next >= segment_size.segments_of(undercroft_format::units::DiskLength::new(size));
+    if result.is_ok() && complete {
+        result = stream.flush();
+    }
+    result.map_err(RepositoryError::io("writing", "the target stream"))
+}
+
+fn write_segment(
+    stream: &mut dyn Write,
+    segment: DecodedSegment,
+    progress: &Progress,
+) -> std::io::Result<()> {
+    progress.done_bytes.add(segment.range.len());
+    let mut at = 0;
+    if let Some(buffer) = &segment.buffer {
+        for range in &segment.write {
+            write_zeros(stream, range.start - at)?;
+            stream.write_all(&buffer[range.start as usize..range.end as usize])?;
+            progress.stored_bytes.add(range.len());
+            at = range.end;
+        }
+    }
+    write_zeros(stream, segment.range.len() - at)
+}
+
+fn write_zeros(stream: &mut dyn Write, mut len: u64) -> std::io::Result<()> {
+    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    while len > 0 {
+        let now = len.min(ZEROS.len() as u64);
+        stream.write_all(&ZEROS[..now as usize])?;
+        len -= now;
+    }
+    Ok(())
+}
+
+impl Target {
+    /// True if decoded segments must come in order.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
+}
