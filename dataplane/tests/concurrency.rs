@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use undercroft_dataplane::io::{EngineRequest, SimStorage, Storage, choose};
 use undercroft_dataplane::repository::Repository;
-use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::open::{
     Access, OpenOptions, create_local, open_local, rebuild_index,
 };
@@ -268,12 +267,6 @@ fn hammer(request: EngineRequest, rounds: u64) {
                 percent = (percent + 33) % 101;
                 match run_gc(&repository, percent) {
                     Ok(_) => collections.fetch_add(1, Ordering::Relaxed),
-                    // A snapshot was forgotten between its listing and its reading.
-                    Err(RepositoryError::IncompleteSnapshot { source, .. })
-                        if matches!(*source, RepositoryError::NoSuchSnapshot { .. }) =>
-                    {
-                        0
-                    }
                     Err(error) => panic!("gc: {}", chain(&error)),
                 };
             }
