@@ -26,8 +26,8 @@ use undercroft_format::config::Config;
 use undercroft_format::id::SnapshotId;
 
 use support::{
-    Content, DiskInput, KIB, MIB, Rng, Watched, assert_no_leftovers, assert_restores, chain,
-    create_options, job, one_thread, open, run_backup, run_gc, scribble,
+    Content, Decoded, DiskInput, KIB, MIB, Rng, Watched, assert_no_leftovers, assert_restores,
+    chain, create_options, job, one_thread, open, run_backup, run_gc, scribble,
 };
 
 type Disks = Vec<(String, Content)>;
@@ -53,6 +53,7 @@ struct Script {
     pack_len: u32,
     a: [Disks; 4],
     b: Disks,
+    decoded: Decoded,
 }
 
 impl Script {
@@ -83,6 +84,7 @@ impl Script {
             pack_len,
             a: days.try_into().expect("four days"),
             b: vec![("root".to_owned(), Arc::new(root))],
+            decoded: Decoded::default(),
         }
     }
 }
@@ -202,7 +204,7 @@ fn check(state: &SimStorage, script: &Script, known: &Known, threads: &ThreadPoo
     let keys = keys_of(&config);
     let repository = open(storage.clone(), &config, &keys, script.seed + 1_000_003)
         .unwrap_or_else(|error| panic!("opening: {}", chain(&error)));
-    check_snapshots(&repository, known);
+    check_snapshots(&repository, known, &script.decoded);
     if !go_on {
         return;
     }
@@ -231,15 +233,15 @@ fn check(state: &SimStorage, script: &Script, known: &Known, threads: &ThreadPoo
         run.backup("a", 92, &script.a[3], Some((parent, &old)))
             .unwrap_or_else(|error| panic!("an increment afterwards: {}", chain(&error)));
     }
-    check_snapshots(&run.repository, run.known);
+    check_snapshots(&run.repository, run.known, &script.decoded);
     run_gc(&run.repository, 100)
         .unwrap_or_else(|error| panic!("a collection afterwards: {}", chain(&error)));
     assert_no_leftovers(&run.repository);
     let reopened = open(storage, &config, &keys, script.seed + 2_000_003).expect("it opens");
-    check_snapshots(&reopened, &known);
+    check_snapshots(&reopened, &known, &script.decoded);
 }
 
-fn check_snapshots(repository: &Repository, known: &Known) {
+fn check_snapshots(repository: &Repository, known: &Known, decoded: &Decoded) {
     let (stored, failed) = repository
         .snapshots()
         .read_all()
@@ -259,7 +261,7 @@ fn check_snapshots(repository: &Repository, known: &Known) {
     }
     for stored in &stored {
         let disks = &known.given[&stored.snapshot.created_ms];
-        assert_restores(repository, stored, disks);
+        assert_restores(repository, stored, disks, decoded);
     }
 }
 
@@ -388,22 +390,22 @@ fn report(what: &str, seed: u64, pack_len: u32, ops: u64, states: u64, timer: &S
 
 #[test]
 fn nothing_committed_is_lost_when_the_power_fails_with_small_packs() {
-    power_failures(1, 64 << 10, 40, 8);
+    power_failures(1, 64 << 10, 80, 16);
 }
 
 #[test]
 fn nothing_committed_is_lost_when_the_power_fails_with_large_packs() {
-    power_failures(2, 1 << 20, 60, 8);
+    power_failures(2, 1 << 20, 100, 16);
 }
 
 #[test]
 fn nothing_committed_is_lost_when_the_power_fails_with_middling_packs() {
-    power_failures(3, 160 << 10, 40, 8);
+    power_failures(3, 160 << 10, 80, 16);
 }
 
 #[test]
 fn nothing_committed_is_lost_when_a_kill_is_followed_by_a_power_failure() {
-    kill_then_power_failure(4, 96 << 10, 1, 12);
+    kill_then_power_failure(4, 96 << 10, 1, 20);
 }
 
 /// Ids, and thereby names, come from the seed; only the duration of a backup does not.

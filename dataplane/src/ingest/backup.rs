@@ -127,11 +127,16 @@ pub fn backup(
 
 fn store_all(
     session: &Session,
-    job: BackupJob,
+    mut job: BackupJob,
     threads: &rayon::ThreadPool,
     progress: &Progress,
     wall: &Stopwatch,
 ) -> Result<(Snapshot, Waits, Vec<String>)> {
+    if let Some(parent) = &job.parent
+        && !session.pin_parent(parent)?
+    {
+        job.parent = None;
+    }
     let config = session.repository().config();
     let workers = threads.current_num_threads();
     let segment_len = config.segment_size.bytes() as usize;

@@ -287,6 +287,7 @@ impl Packer {
                 .and_then(|()| storage.sync_dir(layout::PACKS))
                 .map_err(RepositoryError::io("creating", &dir))?;
         }
+        self.context.registry.writes(self.context.session, id);
         let path = layout::open_pack(id);
         let file = storage
             .create(&path, true)

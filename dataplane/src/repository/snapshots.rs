@@ -122,6 +122,8 @@ impl Snapshots {
                     protected: listing.protected.contains(&id),
                     incomplete: listing.incomplete.contains(&id),
                 }),
+                // Forgotten since it was listed.
+                Err(RepositoryError::NoSuchSnapshot { .. }) => {}
                 Err(error) => failed.push((id, error)),
             }
         }
