@@ -21,7 +21,9 @@ impl SmallDisk {
             .args(["-t", "tmpfs", "-o", &options, "undercroft-test"])
             .arg(at)
             .status();
-        mounted.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
+        mounted
+            .is_ok_and(|status| status.success())
+            .then(|| Self(at.to_owned()))
     }
 }
 
@@ -39,10 +41,22 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
         return;
     };
     let repo = disk.0.join("repo");
-    let init = ["init", "--segment-size", "1M", "--pack-size", "1M", "--index-memory", "64M"];
+    let init = [
+        "init",
+        "--segment-size",
+        "1M",
+        "--pack-size",
+        "1M",
+        "--index-memory",
+        "64M",
+    ];
     succeed(undercroft(&repo).args(init));
     let mut image = Image::new(dir.path().join("disk.raw"), 1, 16 << 20);
-    succeed(undercroft(&repo).args(["backup", "--vm", "vm"]).arg(&image.path));
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
     let first = image.bytes.clone();
 
     let all: Vec<usize> = (0..256).collect();
@@ -63,7 +77,12 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
     assert!(text.to_lowercase().contains("no space"), "{text}");
     assert!(text.contains("gc"), "it says what makes room: {text}");
 
-    assert_restores(&repo, "vm@latest", &restored_latest(&repo, dir.path()), dir.path());
+    assert_restores(
+        &repo,
+        "vm@latest",
+        &restored_latest(&repo, dir.path()),
+        dir.path(),
+    );
     succeed(undercroft(&repo).arg("verify"));
     let oldest = support::json(undercroft(&repo).arg("snapshots"))[0]["id"]
         .as_str()
@@ -76,7 +95,11 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
     let missing = fail_with(undercroft(&repo).args(["show", &oldest]), 1);
     assert!(missing.contains(&oldest[..8]), "{missing}");
     let small = Image::new(dir.path().join("small.raw"), 7, 1 << 20);
-    succeed(undercroft(&repo).args(["backup", "--vm", "other"]).arg(&small.path));
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "other"])
+            .arg(&small.path),
+    );
     assert_restores(&repo, "other@latest", &small.bytes, dir.path());
     succeed(undercroft(&repo).args(["verify", "--deep"]));
 }
@@ -84,6 +107,10 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
 fn restored_latest(repo: &Path, scratch: &Path) -> Vec<u8> {
     let target = scratch.join("latest.raw");
     let _ = std::fs::remove_file(&target);
-    succeed(undercroft(repo).args(["restore", "vm@latest", "--to"]).arg(&target));
+    succeed(
+        undercroft(repo)
+            .args(["restore", "vm@latest", "--to"])
+            .arg(&target),
+    );
     std::fs::read(target).expect("the restored file")
 }
