@@ -213,6 +213,7 @@ Commands:
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
+  bench          Measure each stage of the pipeline, and the whole, on this machine
   completions    Print completions for a shell
   man            Write manual pages, one per command
   help           Print this message or the help of the given subcommand(s)
@@ -237,6 +238,7 @@ fn every_command_has_help() {
         "prune",
         "gc",
         "stats",
+        "bench",
         "completions",
         "man",
     ] {
