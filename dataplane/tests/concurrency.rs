@@ -362,3 +362,52 @@ fn sessions_that_store_the_same_chunks_at_once_both_restore() {
         assert_restores(&repository, stored, &one_disk(&content), &decoded);
     }
 }
+
+/// Which of two copies is the one to keep is for the index to say: it knows one of them alone.
+#[test]
+fn of_two_copies_the_collection_keeps_the_one_in_the_index() {
+    let rng = &mut Rng(21);
+    let (config, keys) = config(1 << 20, false);
+    let (interruption, storage) = Interruption::new(Arc::new(SimStorage::new()));
+    make_directories(&*storage);
+    let repository = open(storage, &config, &keys, 1).expect("it opens");
+    let mut content = vec![0; (MIB + 5000) as usize];
+    fill_noise(&mut content[..(400 * KIB) as usize], rng);
+    let content: Content = Arc::new(content);
+    // The second session stores everything while the first has asked and not stored yet, and its tables
+    // are the ones that lookups remember.
+    interruption.set(7, {
+        let (repository, content) = (repository.clone(), content.clone());
+        Box::new(move || {
+            let inputs = vec![DiskInput::full("root", &content)];
+            run_backup(&repository, &one_thread(), job("b", 1, None, inputs)).expect("stored");
+            let ids: Vec<_> = support::packs_on_disk(&repository)
+                .into_values()
+                .flatten()
+                .collect();
+            let located = repository.lookup().locate(&ids).expect("answered");
+            assert!(located.iter().all(Option::is_some));
+        })
+    });
+    let inputs = vec![DiskInput::full("root", &content)];
+    run_backup(&repository, &one_thread(), job("a", 2, None, inputs)).expect("stored");
+    let before: usize = support::packs_on_disk(&repository)
+        .values()
+        .map(Vec::len)
+        .sum();
+    for _ in 0..2 {
+        run_gc(&repository, 60).expect("nothing is missing");
+        let (all, _) = repository.snapshots().read_all().expect("listed");
+        assert_eq!(all.len(), 2);
+        for stored in &all {
+            assert_restores(
+                &repository,
+                stored,
+                &one_disk(&content),
+                &Decoded::default(),
+            );
+        }
+        let live = support::live_objects(&repository, &all).expect("all is there");
+        assert!(before > live.len(), "nothing was stored twice");
+    }
+}

@@ -10,7 +10,7 @@
 //!
 //! Nothing depends on time. A crash anywhere leaves a chunk twice at worst.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -283,13 +283,21 @@ impl Collector<'_> {
             return;
         }
         let ids: Vec<ObjectId> = twice.iter().copied().collect();
-        let Ok(located) = self.repository.lookup().locate(&ids) else {
+        // Not `locate`: its tables may know another copy than the index does, and with the index's own
+        // copy the object would go from the index.
+        let index = self.repository.lookup().index();
+        let mut places = Vec::with_capacity(ids.len());
+        if index.find(&ids, &mut places).is_err() {
             return;
-        };
-        let homes: std::collections::HashMap<ObjectId, PackId> = ids
+        }
+        let swept: HashMap<PackNumber, PackId> = packs
+            .iter()
+            .filter_map(|pack| Some((pack.number?, pack.id)))
+            .collect();
+        let homes: HashMap<ObjectId, PackId> = ids
             .into_iter()
-            .zip(located)
-            .filter_map(|(id, located)| Some((id, located?.pack)))
+            .zip(places)
+            .filter_map(|(id, place)| Some((id, *swept.get(&place?.pack)?)))
             .collect();
         for pack in packs.iter_mut() {
             for (entry, live) in pack.contents.toc.entries.iter().zip(&mut pack.live) {
