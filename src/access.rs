@@ -94,8 +94,8 @@ pub fn read_pinned(
     // With the key at hand they are authenticated, too.
     let snapshots = ids
         .into_iter()
-        .map(|id| repository.snapshots().read(id))
-        .collect::<Result<_, _>>()?;
+        .map(|id| Ok(repository.snapshots().read(id)?))
+        .collect::<anyhow::Result<_>>()?;
     Ok(PinnedRead {
         repository,
         snapshots,
