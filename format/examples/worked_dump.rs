@@ -6,11 +6,6 @@
 //! $ cargo run -p undercroft-format --example worked_dump -- seeds fuzz/seeds
 //! ```
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "an example may print and write files"
-)]
-
 use undercroft_format::chunker::{ChunkerSpec, FastCdcParams};
 use undercroft_format::codec::{put_string, put_varint};
 use undercroft_format::config::{Config, KeyMaterial, KeySlot, MasterKey, SlotKind};
