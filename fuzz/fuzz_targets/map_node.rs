@@ -38,7 +38,7 @@ impl NodeStore for OneNode {
 
     fn load(&mut self, id: NodeId) -> Result<Vec<u8>, Stop> {
         self.loads += 1;
-        if self.loads > 4096 {
+        if self.loads > 300 {
             return Err(Stop);
         }
         let level = id.as_bytes()[0];
