@@ -1,2 +1,28 @@
-//! The `undercroft` command.
-fn main() {}
+//! The `undercroft` command: backs up the disks of virtual machines into a deduplicating repository.
+//!
+//! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
+//! [`access`] opens repositories and [`catalog`] finds snapshots in them; [`work`] runs long work under
+//! [`progress`]; [`report`] writes results to stdout, [`failure`] errors and hints to stderr.
+
+mod access;
+mod backup_job;
+mod catalog;
+mod cli;
+mod failure;
+mod progress;
+mod report;
+mod restore_target;
+mod settings;
+mod snapshot_view;
+mod units;
+mod work;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let program = cli.global.program();
+    failure::exit_code(cli.run(), &program)
+}

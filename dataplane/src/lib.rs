@@ -4,11 +4,12 @@
 //! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
-//! - [`progress`], [`clock`]: what a run tells about itself
+//! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
 
 pub mod clock;
 pub mod ingest;
 pub mod io;
+pub mod measure;
 pub mod progress;
 pub mod repository;
 pub mod restore;

@@ -40,7 +40,7 @@ const METADATA_CHUNKS_MAX: u64 = 65_536;
 const OVERHEAD: usize = 8 + 4 + 32 + 8;
 
 /// Computes the authenticator of a body: its BLAKE3 under the repository's authentication key.
-pub type Authenticate<'a> = &'a dyn Fn(&[u8]) -> [u8; 32];
+pub type Authenticate<'a> = dyn Fn(&[u8]) -> [u8; 32] + 'a;
 
 /// How a disk of a snapshot came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -192,7 +192,7 @@ impl Snapshot {
     /// Damage, a newer version, a wrong authenticator, or anything that is not canonical.
     pub fn decode(
         bytes: &[u8],
-        authenticate: Option<Authenticate<'_>>,
+        authenticate: Option<&Authenticate<'_>>,
     ) -> Result<(SnapshotId, Self), DecodeError> {
         let mut reader = Reader::new("snapshot", bytes);
         reader.magic(MAGIC)?;

@@ -127,11 +127,16 @@ pub fn backup(
 
 fn store_all(
     session: &Session,
-    job: BackupJob,
+    mut job: BackupJob,
     threads: &rayon::ThreadPool,
     progress: &Progress,
     wall: &Stopwatch,
 ) -> Result<(Snapshot, Waits, Vec<String>)> {
+    if let Some(parent) = &job.parent
+        && !session.pin_parent(parent)?
+    {
+        job.parent = None;
+    }
     let config = session.repository().config();
     let workers = threads.current_num_threads();
     let segment_len = config.segment_size.bytes() as usize;
@@ -404,8 +409,9 @@ impl Machine<'_> {
         let read = self.threads.in_place_scope(|scope| {
             let (changes, failure) = (&changes, &failure);
             read(&mut |segment| {
-                if let Some(error) = failure.lock().take() {
-                    return Err(error);
+                if failure.lock().is_some() {
+                    // The first failure is what the user wants to know; it is reported below.
+                    return Err(RepositoryError::SessionFailed("a worker failed".into()));
                 }
                 scope.spawn(move |_| {
                     let number = segment.number;

@@ -16,7 +16,7 @@ use super::reader::FilledSegment;
 use crate::clock::Stopwatch;
 use crate::progress::{Counter, Progress};
 use crate::repository::error::Result;
-use crate::repository::record::RecordEncoder;
+use crate::repository::record::{RecordBatch, RecordEncoder};
 use crate::repository::session::Session;
 
 /// What one disk's backup costs: see [`undercroft_format::snapshot::DiskFigures`].
@@ -58,7 +58,12 @@ pub struct SegmentWork<'a> {
 pub struct WorkerState {
     encoder: RecordEncoder,
     cuts: Vec<Cut>,
+    batch: RecordBatch,
 }
+
+/// Encoded chunks go to the packer in runs of at least this many bytes: what two workers store at the
+/// same time is then interleaved in long runs, which a restore reads in one piece each.
+const BATCH_LEN: usize = 1 << 20;
 
 impl WorkerState {
     /// For a thread that compresses at `zstd_level`.
@@ -66,6 +71,7 @@ impl WorkerState {
         Self {
             encoder: RecordEncoder::new(zstd_level),
             cuts: Vec::new(),
+            batch: RecordBatch::default(),
         }
     }
 }
@@ -182,13 +188,33 @@ impl SegmentWork<'_> {
             if known || !self.session.claim(chunk.id.into()) {
                 continue;
             }
-            let stored =
-                self.encode_and_store(chunk.id.into(), ObjectKind::Chunk, chunk.bytes, state)?;
+            let id = chunk.id.into();
+            let sealer = self.session.sealer();
+            let record = state
+                .encoder
+                .encode(id, ObjectKind::Chunk, chunk.bytes, sealer);
+            state.batch.push(&record);
             let plain = chunk.bytes.len() as u64;
             self.counters.new_bytes.add(plain);
-            self.counters.stored_bytes.add(stored);
             self.progress.new_bytes.add(plain);
+            if state.batch.len() >= BATCH_LEN {
+                self.push(state)?;
+            }
         }
+        self.push(state)
+    }
+
+    /// Pusher: hands the encoded chunks to the packer.
+    fn push(&self, state: &mut WorkerState) -> Result<()> {
+        if state.batch.is_empty() {
+            return Ok(());
+        }
+        let waited = Stopwatch::start();
+        let stored = self.session.store_chunks(&state.batch)?;
+        self.progress.store_wait_ns.add_time(waited.elapsed());
+        self.progress.stored_bytes.add(stored);
+        self.counters.stored_bytes.add(stored);
+        state.batch.clear();
         Ok(())
     }
 
@@ -216,25 +242,14 @@ impl SegmentWork<'_> {
         let (id, bytes) = map.encode_with_id();
         let object = ObjectId::from(id);
         if !self.session.probe(&[object])?[0] && self.session.claim(object) {
-            let stored = self.encode_and_store(object, ObjectKind::SegmentMap, &bytes, state)?;
+            let record = state
+                .encoder
+                .encode(object, ObjectKind::SegmentMap, &bytes, None);
+            let stored = self.session.store(&record)?;
+            self.progress.stored_bytes.add(stored);
             self.counters.metadata_bytes.add(stored);
         }
         Ok(Some(id))
-    }
-
-    fn encode_and_store(
-        &self,
-        id: ObjectId,
-        kind: ObjectKind,
-        plain: &[u8],
-        state: &mut WorkerState,
-    ) -> Result<u64> {
-        let record = state.encoder.encode(id, kind, plain, self.session.sealer());
-        let waited = Stopwatch::start();
-        let stored = self.session.store(&record)?;
-        self.progress.store_wait_ns.add_time(waited.elapsed());
-        self.progress.stored_bytes.add(stored);
-        Ok(stored)
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! Nothing depends on time. A crash anywhere leaves a chunk twice at worst.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -156,17 +156,7 @@ impl Collector<'_> {
         self.keep_newest_copy(&mut packs);
         self.report.live_bytes = packs.iter().map(Sweeping::live_bytes).sum();
         self.sweep(packs, roots.pinned)?;
-        if self.repository.registry().sessions() == 0 {
-            self.remove_leftovers(
-                listing
-                    .open
-                    .iter()
-                    .map(|(id, len)| (layout::open_pack(*id), *len)),
-            )?;
-            self.remove_session_files()?;
-            let temporary = self.repository.snapshots().list()?.temporary;
-            self.remove_leftovers(temporary.into_iter().map(|path| (path, 0)))?;
-        }
+        self.sweep_leftovers(listing.open)?;
         Ok(self.report)
     }
 
@@ -178,6 +168,12 @@ impl Collector<'_> {
                 source: Box::new(error),
             });
         }
+        // A snapshot that is not there must not come back when its chunks are gone: whoever forgot it may
+        // have been killed before the removal was durable.
+        self.repository
+            .storage()
+            .sync_dir(layout::SNAPSHOTS)
+            .map_err(RepositoryError::io("making durable", layout::SNAPSHOTS))?;
         let pins = match self.repository.root() {
             Some(root) => pins::live_pins(root)?,
             None => Vec::new(),
@@ -197,6 +193,11 @@ impl Collector<'_> {
                 protected: false,
                 incomplete: false,
             });
+        }
+        for stored in self.repository.registry().pinned() {
+            if !snapshots.iter().any(|known| known.id == stored.id) {
+                snapshots.push(stored);
+            }
         }
         Ok(Roots { snapshots, pinned })
     }
@@ -282,13 +283,21 @@ impl Collector<'_> {
             return;
         }
         let ids: Vec<ObjectId> = twice.iter().copied().collect();
-        let Ok(located) = self.repository.lookup().locate(&ids) else {
+        // Not `locate`: its tables may know another copy than the index does, and with the index's own
+        // copy the object would go from the index.
+        let index = self.repository.lookup().index();
+        let mut places = Vec::with_capacity(ids.len());
+        if index.find(&ids, &mut places).is_err() {
             return;
-        };
-        let homes: std::collections::HashMap<ObjectId, PackId> = ids
+        }
+        let swept: HashMap<PackNumber, PackId> = packs
+            .iter()
+            .filter_map(|pack| Some((pack.number?, pack.id)))
+            .collect();
+        let homes: HashMap<ObjectId, PackId> = ids
             .into_iter()
-            .zip(located)
-            .filter_map(|(id, located)| Some((id, located?.pack)))
+            .zip(places)
+            .filter_map(|(id, place)| Some((id, *swept.get(&place?.pack)?)))
             .collect();
         for pack in packs.iter_mut() {
             for (entry, live) in pack.contents.toc.entries.iter().zip(&mut pack.live) {
@@ -340,9 +349,7 @@ impl Collector<'_> {
     }
 
     fn condemn(&mut self, pack: &Sweeping) -> bool {
-        let free = pack
-            .number
-            .is_none_or(|number| self.repository.registry().condemn(number));
+        let free = self.repository.registry().condemn(pack.id, pack.number);
         if !free {
             self.report.packs_held += 1;
         }
@@ -417,6 +424,7 @@ impl Collector<'_> {
                 tracing::warn!(%error, pack = %pack.id, "the index could not forget a pack");
             }
             lookup.forget(number);
+            self.repository.registry().removed(number);
         }
         self.repository.objects().files().forget(pack.id);
         self.remove_file(&layout::pack(pack.id))
@@ -429,27 +437,38 @@ impl Collector<'_> {
             .map_err(RepositoryError::io("removing", path))
     }
 
-    fn remove_leftovers(&mut self, paths: impl Iterator<Item = (String, u64)>) -> Result<()> {
-        for (path, len) in paths {
-            self.report.leftovers_removed += 1;
-            self.report.bytes_freed += len;
-            if !self.options.dry_run {
-                self.remove_file(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_session_files(&mut self) -> Result<()> {
-        let entries = self
+    /// What sessions that died left. All is listed before the sessions that run are counted: if there
+    /// are none then, nobody will come back for what was listed.
+    fn sweep_leftovers(&mut self, open: Vec<(PackId, u64)>) -> Result<()> {
+        let sessions = self
             .repository
             .storage()
             .list(layout::SESSIONS)
             .map_err(RepositoryError::io("listing", layout::SESSIONS))?;
-        let paths = entries
+        let temporary = self.repository.snapshots().list()?.temporary;
+        if self.repository.registry().sessions() > 0 {
+            return Ok(());
+        }
+        let open = open
+            .into_iter()
+            .map(|(id, len)| (layout::open_pack(id), len));
+        let sessions = sessions
             .into_iter()
             .map(|entry| (format!("{}/{}", layout::SESSIONS, entry.name), 0));
-        self.remove_leftovers(paths)
+        let temporary = temporary.into_iter().map(|path| (path, 0));
+        for (path, len) in open.chain(sessions).chain(temporary) {
+            if !self.options.dry_run {
+                match self.repository.storage().remove(&path) {
+                    Ok(()) => {}
+                    // It was listed while its session ran, which then finished it.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(RepositoryError::io("removing", &path)(error)),
+                }
+            }
+            self.report.leftovers_removed += 1;
+            self.report.bytes_freed += len;
+        }
+        Ok(())
     }
 }
 

@@ -44,11 +44,19 @@ pub struct Lookup {
     index: Arc<dyn ChunkIndex>,
     tables: Mutex<HashMap<PackNumber, Arc<Table>>>,
     /// Tables that answered last, the latest first.
-    recent: Mutex<Vec<Arc<Table>>>,
+    recent: Mutex<Recent>,
     /// Packs that the index does not know, read when something was missing. Only readers need it: an
     /// owner brings the index up to date when it opens the repository.
     overlay: Mutex<Option<Arc<HashMap<ObjectId, Located>>>>,
     overlay_allowed: bool,
+}
+
+/// Tables that answered last. A lookup works on a copy and puts it back only if no pack was forgotten
+/// meanwhile, because the copy may have that pack's table.
+#[derive(Default)]
+struct Recent {
+    tables: Vec<Arc<Table>>,
+    packs_forgotten: u64,
 }
 
 /// The entries of one pack, sorted by id.
@@ -161,7 +169,10 @@ impl Lookup {
     /// Where the records of `ids` stand, or `None`. Made for the ids of one map: most of them lie in
     /// few packs, whose tables answer for all of them once one id has led there.
     pub fn locate(&self, ids: &[ObjectId]) -> Result<Vec<Option<Located>>> {
-        let mut recent: Vec<Arc<Table>> = self.recent.lock().clone();
+        let (mut recent, packs_forgotten) = {
+            let recent = self.recent.lock();
+            (recent.tables.clone(), recent.packs_forgotten)
+        };
         let mut located: Vec<Option<Located>> = ids
             .iter()
             .map(|id| recent.iter().find_map(|table| table.located(id)))
@@ -191,7 +202,10 @@ impl Lookup {
             tables_read += 1;
         }
         if tables_read > 0 {
-            *self.recent.lock() = recent;
+            let mut known = self.recent.lock();
+            if known.packs_forgotten == packs_forgotten {
+                known.tables = recent;
+            }
         }
         self.locate_rest(ids, &mut located)?;
         Ok(located)
@@ -263,6 +277,8 @@ impl Lookup {
     /// Forgets a pack that is about to be removed.
     pub fn forget(&self, number: PackNumber) {
         self.tables.lock().remove(&number);
-        self.recent.lock().clear();
+        let mut recent = self.recent.lock();
+        recent.tables.clear();
+        recent.packs_forgotten += 1;
     }
 }

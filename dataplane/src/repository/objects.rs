@@ -98,7 +98,28 @@ impl Objects {
     }
 
     fn payload(&self, id: ObjectId, kind: ObjectKind) -> Result<(Located, Vec<u8>)> {
-        let located = self.lookup.locate(&[id])?[0]
+        let mut place = self.lookup.locate(&[id])?[0];
+        loop {
+            let read = self.payload_at(place, id, kind);
+            if read.is_ok() {
+                return read;
+            }
+            // A collection may have moved it since it was looked up. It moves each object once.
+            let now = self.lookup.locate(&[id])?[0];
+            if now == place {
+                return read;
+            }
+            place = now;
+        }
+    }
+
+    fn payload_at(
+        &self,
+        located: Option<Located>,
+        id: ObjectId,
+        kind: ObjectKind,
+    ) -> Result<(Located, Vec<u8>)> {
+        let located = located
             .filter(|located| located.info.kind == kind)
             .ok_or(RepositoryError::MissingObject { kind, id })?;
         let mut record = vec![0; located.info.record_len() as usize];

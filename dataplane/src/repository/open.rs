@@ -1,6 +1,6 @@
 //! Creating and opening a repository in a directory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -225,6 +225,7 @@ pub fn rebuild_index(
         std::fs::remove_dir_all(&dir).map_err(io("removing"))?;
     }
     let listing = list_packs(storage)?;
+    sync_names(storage, listing.sealed.iter().map(|(id, _)| *id))?;
     let mut unreadable = Vec::new();
     let packs = listing.sealed.iter().filter_map(|(id, _)| {
         match read_contents(storage, config.repository, *id) {
@@ -297,13 +298,22 @@ fn read_index(
         Err(error) => {
             notes.push(OpenNote::IndexInMemory(describe(&error)));
             let index = MemoryIndex::default();
-            reconcile(storage, config.repository, &index, &mut Vec::new())?;
+            let listing = list_packs(storage)?;
+            align(
+                storage,
+                config.repository,
+                &index,
+                &listing,
+                &mut Vec::new(),
+            )?;
             Ok(Arc::new(index))
         }
     }
 }
 
-/// Brings the index in line with the packs that are there: they are the truth.
+/// Brings the index in line with the packs that are there: they are the truth. For the owner: the names
+/// of packs that the index did not know are made durable first, because a process that was killed may
+/// have got no further than the rename, and what is in the index will be relied on.
 pub fn reconcile(
     storage: &dyn Storage,
     repository: RepositoryId,
@@ -311,6 +321,35 @@ pub fn reconcile(
     notes: &mut Vec<OpenNote>,
 ) -> Result<PackListing> {
     let listing = list_packs(storage)?;
+    let unknown = listing.sealed.iter().map(|(id, _)| *id);
+    sync_names(
+        storage,
+        unknown.filter(|id| index.pack_number(*id).is_none()),
+    )?;
+    align(storage, repository, index, &listing, notes)?;
+    Ok(listing)
+}
+
+/// Makes the names of these packs durable.
+fn sync_names(storage: &dyn Storage, packs: impl Iterator<Item = PackId>) -> Result<()> {
+    let mut dirs: BTreeSet<String> = packs.map(layout::pack_dir).collect();
+    if !dirs.is_empty() {
+        dirs.insert(layout::PACKS.to_owned());
+    }
+    dirs.iter().try_for_each(|dir| {
+        storage
+            .sync_dir(dir)
+            .map_err(RepositoryError::io("making durable", dir))
+    })
+}
+
+fn align(
+    storage: &dyn Storage,
+    repository: RepositoryId,
+    index: &dyn ChunkIndex,
+    listing: &PackListing,
+    notes: &mut Vec<OpenNote>,
+) -> Result<()> {
     let present: HashSet<PackId> = listing.sealed.iter().map(|(id, _)| *id).collect();
     let mut indexed: HashMap<PackId, u64> = HashMap::new();
     let mut dropped = 0;
@@ -343,7 +382,7 @@ pub fn reconcile(
     if dropped > 0 {
         notes.push(OpenNote::PacksDropped(dropped));
     }
-    Ok(listing)
+    Ok(())
 }
 
 fn describe(error: &dyn std::error::Error) -> String {

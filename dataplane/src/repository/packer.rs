@@ -28,7 +28,7 @@ use super::index::ChunkIndex;
 use super::layout;
 use super::registry::Registry;
 use crate::io::{
-    BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Storage, Transfer,
+    BlockFile, Buffer, BufferPool, Direction, Engine, EngineKind, Piece, Queue, Storage, Transfer,
 };
 
 /// Bytes written at once: appends below this size cost throughput on every disk measured.
@@ -91,6 +91,9 @@ pub struct Packer {
     pool: Arc<BufferPool>,
     open: [Mutex<Option<OpenPack>>; 2],
     jobs: Option<Sender<Job>>,
+    /// Under a simulated engine, answers to each job: the writing thread works only while the sender
+    /// waits, so that a run with one worker is a function of its inputs.
+    lockstep: Option<Receiver<()>>,
     writer: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
@@ -148,11 +151,13 @@ impl Packer {
         let pool = BufferPool::new(WRITE_BUFFERS * WRITE_LEN);
         let shared = Arc::new(Shared::new());
         let (jobs, queue) = bounded(JOBS_MAX);
+        let is_simulated = context.engine.choice().kind == EngineKind::Sim;
+        let (answer, lockstep) = is_simulated.then(|| bounded(JOBS_MAX)).unzip();
         let writer = {
             let (context, pool, shared) = (context.clone(), pool.clone(), shared.clone());
             std::thread::Builder::new()
                 .name("packer".into())
-                .spawn(move || Writer::run(&context, &pool, &shared, &queue))
+                .spawn(move || Writer::run(&context, &pool, &shared, &queue, answer.as_ref()))
                 .expect("the system can start a thread")
         };
         Self {
@@ -160,6 +165,7 @@ impl Packer {
             pool,
             open: [Mutex::new(None), Mutex::new(None)],
             jobs: Some(jobs),
+            lockstep,
             writer: Some(writer),
             shared,
         }
@@ -188,27 +194,42 @@ impl Packer {
 
     /// Appends a record whose payload's checksum is already known.
     pub fn append_checked(&self, header: &RecordHeader, payload: &[u8]) -> Result<u64> {
+        self.append_all(
+            header.info.kind.pack_kind(),
+            [(header, payload)].into_iter(),
+        )
+    }
+
+    /// Appends records of one kind of pack, next to each other, and returns the bytes they take.
+    pub fn append_all<'r>(
+        &self,
+        kind: PackKind,
+        records: impl Iterator<Item = (&'r RecordHeader, &'r [u8])>,
+    ) -> Result<u64> {
         self.check_failure()?;
-        let kind = header.info.kind.pack_kind();
         let mut open = self.slot(kind).lock();
-        let mut pack = match open.take() {
-            Some(pack) => pack,
-            None => self.create(kind)?,
-        };
-        let position = pack.position();
-        let encoded = header.encode(pack.id, position);
-        self.write(&mut pack, &encoded)?;
-        self.write(&mut pack, payload)?;
-        pack.entries.push(TocEntry {
-            info: header.info,
-            position: position as u32,
-        });
-        if pack.position() >= self.context.pack_len_target {
-            self.seal(pack)?;
-        } else {
-            *open = Some(pack);
+        let mut stored = 0;
+        for (header, payload) in records {
+            let mut pack = match open.take() {
+                Some(pack) => pack,
+                None => self.create(kind)?,
+            };
+            let position = pack.position();
+            let encoded = header.encode(pack.id, position);
+            self.write(&mut pack, &encoded)?;
+            self.write(&mut pack, payload)?;
+            pack.entries.push(TocEntry {
+                info: header.info,
+                position: position as u32,
+            });
+            stored += (RECORD_HEADER_LEN + payload.len()) as u64;
+            if pack.position() >= self.context.pack_len_target {
+                self.seal(pack)?;
+            } else {
+                *open = Some(pack);
+            }
         }
-        Ok((RECORD_HEADER_LEN + payload.len()) as u64)
+        Ok(stored)
     }
 
     /// Seals what is open, waits until everything is durable and in the index, and ends the thread.
@@ -223,6 +244,12 @@ impl Packer {
         self.stop();
         self.check_failure()?;
         sealed?;
+        // Once more for all: a pack's directory may have been made by a session that was killed, or that
+        // runs now, before it could make the name durable.
+        self.context
+            .storage
+            .sync_dir(layout::PACKS)
+            .map_err(RepositoryError::io("making durable", layout::PACKS))?;
         Ok(PackerFigures {
             packs: self.shared.packs.load(Ordering::Relaxed),
             bytes: self.shared.bytes.load(Ordering::Relaxed),
@@ -260,6 +287,7 @@ impl Packer {
                 .and_then(|()| storage.sync_dir(layout::PACKS))
                 .map_err(RepositoryError::io("creating", &dir))?;
         }
+        self.context.registry.writes(self.context.session, id);
         let path = layout::open_pack(id);
         let file = storage
             .create(&path, true)
@@ -342,6 +370,10 @@ impl Packer {
                 "the packer thread is gone".into(),
             ));
         }
+        if let Some(lockstep) = &self.lockstep {
+            // No answer: the thread is gone, which the next job meets.
+            let _ = lockstep.recv();
+        }
         Ok(())
     }
 
@@ -409,7 +441,18 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn run(context: &PackerContext, pool: &Arc<BufferPool>, shared: &Shared, jobs: &Receiver<Job>) {
+    fn run(
+        context: &PackerContext,
+        pool: &Arc<BufferPool>,
+        shared: &Shared,
+        jobs: &Receiver<Job>,
+        lockstep: Option<&Sender<()>>,
+    ) {
+        let answer = || {
+            if let Some(lockstep) = lockstep {
+                let _ = lockstep.send(());
+            }
+        };
         let queue = match context.engine.queue(pool, QUEUE_DEPTH) {
             Ok(queue) => queue,
             Err(error) => {
@@ -417,7 +460,10 @@ impl Writer<'_> {
                     error,
                 ));
                 // Buffers must come back to the pool, or the workers would wait for ever.
-                jobs.iter().for_each(drop);
+                jobs.iter().for_each(|job| {
+                    drop(job);
+                    answer();
+                });
                 return;
             }
         };
@@ -432,6 +478,7 @@ impl Writer<'_> {
             {
                 shared.fail(error);
             }
+            answer();
         }
         while writer.queue.wait().is_some() {}
     }

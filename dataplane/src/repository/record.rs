@@ -4,7 +4,7 @@
 //! inverse. Contexts of zstd are made once per thread and reused.
 
 use undercroft_format::id::{ObjectId, node_id, segment_map_id};
-use undercroft_format::pack::{Encoding, ObjectKind, RecordInfo};
+use undercroft_format::pack::{Encoding, ObjectKind, RecordHeader, RecordInfo};
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::error::RecordProblem;
@@ -85,6 +85,48 @@ impl RecordEncoder {
         self.zstd
             .compress_to_buffer(plain, &mut self.compressed[..limit])
             .ok()
+    }
+}
+
+/// Records that go to a pack together, so that what is read together lies together.
+#[derive(Default)]
+pub struct RecordBatch {
+    headers: Vec<RecordHeader>,
+    payloads: Vec<u8>,
+}
+
+impl RecordBatch {
+    /// Adds a record.
+    pub fn push(&mut self, record: &EncodedRecord<'_>) {
+        self.headers
+            .push(RecordHeader::new(record.info, record.payload));
+        self.payloads.extend_from_slice(record.payload);
+    }
+
+    /// Bytes of the payloads.
+    pub fn len(&self) -> usize {
+        self.payloads.len()
+    }
+
+    /// True if there are no records.
+    pub fn is_empty(&self) -> bool {
+        self.headers.is_empty()
+    }
+
+    /// Forgets the records and keeps the memory.
+    pub fn clear(&mut self) {
+        self.headers.clear();
+        self.payloads.clear();
+    }
+
+    /// The records in order.
+    pub fn records(&self) -> impl Iterator<Item = (&RecordHeader, &[u8])> {
+        let mut at = 0;
+        self.headers.iter().map(move |header| {
+            let start = at;
+            at += header.info.stored_len as usize;
+            (header, &self.payloads[start..at])
+        })
     }
 }
 

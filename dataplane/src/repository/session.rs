@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use undercroft_format::id::{ObjectId, SessionId, SnapshotId};
+use undercroft_format::pack::PackKind;
 use undercroft_format::snapshot::Snapshot;
 
 use super::Repository;
@@ -15,7 +16,8 @@ use super::error::{RepositoryError, Result};
 use super::keys::{Keys, Sealer};
 use super::layout;
 use super::packer::{Packer, PackerContext, PackerFigures};
-use super::record::EncodedRecord;
+use super::record::{EncodedRecord, RecordBatch};
+use super::snapshots::StoredSnapshot;
 
 /// An open ingest session.
 pub struct Session {
@@ -32,11 +34,15 @@ impl Session {
         let keys = repository.keys()?.clone();
         let id = SessionId::from_bytes(repository.entropy().array()?);
         let path = layout::session(id);
-        repository
-            .storage()
-            .publish(&path, id.to_string().as_bytes())
-            .map_err(RepositoryError::io("writing", &path))?;
+        // First, so that no collection takes the file for a dead session's.
         repository.registry().begin(id);
+        let published = repository
+            .storage()
+            .publish(&path, id.to_string().as_bytes());
+        if let Err(error) = published {
+            repository.registry().end(id);
+            return Err(RepositoryError::io("writing", &path)(error));
+        }
         Ok(Self {
             id,
             repository: repository.clone(),
@@ -66,6 +72,22 @@ impl Session {
         self.sealer.as_ref()
     }
 
+    /// Keeps all that `parent` refers to until the session ends, whoever forgets it meanwhile. False if
+    /// it was forgotten already: then nothing may be spliced onto it.
+    pub fn pin_parent(&self, parent: &StoredSnapshot) -> Result<bool> {
+        self.repository.registry().pin(self.id, parent.clone());
+        let path = layout::snapshot(parent.id);
+        let published = self
+            .repository
+            .storage()
+            .exists(&path)
+            .map_err(RepositoryError::io("looking for", &path))?;
+        if !published {
+            self.repository.registry().unpin(self.id);
+        }
+        Ok(published)
+    }
+
     /// For each id whether the repository has it, or will have it because this session stores it. What
     /// is answered with true stays until the session ends.
     pub fn probe(&self, ids: &[ObjectId]) -> Result<Vec<bool>> {
@@ -88,6 +110,11 @@ impl Session {
     /// than the callers.
     pub fn store(&self, record: &EncodedRecord<'_>) -> Result<u64> {
         self.packer().append(&record.info, record.payload)
+    }
+
+    /// Stores claimed chunks next to each other, and returns the bytes that they take.
+    pub fn store_chunks(&self, batch: &RecordBatch) -> Result<u64> {
+        self.packer().append_all(PackKind::Data, batch.records())
     }
 
     /// Makes everything durable, then publishes `snapshot`.

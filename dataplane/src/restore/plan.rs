@@ -14,7 +14,7 @@ use crate::repository::lookup::Located;
 use crate::repository::objects::{Objects, corrupt};
 
 /// Records that lie this close together are read as one: skipping would cost the disk more.
-const GAP_MAX: u64 = 64 << 10;
+const GAP_MAX: u64 = 32 << 10;
 /// Bytes read ahead of decoding for one segment. What a badly scattered segment needs beyond this is
 /// read record by record while it is decoded.
 pub const FETCH_LEN_MAX: usize = 20 << 20;

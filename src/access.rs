@@ -1,0 +1,174 @@
+//! Opening repositories: to change them, to read data, or only to list snapshots.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use undercroft_control::SnapshotSpec;
+use undercroft_dataplane::io::LocalStorage;
+use undercroft_dataplane::repository::Repository;
+use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_dataplane::repository::keys::Unlock;
+use undercroft_dataplane::repository::open::{
+    Access, OpenNote, OpenOptions, open_local, read_config,
+};
+use undercroft_dataplane::repository::pins::Pin;
+use undercroft_dataplane::repository::snapshots::StoredSnapshot;
+use undercroft_format::codec;
+
+use crate::catalog::Catalog;
+use crate::failure::{one_line, warn};
+use crate::settings::{Key, Settings};
+use crate::units::local_time;
+
+/// Owns the repository for the time of `work`, and closes it however that ends.
+pub fn own<R>(
+    settings: &Settings,
+    command: &str,
+    key: Key,
+    work: impl FnOnce(&Arc<Repository>) -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    let access = Access::Own(owner(settings, command));
+    let repository = open(settings, access, key)?;
+    let result = work(&repository);
+    // The index is a cache: the next open mends it.
+    if let Err(error) = repository.close() {
+        warn(format_args!(
+            "the index was not closed cleanly and will be checked when it is opened next: {}",
+            one_line(&error)
+        ));
+    }
+    result
+}
+
+/// Who this process is, as others are told while it owns a repository.
+pub fn owner(settings: &Settings, command: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "this host",
+        host => host,
+    };
+    let since = local_time(Timestamp::now(), &settings.time_zone);
+    let process = std::process::id();
+    format!("undercroft {command}, process {process} on {host}, since {since}")
+}
+
+/// Opens to read data; others may own the repository meanwhile.
+pub fn read(settings: &Settings, key: Key) -> anyhow::Result<Arc<Repository>> {
+    open(settings, Access::Read, key)
+}
+
+/// Opens to see snapshots alone, which is fast.
+pub fn list(settings: &Settings) -> anyhow::Result<Arc<Repository>> {
+    open(settings, Access::List, Key::IfGiven)
+}
+
+/// A repository opened to read data of some snapshots, which a collection leaves alone meanwhile.
+pub struct PinnedRead {
+    /// The repository.
+    pub repository: Arc<Repository>,
+    /// The snapshots, in the order in which they were asked for.
+    pub snapshots: Vec<StoredSnapshot>,
+    _pins: Vec<Pin>,
+}
+
+/// Opens to read data of the snapshots that `specs` mean.
+///
+/// They are pinned before the index is opened: what the index says of their data then stays true.
+pub fn read_pinned(
+    settings: &Settings,
+    key: Key,
+    specs: &[SnapshotSpec],
+) -> anyhow::Result<PinnedRead> {
+    let root = settings.root()?;
+    let listed = open_with(settings, Access::List, None)?;
+    let catalog = Catalog::read(settings, &listed)?;
+    let mut ids = Vec::with_capacity(specs.len());
+    let mut pins = Vec::new();
+    for spec in specs {
+        let id = catalog.resolve(spec)?.id;
+        pins.extend(Pin::set(root, id, &**listed.entropy())?);
+        ids.push(id);
+    }
+    let repository = read(settings, key)?;
+    // With the key at hand they are authenticated, too.
+    let snapshots = ids
+        .into_iter()
+        .map(|id| Ok(repository.snapshots().read(id)?))
+        .collect::<anyhow::Result<_>>()?;
+    Ok(PinnedRead {
+        repository,
+        snapshots,
+        _pins: pins,
+    })
+}
+
+fn open(settings: &Settings, access: Access, key: Key) -> anyhow::Result<Arc<Repository>> {
+    let root = settings.root()?;
+    let location = root.display().to_string();
+    let config = read_config(&LocalStorage::new(root.to_owned()), &location)
+        .map_err(|error| explain(error, root))?;
+    let unlock = match config.is_encrypted() {
+        true => settings.unlock(key)?,
+        false => None,
+    };
+    if unlock.is_none() && config.is_encrypted() && key == Key::Needed {
+        return Err(RepositoryError::KeyNeeded.into());
+    }
+    open_with(settings, access, unlock)
+}
+
+fn open_with(
+    settings: &Settings,
+    access: Access,
+    unlock: Option<Unlock>,
+) -> anyhow::Result<Arc<Repository>> {
+    let options = OpenOptions {
+        unlock,
+        access,
+        engine: settings.engine()?,
+    };
+    let root = settings.root()?;
+    let (repository, notes) = open_local(root, &options).map_err(|error| explain(error, root))?;
+    notes.iter().for_each(tell);
+    Ok(repository)
+}
+
+/// Says which repository could not be opened, where the error does not say so itself.
+fn explain(error: RepositoryError, root: &Path) -> anyhow::Error {
+    let root = root.display();
+    match error {
+        RepositoryError::Damaged { source, .. }
+            if matches!(source.problem, codec::Problem::Version { .. }) =>
+        {
+            anyhow::Error::new(source).context(format!(
+                "the repository {root} was made by a newer version of undercroft"
+            ))
+        }
+        RepositoryError::Damaged { .. } | RepositoryError::Io { .. } => {
+            anyhow::Error::new(error).context(format!("opening the repository {root}"))
+        }
+        error => error.into(),
+    }
+}
+
+/// Tells of something that happened while opening.
+pub fn tell(note: &OpenNote) {
+    match note {
+        OpenNote::IndexRebuilt(why) => warn(format_args!(
+            "the index was made anew from the packs ({why}); no data is concerned"
+        )),
+        OpenNote::IndexInMemory(why) => warn(format_args!(
+            "an index in memory serves this run ({why}); to mend it run: undercroft rebuild-index"
+        )),
+        OpenNote::PacksAdded(packs) => {
+            tracing::info!(packs, "packs that the index did not know were added to it");
+        }
+        OpenNote::PacksDropped(packs) => {
+            tracing::info!(packs, "packs that are gone were dropped from the index");
+        }
+        OpenNote::PackUnreadable(pack, why) => warn(format_args!(
+            "pack {pack} cannot be read ({why}); see what that affects: undercroft verify --deep"
+        )),
+    }
+}

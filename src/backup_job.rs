@@ -1,0 +1,349 @@
+//! From the words of `undercroft backup` to a job: labels, sources, bitmaps, all checked before anything
+//! is opened for writing.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use jiff::Timestamp;
+use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob};
+use undercroft_dataplane::ingest::source::{DiskSource, Source};
+use undercroft_format::snapshot::NAME_LEN_MAX;
+use undercroft_format::source::cbt::CBT_TEXT_LEN_MAX;
+
+use crate::failure::Problem;
+use crate::settings::Settings;
+use crate::work::Stoppable;
+
+/// Longest metadata, in bytes: it is held in memory.
+const METADATA_LEN_MAX: u64 = 256 << 20;
+const TAGS_MAX: usize = 256;
+const LINEAGE_MAX: usize = 64;
+const VALUE_LEN_MAX: usize = 4096;
+/// Label of a stream on standard input.
+const STREAM_LABEL: &str = "stream";
+
+/// What was asked for.
+pub struct Request {
+    pub vm: String,
+    pub disks: Vec<String>,
+    pub sources: Vec<PathBuf>,
+    pub changed_blocks: Vec<String>,
+    pub metadata: Option<PathBuf>,
+    pub tags: Vec<String>,
+    pub lineage: Vec<String>,
+}
+
+/// Makes the job, without its parent.
+pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> {
+    check_name("VM name", &request.vm)?;
+    for tag in &request.tags {
+        check_name("tag", tag)?;
+    }
+    check_count("tags", request.tags.len(), TAGS_MAX)?;
+    let named = name_disks(&request.disks, &request.sources)?;
+    let root = settings.root()?;
+    let mut disks = Vec::with_capacity(named.len());
+    for (label, path) in named {
+        disks.push(DiskJob {
+            source: open_source(&path, root)?,
+            source_name: shorten(path.display().to_string(), VALUE_LEN_MAX),
+            label,
+            changed_blocks: None,
+            lineage: Vec::new(),
+        });
+    }
+    for text in &request.changed_blocks {
+        add_changed_blocks(&mut disks, text)?;
+    }
+    for text in &request.lineage {
+        add_lineage(&mut disks, text)?;
+    }
+    Ok(BackupJob {
+        vm: request.vm,
+        disks,
+        parent: None,
+        metadata: request.metadata.as_deref().map(read_metadata).transpose()?,
+        tags: request.tags,
+        now_ms: Timestamp::now().as_millisecond().max(0) as u64,
+    })
+}
+
+/// Bytes of all disks whose size is known before they are read.
+pub fn disk_bytes(job: &BackupJob) -> u64 {
+    let sizes = job.disks.iter().map(|disk| match &disk.source {
+        Source::Disk(source) => source.size().get(),
+        Source::Stream(_) => 0,
+    });
+    sizes.sum()
+}
+
+fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
+    let problem = match name {
+        "" => "is empty",
+        name if name.len() as u64 > NAME_LEN_MAX => "is longer than 255 bytes",
+        name if name.chars().any(char::is_control) => "has control characters",
+        _ => return Ok(()),
+    };
+    Err(Problem::usage(format!("the {what} {name:?} {problem}")).into())
+}
+
+fn check_count(what: &str, count: usize, limit: usize) -> anyhow::Result<()> {
+    if count <= limit {
+        return Ok(());
+    }
+    Err(Problem::usage(format!("{count} {what} are too many: the limit is {limit}")).into())
+}
+
+/// Labels become file names when all disks are restored into a directory.
+fn check_label(label: &str) -> anyhow::Result<()> {
+    check_name("disk label", label)?;
+    if label.contains('/') || label == "." || label == ".." {
+        return Err(Problem::usage(format!(
+            "the disk label {label:?} cannot be the name of a file"
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+/// The disks with their labels: first those of `--disk`, then the others.
+fn name_disks(disks: &[String], sources: &[PathBuf]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut named: Vec<(String, PathBuf)> = Vec::new();
+    for text in disks {
+        let Some((label, source)) = text
+            .split_once('=')
+            .filter(|(_, source)| !source.is_empty())
+        else {
+            return Err(Problem::usage(format!("--disk {text}: should be LABEL=SOURCE")).into());
+        };
+        check_label(label)?;
+        if named.iter().any(|(known, _)| known == label) {
+            return Err(Problem::usage(format!("two disks are labelled {label}"))
+                .hint("give each disk a label of its own")
+                .into());
+        }
+        named.push((label.to_owned(), source.into()));
+    }
+    let mut taken: HashSet<String> = named.iter().map(|(label, _)| label.clone()).collect();
+    for (place, source) in sources.iter().enumerate() {
+        let stem = stem_label(source);
+        let clashes = |label: &String| {
+            let others = sources
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != place);
+            taken.contains(label)
+                || others
+                    .into_iter()
+                    .any(|(_, path)| stem_label(path) == *label)
+        };
+        let numbered = (named.len()..).map(|number| format!("disk{number}"));
+        let label = std::iter::once(stem)
+            .chain(numbered)
+            .find(|label| check_label(label).is_ok() && !clashes(label))
+            .expect("there is a number that is not taken");
+        taken.insert(label.clone());
+        named.push((label, source.clone()));
+    }
+    if named.is_empty() {
+        return Err(
+            Problem::usage("there is nothing to back up: no disk was given")
+                .hint("name disks as SOURCE or --disk LABEL=SOURCE")
+                .into(),
+        );
+    }
+    if named.iter().filter(|(_, path)| is_stdin(path)).count() > 1 {
+        return Err(Problem::usage("standard input can be one disk, not two").into());
+    }
+    Ok(named)
+}
+
+fn stem_label(source: &Path) -> String {
+    if is_stdin(source) {
+        return STREAM_LABEL.to_owned();
+    }
+    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+    // What stands before the first '=' of --changed-blocks is a label.
+    stem.replace('=', "_")
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
+    if is_stdin(path) {
+        return Ok(Source::Stream(Box::new(Stoppable(std::io::stdin()))));
+    }
+    let opening = || format!("opening the source {}", path.display());
+    let kind = fs::metadata(path).with_context(opening)?.file_type();
+    if kind.is_dir() {
+        return Err(Problem::new(format!(
+            "the source {} is a directory: a disk is a file or a block device",
+            path.display()
+        ))
+        .hint("name the disk's file, or pipe an archive in: tar c DIR | undercroft backup --vm NAME -")
+        .into());
+    }
+    if is_inside(path, repository) {
+        return Err(Problem::new(format!(
+            "the source {} lies inside the repository",
+            path.display()
+        ))
+        .hint("a repository cannot back up itself: copy its directory elsewhere instead")
+        .into());
+    }
+    if kind.is_fifo() || kind.is_char_device() {
+        let file = File::open(path).with_context(opening)?;
+        return Ok(Source::Stream(Box::new(Stoppable(file))));
+    }
+    Ok(Source::Disk(DiskSource::open(path)?))
+}
+
+/// Whether `path` lies below the directory `root`, links followed.
+pub fn is_inside(path: &Path, root: &Path) -> bool {
+    match (path.canonicalize(), root.canonicalize()) {
+        (Ok(path), Ok(root)) => path.starts_with(root),
+        _ => false,
+    }
+}
+
+fn unknown_label(option: &str, label: &str, disks: &[DiskJob]) -> anyhow::Error {
+    let labels: Vec<_> = disks.iter().map(|disk| disk.label.as_str()).collect();
+    Problem::usage(format!("{option}: no disk is labelled {label:?}"))
+        .hint(format!("the disks are labelled: {}", labels.join(", ")))
+        .into()
+}
+
+fn add_changed_blocks(disks: &mut [DiskJob], text: &str) -> anyhow::Result<()> {
+    let (disk, path) = match (text.split_once('='), &mut *disks) {
+        (Some((label, path)), disks) if disks.iter().any(|disk| disk.label == label) => {
+            let disk = disks.iter_mut().find(|disk| disk.label == label);
+            (disk.expect("just seen"), path)
+        }
+        // A name with an '=' in it, for the only disk.
+        (Some(_), [disk]) if Path::new(text).exists() => (disk, text),
+        (Some((label, _)), disks) => return Err(unknown_label("--changed-blocks", label, disks)),
+        (None, [disk]) => (disk, text),
+        (None, disks) => {
+            let labels: Vec<_> = disks.iter().map(|disk| disk.label.as_str()).collect();
+            return Err(Problem::usage(format!(
+                "--changed-blocks {text}: there are several disks, say which one: LABEL={text}"
+            ))
+            .hint(format!("the disks are labelled: {}", labels.join(", ")))
+            .into());
+        }
+    };
+    if disk.changed_blocks.is_some() {
+        return Err(Problem::usage(format!(
+            "--changed-blocks was given twice for disk {}",
+            disk.label
+        ))
+        .into());
+    }
+    if matches!(disk.source, Source::Stream(_)) {
+        return Err(Problem::usage(format!(
+            "disk {} is a stream, which has no addresses: changed blocks mean nothing there",
+            disk.label
+        ))
+        .hint("leave out --changed-blocks, or name a file or block device")
+        .into());
+    }
+    disk.changed_blocks = Some(read_at_most(
+        Path::new(path),
+        CBT_TEXT_LEN_MAX,
+        "changed-block bitmap",
+    )?);
+    Ok(())
+}
+
+fn add_lineage(disks: &mut [DiskJob], text: &str) -> anyhow::Result<()> {
+    let parts = text
+        .split_once('=')
+        .and_then(|(place, value)| Some((place.rsplit_once(':')?, value)))
+        .filter(|((_, key), _)| !key.is_empty());
+    let Some(((label, key), value)) = parts else {
+        return Err(Problem::usage(format!("--lineage {text}: should be LABEL:KEY=VALUE")).into());
+    };
+    let Some(place) = disks.iter().position(|disk| disk.label == label) else {
+        return Err(unknown_label("--lineage", label, disks));
+    };
+    check_name("lineage key", key)?;
+    let lineage = &mut disks[place].lineage;
+    if value.len() > VALUE_LEN_MAX {
+        return Err(Problem::usage(format!(
+            "--lineage {label}:{key}: the value is longer than {VALUE_LEN_MAX} bytes"
+        ))
+        .into());
+    }
+    if lineage.iter().any(|(known, _)| known == key) {
+        return Err(Problem::usage(format!("--lineage {label}:{key} was given twice")).into());
+    }
+    lineage.push((key.to_owned(), value.to_owned()));
+    lineage.sort();
+    check_count("lineage entries", lineage.len(), LINEAGE_MAX)
+}
+
+fn read_metadata(path: &Path) -> anyhow::Result<(String, Vec<u8>)> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    check_name("name of the metadata", &name)?;
+    let bytes = read_at_most(path, METADATA_LEN_MAX, "metadata file")?;
+    Ok((name.into_owned(), bytes))
+}
+
+fn read_at_most(path: &Path, limit: u64, what: &str) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("reading the {what} {}", path.display()))?;
+    if bytes.len() as u64 > limit {
+        return Err(Problem::new(format!(
+            "the {what} {} is longer than {limit} bytes",
+            path.display()
+        ))
+        .hint("is it the right file?")
+        .into());
+    }
+    Ok(bytes)
+}
+
+fn shorten(mut text: String, len_max: usize) -> String {
+    let mut len = text.len().min(len_max);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    text.truncate(len);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(disks: &[&str], sources: &[&str]) -> Vec<String> {
+        let disks: Vec<String> = disks.iter().map(|text| (*text).to_owned()).collect();
+        let sources: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
+        let named = name_disks(&disks, &sources).unwrap();
+        named.into_iter().map(|(label, _)| label).collect()
+    }
+
+    #[test]
+    fn disks_are_labelled_by_their_stem_or_number() {
+        assert_eq!(
+            labels(&[], &["/a/root.raw", "b/swap.img"]),
+            ["root", "swap"]
+        );
+        assert_eq!(labels(&[], &["a/d.raw", "b/d.raw"]), ["disk0", "disk1"]);
+        assert_eq!(labels(&["root=x"], &["root.raw"]), ["root", "disk1"]);
+        assert_eq!(
+            labels(&["disk1=x"], &["a/d", "b/d"]),
+            ["disk1", "disk2", "disk3"]
+        );
+        assert_eq!(labels(&[], &["-"]), ["stream"]);
+        assert_eq!(labels(&[], &["a=b.raw"]), ["a_b"]);
+    }
+}

@@ -1,0 +1,161 @@
+//! `undercroft backup`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use undercroft_control::SnapshotSpec;
+use undercroft_dataplane::ingest::backup::{BackupReport, backup};
+use undercroft_dataplane::progress::{Progress, Waits};
+use undercroft_dataplane::repository::error::RepositoryError;
+
+use crate::access;
+use crate::backup_job::{self, Request};
+use crate::catalog::Catalog;
+use crate::failure::{Outcome, Problem, quote, warn};
+use crate::progress::Activity;
+use crate::report::{self, line};
+use crate::settings::{Key, Settings};
+use crate::snapshot_view::{SnapshotView, Totals, disk_table};
+use crate::units::{Size, Took, count, ratio};
+use crate::work::{Work, is_stopping};
+
+/// Back up the disks of a virtual machine as one snapshot
+///
+/// All disks become one snapshot, or none does. A SOURCE is a raw file, a block device, or `-` for a
+/// stream on standard input. What the repository has already is not stored again, so a backup that was
+/// interrupted goes on where it stopped when it is run again.
+///
+/// With --changed-blocks and --parent only what changed since the parent is read. A bitmap that does not
+/// fit leads to a full read and a reason code, never to wrong data.
+///
+/// JSON: what `undercroft snapshots` prints for a snapshot, and waits (source_percent, cpu_percent,
+/// repository_percent), engine, packs, pack_bytes, warnings.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Name of the virtual machine
+    #[arg(long, value_name = "NAME")]
+    vm: String,
+    /// A disk and its label
+    #[arg(long = "disk", value_name = "LABEL=SOURCE")]
+    disks: Vec<String>,
+    /// Disks labelled by their file names without extension
+    #[arg(value_name = "SOURCE")]
+    sources: Vec<PathBuf>,
+    /// The snapshot that --changed-blocks refers to
+    #[arg(long, value_name = "SNAPSHOT")]
+    parent: Option<SnapshotSpec>,
+    /// What changed since the parent: XAPI's bitmap in base64, a bit per 64 KiB; the label may be left
+    /// out if there is one disk
+    #[arg(long, value_name = "[LABEL=]FILE")]
+    changed_blocks: Vec<String>,
+    /// A file with the VM's metadata, stored with the snapshot
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// A word to find or keep the snapshot by
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Where a disk's state came from, as in root:vdi-uuid=3f9c...
+    #[arg(long, value_name = "LABEL:KEY=VALUE")]
+    lineage: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    snapshot: SnapshotView<'a>,
+    waits: Waits,
+    engine: &'a str,
+    packs: u64,
+    pack_bytes: u64,
+    warnings: &'a [String],
+}
+
+pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let request = Request {
+        vm: args.vm,
+        disks: args.disks,
+        sources: args.sources,
+        changed_blocks: args.changed_blocks,
+        metadata: args.metadata,
+        tags: args.tags,
+        lineage: args.lineage,
+    };
+    let mut job = backup_job::plan(settings, request)?;
+    let report = access::own(settings, "backup", Key::Needed, |repository| {
+        if let Some(spec) = &args.parent {
+            let catalog = Catalog::read(settings, repository)?;
+            let parent = catalog.resolve(spec).map_err(|error| {
+                error.context(Problem::new("the parent cannot be had").hint(
+                    "without --parent the disks are read in full, and only what is new is stored",
+                ))
+            })?;
+            job.parent = Some(parent.clone());
+        }
+        let work = Work::start(
+            settings,
+            Activity {
+                name: "backup",
+                total_bytes: backup_job::disk_bytes(&job),
+            },
+        )?;
+        let vm = job.vm.clone();
+        backup(repository, job, &work.threads, &work.progress)
+            .map_err(|error| explain(error, &vm, &work.progress))
+    })?;
+    report.warnings.iter().for_each(warn);
+    let json = Report {
+        snapshot: SnapshotView::fresh(report.id, &report.snapshot),
+        waits: report.waits,
+        engine: &report.engine,
+        packs: report.packs,
+        pack_bytes: report.pack_bytes,
+        warnings: &report.warnings,
+    };
+    report::emit(settings, &json, |text| write(text, &report))?;
+    Ok(Outcome::Done)
+}
+
+fn explain(error: RepositoryError, vm: &str, progress: &Progress) -> anyhow::Error {
+    let stored = Size(progress.stored_bytes.get());
+    let kept = format!(
+        "no snapshot was published; {stored} of new data stay stored for the next run to find"
+    );
+    if !matches!(error, RepositoryError::Cancelled) && !is_stopping() {
+        return anyhow::Error::new(error).context(format!("backing up {vm}: {kept}"));
+    }
+    let words: Vec<String> = std::env::args().skip(1).map(|word| quote(&word)).collect();
+    Problem::new(format!("stopped on request: {kept}"))
+        // Not in backquotes: these words name the repository already.
+        .hint(format!(
+            "to go on, run again: undercroft {}",
+            words.join(" ")
+        ))
+        .hint("to give the space back instead: `undercroft gc`")
+        .into()
+}
+
+fn write(text: &mut String, report: &BackupReport) {
+    let snapshot = &report.snapshot;
+    let totals = Totals::of(snapshot);
+    line!(text, "Snapshot {} of {}", report.id, snapshot.vm);
+    disk_table(snapshot).write(text);
+    line!(
+        text,
+        "{} of data, {} new, {} stored in {}: dedup ratio {}",
+        Size(totals.data_bytes),
+        Size(totals.new_bytes),
+        Size(report.pack_bytes),
+        count(report.packs, "pack"),
+        ratio(totals.data_bytes, totals.added()),
+    );
+    line!(
+        text,
+        "Took {} with {}; waited for: source {:.0} %, cpu {:.0} %, repository {:.0} %",
+        Took(Duration::from_millis(snapshot.duration_ms)),
+        report.engine,
+        report.waits.source_percent,
+        report.waits.cpu_percent,
+        report.waits.repository_percent,
+    );
+}

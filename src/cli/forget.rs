@@ -1,0 +1,56 @@
+//! `undercroft forget`.
+
+use serde::Serialize;
+use undercroft_control::SnapshotSpec;
+use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_format::id::SnapshotId;
+
+use crate::access;
+use crate::catalog::Catalog;
+use crate::failure::Outcome;
+use crate::report::{self, line};
+use crate::settings::{Key, Settings};
+
+/// Remove snapshots
+///
+/// All other snapshots stay complete, whatever is removed. The space comes back with `undercroft gc`.
+/// If one of the snapshots is not there or is protected, none is removed. Needs no key.
+///
+/// JSON: forgotten (ids).
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Which
+    #[arg(value_name = "SNAPSHOT", required = true)]
+    snapshots: Vec<SnapshotSpec>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    forgotten: Vec<SnapshotId>,
+}
+
+pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let report = access::own(settings, "forget", Key::IfGiven, |repository| {
+        let catalog = Catalog::read(settings, repository)?;
+        let mut forgotten: Vec<SnapshotId> = Vec::new();
+        for spec in &args.snapshots {
+            let stored = catalog.resolve(spec)?;
+            if stored.protected {
+                return Err(RepositoryError::Protected { id: stored.id }.into());
+            }
+            if !forgotten.contains(&stored.id) {
+                forgotten.push(stored.id);
+            }
+        }
+        for id in &forgotten {
+            repository.snapshots().forget(*id)?;
+        }
+        Ok(Report { forgotten })
+    })?;
+    report::emit(settings, &report, |text| {
+        for id in &report.forgotten {
+            line!(text, "Forgot {id}");
+        }
+    })?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,90 @@
+//! The command line: one file per subcommand.
+
+mod backup;
+mod bench;
+mod completions;
+mod diff;
+mod forget;
+mod gc;
+mod init;
+mod man;
+mod protect;
+mod prune;
+mod rebuild_index;
+mod repair;
+mod restore;
+mod show;
+mod snapshots;
+mod stats;
+mod verify;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Outcome;
+use crate::settings::{GlobalArgs, Settings};
+
+/// High-throughput backup of virtual machine disks into a deduplicating repository
+///
+/// The repository is a directory, given by --repo or UNDERCROFT_REPO. A SNAPSHOT is named by the first
+/// digits of its id (`3f9c`), by `VM@latest`, `VM@latest-2`, or by `VM@TIME` with a date or a time
+/// (`web01@2026-11-22T03:00`): the newest one at or before it.
+#[derive(Parser)]
+#[command(name = "undercroft", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but damage was found.
+Results go to standard output, progress, warnings and errors to standard error.
+First steps: undercroft init; undercroft backup --vm NAME DISK...; undercroft restore NAME@latest --to DIR/";
+
+#[derive(Subcommand)]
+enum Command {
+    Init(init::Args),
+    Backup(backup::Args),
+    Snapshots(snapshots::Args),
+    Show(show::Args),
+    Diff(diff::Args),
+    Restore(restore::Args),
+    Verify(verify::Args),
+    Repair(repair::Args),
+    RebuildIndex(rebuild_index::Args),
+    Forget(forget::Args),
+    Protect(protect::Args),
+    Prune(prune::Args),
+    Gc(gc::Args),
+    Stats(stats::Args),
+    Bench(bench::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> anyhow::Result<Outcome> {
+        let settings = Settings::new(self.global)?;
+        match self.command {
+            Command::Init(args) => init::run(&settings, args),
+            Command::Backup(args) => backup::run(&settings, args),
+            Command::Snapshots(args) => snapshots::run(&settings, args),
+            Command::Show(args) => show::run(&settings, args),
+            Command::Diff(args) => diff::run(&settings, args),
+            Command::Restore(args) => restore::run(&settings, args),
+            Command::Verify(args) => verify::run(&settings, args),
+            Command::Repair(args) => repair::run(&settings, args),
+            Command::RebuildIndex(args) => rebuild_index::run(&settings, args),
+            Command::Forget(args) => forget::run(&settings, args),
+            Command::Protect(args) => protect::run(&settings, args),
+            Command::Prune(args) => prune::run(&settings, args),
+            Command::Gc(args) => gc::run(&settings, args),
+            Command::Stats(args) => stats::run(&settings, args),
+            Command::Bench(args) => bench::run(&settings, args),
+            Command::Completions(args) => completions::run(args),
+            Command::Man(args) => man::run(&settings, args),
+        }
+    }
+}

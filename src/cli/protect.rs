@@ -1,0 +1,48 @@
+//! `undercroft protect`.
+
+use serde::Serialize;
+use undercroft_control::SnapshotSpec;
+use undercroft_format::id::SnapshotId;
+
+use crate::access;
+use crate::catalog::Catalog;
+use crate::failure::Outcome;
+use crate::report::{self, line};
+use crate::settings::{Key, Settings};
+
+/// Protect a snapshot from forget and prune
+///
+/// JSON: id, protected.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Which one
+    snapshot: SnapshotSpec,
+    /// Lift the protection
+    #[arg(long)]
+    off: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    id: SnapshotId,
+    protected: bool,
+}
+
+pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let id = access::own(settings, "protect", Key::IfGiven, |repository| {
+        let id = Catalog::read(settings, repository)?
+            .resolve(&args.snapshot)?
+            .id;
+        repository.snapshots().protect(id, !args.off)?;
+        Ok(id)
+    })?;
+    let report = Report {
+        id,
+        protected: !args.off,
+    };
+    report::emit(settings, &report, |text| match args.off {
+        true => line!(text, "Lifted the protection of {id}"),
+        false => line!(text, "Protected {id}"),
+    })?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,85 @@
+//! `undercroft repair`.
+
+use undercroft_dataplane::repository::pack_reader::list_packs;
+use undercroft_dataplane::repository::repair::{RepairReport, repair};
+use undercroft_format::id::SnapshotId;
+
+use crate::access;
+use crate::failure::Outcome;
+use crate::progress::Activity;
+use crate::report::{self, line};
+use crate::settings::{Key, Settings};
+use crate::units::count;
+use crate::work::Work;
+
+/// Set damaged data aside, so that the next backup sends it again
+///
+/// What is good in damaged packs is copied to new ones; the damaged files move to `damaged/` in the
+/// repository. Snapshots that lost something are marked as incomplete, and as whole again when a later
+/// backup has brought back what they lost. Exit code 3 if something cannot be restored now.
+///
+/// JSON: damage (path, position, problem), packs_replaced, records_lost, snapshots_removed,
+/// snapshots_incomplete, snapshots_whole_again, affected (snapshot, vm, disk, range, problem).
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Find damage by decoding and hashing every record
+    #[arg(long)]
+    deep: bool,
+}
+
+pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let key = if args.deep { Key::Needed } else { Key::IfGiven };
+    let report = access::own(settings, "repair", key, |repository| {
+        let packs = list_packs(&**repository.storage())?.sealed;
+        let work = Work::start(
+            settings,
+            Activity {
+                name: "repair",
+                total_bytes: packs.iter().map(|(_, len)| len).sum(),
+            },
+        )?;
+        Ok(repair(
+            repository,
+            args.deep,
+            &work.threads,
+            &work.progress,
+        )?)
+    })?;
+    report::emit(settings, &report, |text| write(text, &report))?;
+    Ok(Outcome::of(
+        !report.affected.is_empty() || !report.snapshots_removed.is_empty(),
+    ))
+}
+
+fn write(text: &mut String, report: &RepairReport) {
+    if report.damage.is_empty() {
+        line!(text, "No damage");
+    } else {
+        line!(text, "Damage set aside:");
+        report::write_damage(text, &report.damage);
+        line!(
+            text,
+            "{} replaced, {} lost until a backup sends the data again",
+            count(report.packs_replaced, "pack"),
+            count(report.records_lost, "record")
+        );
+    }
+    list(
+        text,
+        "Unreadable, in damaged/ now",
+        &report.snapshots_removed,
+    );
+    list(text, "Incomplete", &report.snapshots_incomplete);
+    list(text, "Whole again", &report.snapshots_whole_again);
+    if !report.affected.is_empty() {
+        line!(text, "Cannot be restored now:");
+        report::write_affected(text, &report.affected);
+    }
+}
+
+fn list(text: &mut String, what: &str, snapshots: &[SnapshotId]) {
+    if !snapshots.is_empty() {
+        let ids: Vec<_> = snapshots.iter().map(SnapshotId::short).collect();
+        line!(text, "{what}: {}", ids.join(", "));
+    }
+}

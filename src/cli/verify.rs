@@ -1,0 +1,137 @@
+//! `undercroft verify`.
+
+use std::slice;
+
+use serde::Serialize;
+use undercroft_control::SnapshotSpec;
+use undercroft_dataplane::clock::Stopwatch;
+use undercroft_dataplane::repository::pack_reader::list_packs;
+use undercroft_dataplane::repository::verify::{VerifyOptions, VerifyReport, verify};
+
+use crate::access::{self, PinnedRead};
+use crate::catalog::Catalog;
+use crate::failure::{Outcome, warn};
+use crate::progress::Activity;
+use crate::report::{self, line};
+use crate::settings::{Key, Settings};
+use crate::units::{Size, Took, count};
+use crate::work::Work;
+
+/// Check that what is stored is what was written
+///
+/// Reads every record and checks its checksum; no key is needed. With --deep every record is decoded and
+/// hashed to its id, and the maps of all snapshots are walked. Says which ranges of which disks of which
+/// snapshots are damaged, and ends with exit code 3 if any are.
+///
+/// JSON: snapshots, packs, records, bytes, unsealed_packs, damage (path, position, problem), affected
+/// (snapshot, vm, disk, range, problem), deep, duration_ms.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Decode, hash and check that all maps are complete
+    #[arg(long)]
+    deep: bool,
+    /// Only what these snapshots use
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<SnapshotSpec>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    found: &'a VerifyReport,
+    deep: bool,
+    duration_ms: u64,
+}
+
+pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let key = if args.deep { Key::Needed } else { Key::IfGiven };
+    let read = open(settings, key, &args.snapshots)?;
+    let storage = read.repository.storage();
+    let packs = list_packs(&**storage)?.sealed;
+    let work = Work::start(
+        settings,
+        Activity {
+            name: "verify",
+            total_bytes: match args.snapshots.is_empty() {
+                true => packs.iter().map(|(_, len)| len).sum(),
+                false => 0,
+            },
+        },
+    )?;
+    let clock = Stopwatch::start();
+    let options = VerifyOptions {
+        deep: args.deep,
+        snapshots: match args.snapshots.is_empty() {
+            true => Vec::new(),
+            false => read.snapshots.iter().map(|stored| stored.id).collect(),
+        },
+    };
+    let found = verify(&read.repository, &options, &work.threads, &work.progress)?;
+    drop(work);
+    let took = clock.elapsed();
+    let report = Report {
+        found: &found,
+        deep: args.deep,
+        duration_ms: took.as_millis() as u64,
+    };
+    report::emit(settings, &report, |text| {
+        line!(
+            text,
+            "Checked {} in {} ({}) of {} in {}",
+            count(found.records, "record"),
+            count(found.packs, "pack"),
+            Size(found.bytes),
+            count(found.snapshots, "snapshot"),
+            Took(took)
+        );
+        if found.unsealed_packs > 0 {
+            line!(
+                text,
+                "{} of sessions that run or died; nothing published refers to them",
+                count(found.unsealed_packs, "unsealed pack")
+            );
+        }
+        write(text, &found);
+    })?;
+    let damaged = !found.damage.is_empty() || !found.affected.is_empty();
+    if damaged {
+        warn(
+            "damage was found; to set it aside, so that the next backup sends the data again, run: undercroft repair",
+        );
+    }
+    Ok(Outcome::of(damaged))
+}
+
+/// The newest snapshot is pinned in place of all: that keeps a collection from moving data meanwhile.
+fn open(settings: &Settings, key: Key, asked: &[SnapshotSpec]) -> anyhow::Result<PinnedRead> {
+    if !asked.is_empty() {
+        return access::read_pinned(settings, key, asked);
+    }
+    let listed = access::list(settings)?;
+    let catalog = Catalog::read(settings, &listed)?;
+    match catalog.snapshots.last() {
+        Some(newest) => {
+            let spec: SnapshotSpec = newest.id.to_string().parse()?;
+            access::read_pinned(settings, key, slice::from_ref(&spec))
+        }
+        None => access::read_pinned(settings, key, &[]),
+    }
+}
+
+fn write(text: &mut String, found: &VerifyReport) {
+    if found.damage.is_empty() && found.affected.is_empty() {
+        line!(text, "No damage");
+        return;
+    }
+    line!(text, "DAMAGED:");
+    report::write_damage(text, &found.damage);
+    if found.affected.is_empty() {
+        line!(
+            text,
+            "No range of a disk is known to be affected (verify --deep finds which are)"
+        );
+    } else {
+        line!(text, "Affected:");
+        report::write_affected(text, &found.affected);
+    }
+}

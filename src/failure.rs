@@ -1,0 +1,275 @@
+//! How a run ends: the exit code, and for a failure the chain of causes and what to do now.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use undercroft_control::{PolicyError, SelectError};
+use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_dataplane::repository::index::IndexError;
+use undercroft_dataplane::repository::layout;
+use undercroft_dataplane::repository::open::LocationError;
+use undercroft_format::codec::{DecodeError, Problem as DecodeProblem};
+
+/// What a command that did not fail came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// Done, but stored data is damaged.
+    Damage,
+}
+
+impl Outcome {
+    /// [`Outcome::Damage`] if `damaged`.
+    pub fn of(damaged: bool) -> Self {
+        if damaged { Self::Damage } else { Self::Done }
+    }
+}
+
+/// A failure found by the command line itself, or a wrapping of another one with advice.
+#[derive(Debug)]
+pub struct Problem {
+    text: String,
+    hints: Vec<String>,
+    is_usage: bool,
+}
+
+impl Problem {
+    /// A failure described by `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            hints: Vec::new(),
+            is_usage: false,
+        }
+    }
+
+    /// A command line that cannot be meant.
+    pub fn usage(text: impl Into<String>) -> Self {
+        Self {
+            is_usage: true,
+            ..Self::new(text)
+        }
+    }
+
+    /// Adds a line of advice. Commands stand in backquotes, as in `` `undercroft gc` ``.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// Tells of a failure on stderr and gives the exit code. `program` is how this run's repository is
+/// reached: it begins the commands in hints.
+pub fn exit_code(result: anyhow::Result<Outcome>, program: &str) -> ExitCode {
+    let error = match result {
+        Ok(Outcome::Done) => return ExitCode::SUCCESS,
+        Ok(Outcome::Damage) => return ExitCode::from(3),
+        Err(error) => error,
+    };
+    let mut text = format!("Error: {error}\n");
+    let mut last = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Transparent wrappings say the same again.
+        if !last.ends_with(&cause) {
+            text += &format!("Caused by: {cause}\n");
+            last = cause;
+        }
+    }
+    for hint in hints(&error) {
+        let hint = hint.replace("`undercroft ", &format!("`{program} "));
+        text += &format!("Hint: {hint}\n");
+    }
+    // Nobody is left to be told if this fails.
+    let _ = io::stderr().write_all(text.as_bytes());
+    if is_usage(&error) {
+        ExitCode::from(2)
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+/// Writes a warning to stderr.
+pub fn warn(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "Warning: {text}");
+}
+
+/// The error and its causes on one line.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn is_usage(error: &anyhow::Error) -> bool {
+    let problem = error.downcast_ref::<Problem>();
+    problem.is_some_and(|problem| problem.is_usage)
+        || error.is::<LocationError>()
+        || error.is::<PolicyError>()
+}
+
+fn hints(error: &anyhow::Error) -> Vec<String> {
+    let mut hints: Vec<String> = error
+        .downcast_ref::<Problem>()
+        .map(|problem| problem.hints.clone())
+        .unwrap_or_default();
+    let mut has_config = true;
+    for cause in error.chain() {
+        if let Some(RepositoryError::Damaged { path, .. }) = cause.downcast_ref() {
+            has_config = path != layout::CONFIG;
+        }
+        if let Some(error) = cause.downcast_ref::<RepositoryError>() {
+            hints.extend(repository_hints(error));
+        } else if let Some(error) = cause.downcast_ref::<IndexError>() {
+            hints.extend(index_hint(error));
+        } else if let Some(error) = cause.downcast_ref::<DecodeError>() {
+            hints.extend(decode_hint(error, has_config));
+        } else if let Some(error) = cause.downcast_ref::<io::Error>() {
+            hints.extend(io_hint(error));
+        } else if let Some(error) = cause.downcast_ref::<SelectError>() {
+            hints.extend(select_hint(error));
+        } else if cause.is::<LocationError>() {
+            hints.push("a directory is named like this: --repo /backup/repository".into());
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    hints.retain(|hint| seen.insert(hint.clone()));
+    hints
+}
+
+fn repository_hints(error: &RepositoryError) -> Vec<String> {
+    let hint = |text: &str| vec![text.to_owned()];
+    match error {
+        RepositoryError::Locked { .. } => hint(
+            "wait for it to end, or stop it; snapshots, show, diff, restore, verify and stats work beside it",
+        ),
+        RepositoryError::KeyNeeded => hint(
+            "give --passphrase-file FILE or --recovery-key-file FILE, or set UNDERCROFT_PASSPHRASE",
+        ),
+        RepositoryError::WrongKey => hint(
+            "check for a trailing space and the keyboard layout; the recovery key that init printed opens it too: --recovery-key-file FILE",
+        ),
+        RepositoryError::NotARepository { .. } => vec![
+            "create one: `undercroft init`".into(),
+            "or name another one by --repo DIR or UNDERCROFT_REPO".into(),
+        ],
+        RepositoryError::AlreadyExists { .. } => {
+            hint("use it as it is: `undercroft snapshots`; or name another directory by --repo DIR")
+        }
+        RepositoryError::NotEmpty { .. } => hint("name an empty or a new directory by --repo DIR"),
+        RepositoryError::NoSuchSnapshot { .. } => hint("see what there is: `undercroft snapshots`"),
+        RepositoryError::Protected { id } => {
+            vec![format!(
+                "lift the protection first: `undercroft protect --off {}`",
+                id.short()
+            )]
+        }
+        RepositoryError::IncompleteSnapshot { .. } => vec![
+            "nothing was removed. See what is damaged: `undercroft verify --deep`".into(),
+            "set the damage aside, then collect: `undercroft repair`, `undercroft gc`".into(),
+        ],
+        RepositoryError::CorruptObject { .. } | RepositoryError::MissingObject { .. } => vec![
+            "see all that is damaged: `undercroft verify --deep`".into(),
+            "set the damage aside so that the next backup sends the data again: `undercroft repair`"
+                .into(),
+            "restore what is left: `undercroft restore SNAPSHOT --allow-damage --to TARGET`".into(),
+        ],
+        RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
+        _ => Vec::new(),
+    }
+}
+
+fn index_hint(error: &IndexError) -> Option<String> {
+    if error.needs_rebuild() {
+        return Some("make the index anew from the packs: `undercroft rebuild-index`".into());
+    }
+    match error {
+        IndexError::Rocks { source, .. } if source.to_string().contains("No space left") => {
+            Some(DISK_FULL.into())
+        }
+        _ => None,
+    }
+}
+
+fn decode_hint(error: &DecodeError, has_config: bool) -> Option<String> {
+    match error.problem {
+        DecodeProblem::Version { .. } => {
+            Some("use the version of undercroft that wrote it, or a newer one".into())
+        }
+        _ if !has_config => Some(
+            "nothing can be read without the config: put back a copy of this file, which never changes"
+                .into(),
+        ),
+        _ => Some(
+            "see all that is damaged: `undercroft verify`; what can be mended is by `undercroft repair`"
+                .into(),
+        ),
+    }
+}
+
+const DISK_FULL: &str = "make room: `undercroft prune --keep-last N --gc` or `undercroft forget SNAPSHOT`, then \
+     `undercroft gc`, which works on a full disk; snapshots already there are intact";
+
+fn io_hint(error: &io::Error) -> Option<String> {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(DISK_FULL.into()),
+        io::ErrorKind::PermissionDenied => {
+            Some("run as a user who may, or change the permissions".into())
+        }
+        io::ErrorKind::ReadOnlyFilesystem => Some("mount the file system for writing".into()),
+        _ => None,
+    }
+}
+
+fn select_hint(error: &SelectError) -> Option<String> {
+    match error {
+        SelectError::NotFound { .. }
+        | SelectError::NoSnapshotOfVm { .. }
+        | SelectError::ShortId { .. } => Some("see what there is: `undercroft snapshots`".into()),
+        _ => None,
+    }
+}
+
+/// `text` as a word of a shell.
+pub fn quote(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_the_shell_would_split_them() {
+        for (text, quoted) in [
+            ("/srv/images/web01.raw", "/srv/images/web01.raw"),
+            ("two words", "'two words'"),
+            ("it's", r"'it'\''s'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quote(text), quoted);
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! Where restored disks go: checks before anything is written, and files that appear only when complete.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use undercroft_dataplane::io::{BlockFile, OsFile};
+use undercroft_dataplane::restore::{Target, TargetContent};
+use undercroft_format::snapshot::DiskManifest;
+
+use crate::backup_job::is_inside;
+use crate::failure::Problem;
+use crate::units::Size;
+
+/// Ends the name of a file that is not complete.
+const PARTIAL_SUFFIX: &str = ".undercroft-partial";
+
+/// Where to, in the user's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard output.
+    Stdout,
+    /// All disks into a directory.
+    Directory(PathBuf),
+    /// One disk into a file or device.
+    File(PathBuf),
+}
+
+impl Destination {
+    /// What `text` means: an existing directory or a name that ends in `/` is a directory.
+    pub fn of(text: &str) -> Self {
+        let path = PathBuf::from(text);
+        match text {
+            "-" => Self::Stdout,
+            text if text.ends_with('/') || path.is_dir() => Self::Directory(path),
+            _ => Self::File(path),
+        }
+    }
+
+    /// Whether it takes all disks.
+    pub fn is_directory(&self) -> bool {
+        matches!(self, Self::Directory(_))
+    }
+}
+
+/// What may become of a target that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// Nothing.
+    Never,
+    /// It is replaced.
+    Force,
+    /// It is read, and what differs is written.
+    InPlace,
+}
+
+/// How targets are made.
+pub struct Plan<'a> {
+    destination: &'a Destination,
+    overwrite: Overwrite,
+}
+
+/// A target and what remains to be done when it is complete.
+pub struct OpenTarget {
+    pub target: Target,
+    pub finish: Finish,
+}
+
+impl<'a> Plan<'a> {
+    /// Checks the destination, and makes it if it is a directory that does not exist.
+    pub fn new(
+        repository: &Path,
+        destination: &'a Destination,
+        overwrite: Overwrite,
+    ) -> anyhow::Result<Self> {
+        let place = match destination {
+            Destination::Stdout => None,
+            Destination::Directory(directory) => {
+                fs::create_dir_all(directory)
+                    .with_context(|| format!("making the directory {}", directory.display()))?;
+                Some(directory.as_path())
+            }
+            Destination::File(path) if path.exists() => Some(path.as_path()),
+            Destination::File(path) => path.parent(),
+        };
+        if let Some(place) = place.filter(|place| is_inside(place, repository)) {
+            return Err(Problem::new(format!(
+                "the target {} lies inside the repository",
+                place.display()
+            ))
+            .hint("restore to another directory")
+            .into());
+        }
+        Ok(Self {
+            destination,
+            overwrite,
+        })
+    }
+
+    /// Whether the VM's metadata goes there, too.
+    pub fn takes_metadata(&self) -> bool {
+        self.destination.is_directory()
+    }
+
+    /// Whether `disk` may go where it would go.
+    pub fn check(&self, disk: &DiskManifest) -> anyhow::Result<()> {
+        let Some(path) = self.path_of(disk)? else {
+            return Ok(());
+        };
+        let kind = match fs::metadata(&path) {
+            Ok(metadata) => metadata.file_type(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("looking at {}", path.display()));
+            }
+        };
+        if kind.is_dir() {
+            return Err(
+                Problem::new(format!("the target {} is a directory", path.display()))
+                    .hint("move it away, or choose another target")
+                    .into(),
+            );
+        }
+        // What has no addresses cannot be overwritten.
+        if kind.is_fifo() || kind.is_char_device() {
+            return Ok(());
+        }
+        if self.overwrite == Overwrite::Never {
+            return Err(exists(&path));
+        }
+        if kind.is_block_device() {
+            let file = OsFile::open_read(&path, false)
+                .with_context(|| format!("opening the device {}", path.display()))?;
+            let size = file
+                .len()
+                .with_context(|| format!("asking {} for its size", path.display()))?;
+            if size < disk.size.get() {
+                return Err(Problem::new(format!(
+                    "the device {} is smaller than disk {}: {} against {} ({} bytes are missing)",
+                    path.display(),
+                    disk.label,
+                    Size(size),
+                    Size(disk.size.get()),
+                    disk.size.get() - size,
+                ))
+                .hint(format!(
+                    "use a device of at least {} bytes, or restore to a file",
+                    disk.size
+                ))
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the target of `disk`.
+    pub fn open(&self, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
+        let Some(path) = self.path_of(disk)? else {
+            return stdout_target();
+        };
+        match fs::metadata(&path) {
+            Ok(metadata) if is_stream(&metadata) => stream_target(path),
+            Ok(metadata) if metadata.file_type().is_block_device() => self.device_target(path),
+            Ok(_) if self.overwrite == Overwrite::InPlace => in_place_target(path, disk),
+            _ => new_file_target(path, disk, self.overwrite),
+        }
+    }
+
+    /// Whether the metadata may be written.
+    pub fn check_metadata(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.in_directory(name, "metadata")?;
+        if self.overwrite == Overwrite::Never && path.symlink_metadata().is_ok() {
+            return Err(exists(&path));
+        }
+        Ok(())
+    }
+
+    /// Writes the VM's metadata and returns the file's name.
+    pub fn write_metadata(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
+        let path = self.in_directory(name, "metadata")?;
+        let partial = partial_of(&path);
+        let writing = || format!("writing {}", path.display());
+        File::create(&partial)
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&partial, &path))
+            .with_context(writing)?;
+        Ok(path.display().to_string())
+    }
+
+    /// Where `disk` goes; `None` for standard output.
+    fn path_of(&self, disk: &DiskManifest) -> anyhow::Result<Option<PathBuf>> {
+        match self.destination {
+            Destination::Stdout => Ok(None),
+            Destination::File(path) => Ok(Some(path.clone())),
+            Destination::Directory(_) => {
+                self.in_directory(&disk.label, "disk")?;
+                self.in_directory(&format!("{}.raw", disk.label), "disk")
+                    .map(Some)
+            }
+        }
+    }
+
+    /// Names in snapshots come from elsewhere: none may lead out of the directory.
+    fn in_directory(&self, name: &str, what: &str) -> anyhow::Result<PathBuf> {
+        let Destination::Directory(directory) = self.destination else {
+            unreachable!("only directories take names");
+        };
+        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+            return Err(Problem::new(format!(
+                "the {what} {name:?} cannot be restored into a directory: its name is no file name"
+            ))
+            .hint("restore the disks one by one: --disk LABEL --to FILE")
+            .into());
+        }
+        Ok(directory.join(name))
+    }
+
+    fn device_target(&self, path: PathBuf) -> anyhow::Result<OpenTarget> {
+        // Without O_CREAT this asks a block device whether anyone uses it: a mounted one is (open(2)).
+        let claim = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_EXCL)
+            .open(&path)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::ResourceBusy => anyhow::Error::new(error).context(
+                    Problem::new(format!("the device {} is in use", path.display()))
+                        .hint("unmount it, or stop what uses it"),
+                ),
+                _ => anyhow::Error::new(error)
+                    .context(format!("opening the device {}", path.display())),
+            })?;
+        let file = OsFile::open_write(&path, true)
+            .with_context(|| format!("opening the device {}", path.display()))?;
+        let content = match self.overwrite {
+            Overwrite::InPlace => TargetContent::Similar,
+            _ => TargetContent::Unknown,
+        };
+        let file: Arc<dyn BlockFile> = Arc::new(file);
+        Ok(OpenTarget {
+            target: Target::Disk {
+                file: file.clone(),
+                content,
+            },
+            finish: Finish {
+                name: path.display().to_string(),
+                file: Some(file),
+                rename: None,
+                claim: Some(claim),
+            },
+        })
+    }
+}
+
+fn exists(path: &Path) -> anyhow::Error {
+    Problem::new(format!("the target {} exists", path.display()))
+        .hint("overwrite it: --force; or write only what differs: --in-place")
+        .into()
+}
+
+fn is_stream(metadata: &fs::Metadata) -> bool {
+    let kind = metadata.file_type();
+    kind.is_fifo() || kind.is_char_device()
+}
+
+fn stdout_target() -> anyhow::Result<OpenTarget> {
+    // Not through `Stdout`, which looks for line ends.
+    let stdout = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("opening standard output")?;
+    Ok(OpenTarget {
+        target: Target::Stream(Box::new(File::from(stdout))),
+        finish: Finish::plain("standard output".to_owned(), None),
+    })
+}
+
+fn stream_target(path: PathBuf) -> anyhow::Result<OpenTarget> {
+    let file = OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    Ok(OpenTarget {
+        target: Target::Stream(Box::new(file)),
+        finish: Finish::plain(path.display().to_string(), None),
+    })
+}
+
+fn in_place_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
+    let opening = || format!("opening the target {}", path.display());
+    let file = OsFile::open_write(&path, true).with_context(opening)?;
+    // The file is going to be the disk: no shorter, no longer.
+    if file.len().with_context(opening)? != disk.size.get() {
+        file.set_len(disk.size.get())
+            .with_context(|| format!("making {} as long as the disk", path.display()))?;
+    }
+    let file: Arc<dyn BlockFile> = Arc::new(file);
+    Ok(OpenTarget {
+        target: Target::Disk {
+            file: file.clone(),
+            content: TargetContent::Similar,
+        },
+        finish: Finish::plain(path.display().to_string(), Some(file)),
+    })
+}
+
+fn new_file_target(
+    path: PathBuf,
+    disk: &DiskManifest,
+    overwrite: Overwrite,
+) -> anyhow::Result<OpenTarget> {
+    // A link stays, and what it leads to is replaced.
+    let path = path.canonicalize().unwrap_or(path);
+    let partial = partial_of(&path);
+    let making = || format!("making {}", partial.display());
+    match fs::remove_file(&partial) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error)
+                .with_context(|| format!("removing the left-over {}", partial.display()));
+        }
+        _ => {}
+    }
+    let file = OsFile::create_new(&partial, true).with_context(making)?;
+    let file: Arc<dyn BlockFile> = Arc::new(file);
+    keep_private(&partial, &path).with_context(making)?;
+    let finish = Finish {
+        name: path.display().to_string(),
+        file: Some(file.clone()),
+        rename: Some(Rename {
+            partial,
+            path,
+            replaces: overwrite != Overwrite::Never,
+        }),
+        claim: None,
+    };
+    let making = || format!("making {} as long as the disk", finish.name);
+    file.set_len(disk.size.get()).with_context(making)?;
+    Ok(OpenTarget {
+        target: Target::Disk {
+            file,
+            content: TargetContent::Zeros,
+        },
+        finish,
+    })
+}
+
+fn partial_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(PARTIAL_SUFFIX);
+    path.with_file_name(name)
+}
+
+/// Disks hold secrets: a new file is its owner's alone, one that replaces another is as that was.
+fn keep_private(partial: &Path, path: &Path) -> io::Result<()> {
+    let Ok(old) = fs::metadata(path) else {
+        return fs::set_permissions(partial, fs::Permissions::from_mode(0o600));
+    };
+    // Only root may give files away.
+    let _ = chown(partial, Some(old.uid()), Some(old.gid()));
+    fs::set_permissions(partial, old.permissions())
+}
+
+/// What remains to be done when a target is complete. Dropped before, it removes what is not complete.
+pub struct Finish {
+    name: String,
+    file: Option<Arc<dyn BlockFile>>,
+    rename: Option<Rename>,
+    /// Keeps others off a device.
+    claim: Option<File>,
+}
+
+struct Rename {
+    partial: PathBuf,
+    path: PathBuf,
+    replaces: bool,
+}
+
+impl Finish {
+    fn plain(name: String, file: Option<Arc<dyn BlockFile>>) -> Self {
+        Self {
+            name,
+            file,
+            rename: None,
+            claim: None,
+        }
+    }
+
+    /// The target, for people.
+    pub fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Makes what was written durable, and gives a new file its name.
+    pub fn publish(mut self) -> anyhow::Result<()> {
+        if let Some(file) = &self.file {
+            file.sync()
+                .with_context(|| format!("making {} durable", self.name))?;
+        }
+        let Some(rename) = &self.rename else {
+            return Ok(());
+        };
+        // Somebody may have made it meanwhile.
+        if !rename.replaces && rename.path.symlink_metadata().is_ok() {
+            return Err(exists(&rename.path));
+        }
+        fs::rename(&rename.partial, &rename.path)
+            .and_then(|()| match rename.path.parent() {
+                Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
+                Some(parent) => File::open(parent)?.sync_all(),
+                None => Ok(()),
+            })
+            .with_context(|| format!("renaming the complete file to {}", rename.path.display()))?;
+        self.rename = None;
+        Ok(())
+    }
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        drop(self.claim.take());
+        if let Some(rename) = &self.rename {
+            let _ = fs::remove_file(&rename.partial);
+        }
+    }
+}

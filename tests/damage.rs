@@ -1,0 +1,194 @@
+//! One flipped bit anywhere is found; what it affects is said; the rest restores; repair heals.
+
+mod support;
+
+use std::path::Path;
+
+use support::{
+    Image, assert_restores, copy_tree, fail_with, files_below, json, succeed, undercroft, workspace,
+};
+
+fn flip(file: &Path, position: usize, bit: u8) {
+    let mut bytes = std::fs::read(file).expect("the file");
+    bytes[position] ^= 1 << bit;
+    std::fs::write(file, bytes).expect("it can be written");
+}
+
+fn repository(dir: &Path, encrypted: bool) -> (std::path::PathBuf, Image) {
+    let repo = dir.join("repo");
+    let mut init = undercroft(&repo);
+    init.args(["init", "--segment-size", "1M", "--pack-size", "1M"]);
+    if encrypted {
+        init.arg("--encrypt").env("UNDERCROFT_PASSPHRASE", "horse");
+    }
+    succeed(&mut init);
+    let image = Image::new(dir.join("disk.raw"), 3, (5 << 20) + 777);
+    let mut backup = undercroft(&repo);
+    backup
+        .args(["backup", "--vm", "vm", "--metadata"])
+        .arg(dir.join("disk.raw").with_file_name("ova.xml"));
+    std::fs::write(dir.join("ova.xml"), "<vm/>").expect("metadata");
+    succeed(
+        backup
+            .env("UNDERCROFT_PASSPHRASE", "horse")
+            .arg(&image.path),
+    );
+    succeed(
+        undercroft(&repo)
+            .args(["protect", "vm@latest"])
+            .env("UNDERCROFT_PASSPHRASE", "horse"),
+    );
+    (repo, image)
+}
+
+/// Every file, several places in each.
+#[test]
+fn a_flipped_bit_in_any_file_is_found_by_verify() {
+    for encrypted in [false, true] {
+        let dir = workspace();
+        let (repo, _) = repository(dir.path(), encrypted);
+        succeed(undercroft(&repo).arg("verify"));
+        let victim = dir.path().join("victim");
+        let mut tried = 0;
+        for file in files_below(&repo) {
+            let name = file.strip_prefix(&repo).expect("below").to_owned();
+            let len = std::fs::metadata(&file).expect("its length").len() as usize;
+            let places = [
+                0,
+                len / 3,
+                len / 2,
+                len.saturating_sub(70),
+                len.saturating_sub(1),
+            ];
+            for (n, place) in places
+                .into_iter()
+                .enumerate()
+                .filter(|(_, place)| *place < len)
+            {
+                let _ = std::fs::remove_dir_all(&victim);
+                copy_tree(&repo, &victim);
+                flip(&victim.join(&name), place, (n as u8 * 3) % 8);
+                let output = undercroft(&victim)
+                    .arg("verify")
+                    .output()
+                    .expect("it starts");
+                let text = String::from_utf8_lossy(&output.stderr).into_owned()
+                    + &String::from_utf8_lossy(&output.stdout);
+                // A damaged config cannot even be opened; everything else is found by the scrub.
+                let expected: &[i32] = if name == Path::new("config") {
+                    &[1, 3]
+                } else {
+                    &[3]
+                };
+                let code = output.status.code().expect("an exit code");
+                assert!(
+                    expected.contains(&code),
+                    "{}, byte {place}: {code}\n{text}",
+                    name.display()
+                );
+                tried += 1;
+            }
+        }
+        assert!(tried > 40, "{tried}");
+    }
+}
+
+fn largest_data_pack(repo: &Path) -> std::path::PathBuf {
+    files_below(&repo.join("packs"))
+        .into_iter()
+        .max_by_key(|file| std::fs::metadata(file).expect("its length").len())
+        .expect("a pack")
+}
+
+#[test]
+fn damage_is_located_worked_around_and_healed() {
+    let dir = workspace();
+    let (repo, mut image) = repository(dir.path(), false);
+    flip(&largest_data_pack(&repo), 300_000, 2);
+
+    let output = undercroft(&repo)
+        .args(["--json", "verify"])
+        .output()
+        .expect("it starts");
+    assert_eq!(output.status.code(), Some(3));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let affected = report["affected"].as_array().expect("an array").clone();
+    assert!(!affected.is_empty(), "{report}");
+
+    let target = dir.path().join("restored.raw");
+    let text = fail_with(
+        undercroft(&repo)
+            .args(["restore", "vm@latest", "--to"])
+            .arg(&target),
+        1,
+    );
+    assert!(text.contains("allow-damage"), "{text}");
+    assert!(!target.exists(), "a failed restore leaves nothing");
+
+    let mut restore = undercroft(&repo);
+    restore
+        .args(["restore", "vm@latest", "--allow-damage", "--to"])
+        .arg(&target);
+    fail_with(&mut restore, 3);
+    let restored = std::fs::read(&target).expect("the restored file");
+    let mut damaged_bytes = 0;
+    for (place, (found, expected)) in restored.iter().zip(&image.bytes).enumerate() {
+        let is_affected = affected.iter().any(|range| {
+            let bound = |name: &str| range["range"][name].as_u64().expect("a number") as usize;
+            (bound("start")..bound("end")).contains(&place)
+        });
+        if is_affected {
+            damaged_bytes += 1;
+            assert_eq!(*found, 0, "byte {place}: a damaged range reads as zero");
+        } else {
+            assert_eq!(found, expected, "byte {place} is not affected");
+        }
+    }
+    assert!(damaged_bytes <= 256 << 10, "{damaged_bytes}");
+
+    fail_with(undercroft(&repo).arg("repair"), 3);
+    succeed(undercroft(&repo).arg("rebuild-index"));
+    // An increment on the incomplete snapshot becomes a full read, which sends the lost chunk again.
+    let bitmap = dir.path().join("changed");
+    std::fs::write(&bitmap, image.change(9, &[1])).expect("a bitmap");
+    let mut backup = undercroft(&repo);
+    backup
+        .args([
+            "backup",
+            "--vm",
+            "vm",
+            "--parent",
+            "vm@latest",
+            "--changed-blocks",
+        ])
+        .arg(&bitmap);
+    let report = json(backup.arg(&image.path));
+    assert!(
+        report.to_string().contains("full:parent-damaged"),
+        "{report}"
+    );
+    assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
+    let text = String::from_utf8(succeed(undercroft(&repo).arg("repair")).stdout).expect("text");
+    assert!(!text.is_empty());
+    succeed(undercroft(&repo).args(["verify", "--deep"]));
+}
+
+#[test]
+fn a_lost_index_is_remade_and_a_lost_pack_is_named() {
+    let dir = workspace();
+    let (repo, image) = repository(dir.path(), false);
+    std::fs::remove_dir_all(repo.join("index")).expect("it goes");
+    assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
+    succeed(undercroft(&repo).arg("rebuild-index"));
+    assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
+    std::fs::remove_file(largest_data_pack(&repo)).expect("it goes");
+    let text = fail_with(undercroft(&repo).args(["verify", "--deep"]), 3);
+    let _ = text;
+    let target = dir.path().join("restored.raw");
+    fail_with(
+        undercroft(&repo)
+            .args(["restore", "vm@latest", "--to"])
+            .arg(&target),
+        1,
+    );
+}
