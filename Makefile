@@ -8,7 +8,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 CORPUS ?= corpus
-FUZZ_SECONDS ?= 10
+FUZZ_SECONDS ?= 5
 TARGET ?=
 ARGS ?=
 
