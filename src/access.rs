@@ -1,17 +1,20 @@
 //! Opening repositories: to change them, to read data, or only to list snapshots.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use jiff::Timestamp;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::io::LocalStorage;
 use undercroft_dataplane::repository::Repository;
+use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_dataplane::repository::keys::Unlock;
 use undercroft_dataplane::repository::open::{
     Access, OpenNote, OpenOptions, open_local, read_config,
 };
 use undercroft_dataplane::repository::pins::Pin;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
+use undercroft_format::codec;
 
 use crate::catalog::Catalog;
 use crate::failure::{one_line, warn};
@@ -91,8 +94,8 @@ pub fn read_pinned(
     // With the key at hand they are authenticated, too.
     let snapshots = ids
         .into_iter()
-        .map(|id| repository.snapshots().read(id))
-        .collect::<Result<_, _>>()?;
+        .map(|id| Ok(repository.snapshots().read(id)?))
+        .collect::<anyhow::Result<_>>()?;
     Ok(PinnedRead {
         repository,
         snapshots,
@@ -102,16 +105,15 @@ pub fn read_pinned(
 
 fn open(settings: &Settings, access: Access, key: Key) -> anyhow::Result<Arc<Repository>> {
     let root = settings.root()?;
-    let config = read_config(
-        &LocalStorage::new(root.to_owned()),
-        &root.display().to_string(),
-    )?;
+    let location = root.display().to_string();
+    let config = read_config(&LocalStorage::new(root.to_owned()), &location)
+        .map_err(|error| explain(error, root))?;
     let unlock = match config.is_encrypted() {
         true => settings.unlock(key)?,
         false => None,
     };
     if unlock.is_none() && config.is_encrypted() && key == Key::Needed {
-        return Err(undercroft_dataplane::repository::error::RepositoryError::KeyNeeded.into());
+        return Err(RepositoryError::KeyNeeded.into());
     }
     open_with(settings, access, unlock)
 }
@@ -119,7 +121,7 @@ fn open(settings: &Settings, access: Access, key: Key) -> anyhow::Result<Arc<Rep
 fn open_with(
     settings: &Settings,
     access: Access,
-    unlock: Option<undercroft_dataplane::repository::keys::Unlock>,
+    unlock: Option<Unlock>,
 ) -> anyhow::Result<Arc<Repository>> {
     let options = OpenOptions {
         unlock,
@@ -127,10 +129,27 @@ fn open_with(
         engine: settings.engine()?,
     };
     let root = settings.root()?;
-    let (repository, notes) = open_local(root, &options)
-        .with_context(|| format!("opening the repository {}", root.display()))?;
+    let (repository, notes) = open_local(root, &options).map_err(|error| explain(error, root))?;
     notes.iter().for_each(tell);
     Ok(repository)
+}
+
+/// Says which repository could not be opened, where the error does not say so itself.
+fn explain(error: RepositoryError, root: &Path) -> anyhow::Error {
+    let root = root.display();
+    match error {
+        RepositoryError::Damaged { source, .. }
+            if matches!(source.problem, codec::Problem::Version { .. }) =>
+        {
+            anyhow::Error::new(source).context(format!(
+                "the repository {root} was made by a newer version of undercroft"
+            ))
+        }
+        RepositoryError::Damaged { .. } | RepositoryError::Io { .. } => {
+            anyhow::Error::new(error).context(format!("opening the repository {root}"))
+        }
+        error => error.into(),
+    }
 }
 
 /// Tells of something that happened while opening.

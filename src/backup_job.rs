@@ -16,6 +16,7 @@ use undercroft_format::source::cbt::CBT_TEXT_LEN_MAX;
 
 use crate::failure::Problem;
 use crate::settings::Settings;
+use crate::work::Stoppable;
 
 /// Longest metadata, in bytes: it is held in memory.
 const METADATA_LEN_MAX: u64 = 256 << 20;
@@ -69,6 +70,15 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
         tags: request.tags,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
+}
+
+/// Bytes of all disks whose size is known before they are read.
+pub fn disk_bytes(job: &BackupJob) -> u64 {
+    let sizes = job.disks.iter().map(|disk| match &disk.source {
+        Source::Disk(source) => source.size().get(),
+        Source::Stream(_) => 0,
+    });
+    sizes.sum()
 }
 
 fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
@@ -167,7 +177,7 @@ fn is_stdin(path: &Path) -> bool {
 
 fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
     if is_stdin(path) {
-        return Ok(Source::Stream(Box::new(std::io::stdin())));
+        return Ok(Source::Stream(Box::new(Stoppable(std::io::stdin()))));
     }
     let opening = || format!("opening the source {}", path.display());
     let kind = fs::metadata(path).with_context(opening)?.file_type();
@@ -189,7 +199,7 @@ fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
     }
     if kind.is_fifo() || kind.is_char_device() {
         let file = File::open(path).with_context(opening)?;
-        return Ok(Source::Stream(Box::new(file)));
+        return Ok(Source::Stream(Box::new(Stoppable(file))));
     }
     Ok(Source::Disk(DiskSource::open(path)?))
 }

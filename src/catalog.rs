@@ -21,9 +21,16 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Reads all snapshots of `repository`.
+    /// Reads all snapshots of `repository`, and warns of those that cannot be read.
     pub fn read(settings: &Settings, repository: &Repository) -> anyhow::Result<Self> {
         let (snapshots, unreadable) = repository.snapshots().read_all()?;
+        for (id, error) in &unreadable {
+            warn(format_args!(
+                "snapshot {} cannot be read: {}; mend with: undercroft repair",
+                id.short(),
+                one_line(error)
+            ));
+        }
         Ok(Self {
             summaries: snapshots.iter().map(summary).collect(),
             snapshots,
@@ -51,10 +58,7 @@ impl Catalog {
                 id.short(),
                 one_line(damage)
             ),
-            None => {
-                self.warn();
-                error.into()
-            }
+            None => error.into(),
         }
     }
 
@@ -63,15 +67,8 @@ impl Catalog {
         &self.summaries
     }
 
-    /// Warns of snapshots that cannot be read.
-    pub fn warn(&self) -> Outcome {
-        for (id, error) in &self.unreadable {
-            warn(format_args!(
-                "snapshot {} cannot be read: {}; mend with: undercroft repair",
-                id.short(),
-                one_line(error)
-            ));
-        }
+    /// [`Outcome::Damage`] if there are snapshots that cannot be read.
+    pub fn outcome(&self) -> Outcome {
         Outcome::of(!self.unreadable.is_empty())
     }
 }

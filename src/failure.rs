@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use undercroft_control::{PolicyError, SelectError};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::index::IndexError;
+use undercroft_dataplane::repository::layout;
 use undercroft_dataplane::repository::open::LocationError;
 use undercroft_format::codec::{DecodeError, Problem as DecodeProblem};
 
@@ -129,19 +130,23 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
         .downcast_ref::<Problem>()
         .map(|problem| problem.hints.clone())
         .unwrap_or_default();
+    let mut has_config = true;
     for cause in error.chain() {
+        if let Some(RepositoryError::Damaged { path, .. }) = cause.downcast_ref() {
+            has_config = path != layout::CONFIG;
+        }
         if let Some(error) = cause.downcast_ref::<RepositoryError>() {
             hints.extend(repository_hints(error));
         } else if let Some(error) = cause.downcast_ref::<IndexError>() {
             hints.extend(index_hint(error));
         } else if let Some(error) = cause.downcast_ref::<DecodeError>() {
-            hints.extend(decode_hint(error));
+            hints.extend(decode_hint(error, has_config));
         } else if let Some(error) = cause.downcast_ref::<io::Error>() {
             hints.extend(io_hint(error));
         } else if let Some(error) = cause.downcast_ref::<SelectError>() {
             hints.extend(select_hint(error));
         } else if cause.is::<LocationError>() {
-            hints.push("give a directory: `undercroft --repo /backup/repository snapshots`".into());
+            hints.push("a directory is named like this: --repo /backup/repository".into());
         }
     }
     let mut seen = std::collections::HashSet::new();
@@ -161,8 +166,8 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
         RepositoryError::WrongKey => hint(
             "check for a trailing space and the keyboard layout; the recovery key that init printed opens it too: --recovery-key-file FILE",
         ),
-        RepositoryError::NotARepository { location } => vec![
-            format!("create one: `undercroft --repo {} init`", quote(location)),
+        RepositoryError::NotARepository { .. } => vec![
+            "create one: `undercroft init`".into(),
             "or name another one by --repo DIR or UNDERCROFT_REPO".into(),
         ],
         RepositoryError::AlreadyExists { .. } => {
@@ -186,6 +191,7 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
                 .into(),
             "restore what is left: `undercroft restore SNAPSHOT --allow-damage --to TARGET`".into(),
         ],
+        RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }
 }
@@ -202,11 +208,15 @@ fn index_hint(error: &IndexError) -> Option<String> {
     }
 }
 
-fn decode_hint(error: &DecodeError) -> Option<String> {
+fn decode_hint(error: &DecodeError, has_config: bool) -> Option<String> {
     match error.problem {
         DecodeProblem::Version { .. } => {
             Some("use the version of undercroft that wrote it, or a newer one".into())
         }
+        _ if !has_config => Some(
+            "nothing can be read without the config: put back a copy of this file, which never changes"
+                .into(),
+        ),
         _ => Some(
             "see all that is damaged: `undercroft verify`; what can be mended is by `undercroft repair`"
                 .into(),

@@ -170,12 +170,13 @@ impl State {
             Some(eta) if eta < 1e7 => format!(", {} left", Took(Duration::from_secs_f64(eta))),
             _ => String::new(),
         };
+        // What matters most comes first: a narrow terminal cuts the rest off.
         format!(
-            "{done}, read {}, sent {}, stored {}, {}/s{left}",
+            "{done}, {}/s{left}; read {}, sent {}, stored {}",
+            Size(self.rate_bytes_per_s as u64),
             Size(self.read_bytes),
             Size(self.sent_bytes),
             Size(self.stored_bytes),
-            Size(self.rate_bytes_per_s as u64),
         )
     }
 }
@@ -221,7 +222,7 @@ impl Screen for Bar {
             return;
         }
         let template = match state.total_bytes {
-            Some(_) => "{prefix} [{bar:24}] {percent:>3}% {wide_msg}",
+            Some(_) => "{prefix} [{bar:12}] {percent:>3}% {wide_msg}",
             None => "{spinner} {prefix} {elapsed} {wide_msg}",
         };
         if self.0.length() != state.total_bytes || self.0.position() == 0 {

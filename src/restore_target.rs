@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -239,15 +239,17 @@ impl<'a> Plan<'a> {
             Overwrite::InPlace => TargetContent::Similar,
             _ => TargetContent::Unknown,
         };
+        let file: Arc<dyn BlockFile> = Arc::new(file);
         Ok(OpenTarget {
             target: Target::Disk {
-                file: Arc::new(file),
+                file: file.clone(),
                 content,
             },
             finish: Finish {
                 name: path.display().to_string(),
+                file: Some(file),
                 rename: None,
-                _claim: Some(claim),
+                claim: Some(claim),
             },
         })
     }
@@ -272,7 +274,7 @@ fn stdout_target() -> anyhow::Result<OpenTarget> {
         .context("opening standard output")?;
     Ok(OpenTarget {
         target: Target::Stream(Box::new(File::from(stdout))),
-        finish: Finish::nothing("standard output".to_owned()),
+        finish: Finish::plain("standard output".to_owned(), None),
     })
 }
 
@@ -283,7 +285,7 @@ fn stream_target(path: PathBuf) -> anyhow::Result<OpenTarget> {
         .with_context(|| format!("opening {}", path.display()))?;
     Ok(OpenTarget {
         target: Target::Stream(Box::new(file)),
-        finish: Finish::nothing(path.display().to_string()),
+        finish: Finish::plain(path.display().to_string(), None),
     })
 }
 
@@ -295,12 +297,13 @@ fn in_place_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTar
         file.set_len(disk.size.get())
             .with_context(|| format!("making {} as long as the disk", path.display()))?;
     }
+    let file: Arc<dyn BlockFile> = Arc::new(file);
     Ok(OpenTarget {
         target: Target::Disk {
-            file: Arc::new(file),
+            file: file.clone(),
             content: TargetContent::Similar,
         },
-        finish: Finish::nothing(path.display().to_string()),
+        finish: Finish::plain(path.display().to_string(), Some(file)),
     })
 }
 
@@ -321,20 +324,23 @@ fn new_file_target(
         _ => {}
     }
     let file = OsFile::create_new(&partial, true).with_context(making)?;
+    let file: Arc<dyn BlockFile> = Arc::new(file);
+    keep_private(&partial, &path).with_context(making)?;
     let finish = Finish {
         name: path.display().to_string(),
+        file: Some(file.clone()),
         rename: Some(Rename {
             partial,
             path,
             replaces: overwrite != Overwrite::Never,
         }),
-        _claim: None,
+        claim: None,
     };
     let making = || format!("making {} as long as the disk", finish.name);
     file.set_len(disk.size.get()).with_context(making)?;
     Ok(OpenTarget {
         target: Target::Disk {
-            file: Arc::new(file),
+            file,
             content: TargetContent::Zeros,
         },
         finish,
@@ -347,12 +353,23 @@ fn partial_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Disks hold secrets: a new file is its owner's alone, one that replaces another is as that was.
+fn keep_private(partial: &Path, path: &Path) -> io::Result<()> {
+    let Ok(old) = fs::metadata(path) else {
+        return fs::set_permissions(partial, fs::Permissions::from_mode(0o600));
+    };
+    // Only root may give files away.
+    let _ = chown(partial, Some(old.uid()), Some(old.gid()));
+    fs::set_permissions(partial, old.permissions())
+}
+
 /// What remains to be done when a target is complete. Dropped before, it removes what is not complete.
 pub struct Finish {
     name: String,
+    file: Option<Arc<dyn BlockFile>>,
     rename: Option<Rename>,
     /// Keeps others off a device.
-    _claim: Option<File>,
+    claim: Option<File>,
 }
 
 struct Rename {
@@ -362,11 +379,12 @@ struct Rename {
 }
 
 impl Finish {
-    fn nothing(name: String) -> Self {
+    fn plain(name: String, file: Option<Arc<dyn BlockFile>>) -> Self {
         Self {
             name,
+            file,
             rename: None,
-            _claim: None,
+            claim: None,
         }
     }
 
@@ -375,8 +393,12 @@ impl Finish {
         self.name.clone()
     }
 
-    /// Gives a complete file its name.
+    /// Makes what was written durable, and gives a new file its name.
     pub fn publish(mut self) -> anyhow::Result<()> {
+        if let Some(file) = &self.file {
+            file.sync()
+                .with_context(|| format!("making {} durable", self.name))?;
+        }
         let Some(rename) = &self.rename else {
             return Ok(());
         };
@@ -385,6 +407,11 @@ impl Finish {
             return Err(exists(&rename.path));
         }
         fs::rename(&rename.partial, &rename.path)
+            .and_then(|()| match rename.path.parent() {
+                Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
+                Some(parent) => File::open(parent)?.sync_all(),
+                None => Ok(()),
+            })
             .with_context(|| format!("renaming the complete file to {}", rename.path.display()))?;
         self.rename = None;
         Ok(())
@@ -393,6 +420,7 @@ impl Finish {
 
 impl Drop for Finish {
     fn drop(&mut self) {
+        drop(self.claim.take());
         if let Some(rename) = &self.rename {
             let _ = fs::remove_file(&rename.partial);
         }

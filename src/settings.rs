@@ -48,8 +48,8 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "ENGINE", default_value = "auto")]
     io: IoEngine,
     /// Threads for CPU work (default: one per core)
-    #[arg(long, global = true, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     /// Log what is done on standard error; twice for more
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -135,7 +135,7 @@ impl Settings {
             recovery_key_file: args.recovery_key_file,
             json: args.json,
             progress,
-            threads: args.threads.map_or_else(cores, NonZeroUsize::get),
+            threads: args.threads.map_or_else(cores, usize::from),
             engine: match args.io {
                 IoEngine::Auto => EngineRequest::Auto,
                 IoEngine::IoUring => EngineRequest::Uring,

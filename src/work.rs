@@ -1,13 +1,14 @@
 //! Long work: its threads, its progress, and how a user stops it.
 
-use std::io::{self, Write};
-use std::sync::Arc;
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use signal_hook::low_level;
+use signal_hook::{flag, low_level};
 use undercroft_dataplane::progress::Progress;
 
 use crate::progress::{Activity, Display};
@@ -40,9 +41,39 @@ impl Work {
     }
 }
 
+/// Set by the signal itself, before anything that the same Ctrl-C does to other programs can be seen.
+fn stop_flag() -> &'static Arc<AtomicBool> {
+    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    STOP.get_or_init(Arc::default)
+}
+
+/// Whether the user asked to stop.
+pub fn is_stopping() -> bool {
+    stop_flag().load(Ordering::SeqCst)
+}
+
+/// A stream that fails once the user asked to stop.
+///
+/// Ctrl-C ends the program at the other end of a pipe, too; the end of the stream that follows must not
+/// pass for a complete one.
+pub struct Stoppable<R>(pub R);
+
+impl<R: Read> Read for Stoppable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.0.read(buffer)?;
+        if is_stopping() {
+            return Err(io::Error::other("stopped on request"));
+        }
+        Ok(got)
+    }
+}
+
 /// The first Ctrl-C or SIGTERM asks to stop cleanly, the second ends the process where it stands; the
 /// repository is safe either way.
 fn stop_on_signals(progress: Arc<Progress>) -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        flag::register(signal, stop_flag().clone())?;
+    }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     thread::Builder::new()
         .name("undercroft-signals".into())

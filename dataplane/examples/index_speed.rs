@@ -1,6 +1,7 @@
 //! Measures the chunk index: `index_speed ENTRIES [DIRECTORY]`. One thread unless it says otherwise.
 //!
 //! Ids are BLAKE3 outputs of counters, so that entry `n` can be asked for without keeping it.
+#![expect(clippy::disallowed_methods, reason = "it measures wall time")]
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};

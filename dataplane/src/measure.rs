@@ -272,7 +272,7 @@ fn chunks_of<'a>(sample: &'a [u8], cuts: &[Cut]) -> Vec<&'a [u8]> {
     cuts.iter()
         .filter_map(|cut| {
             let start = at;
-            at += cut.len() as usize;
+            at += cut.len();
             matches!(cut, Cut::Data(_)).then(|| &sample[start..at])
         })
         .collect()

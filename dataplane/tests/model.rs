@@ -461,7 +461,7 @@ fn history(encrypted: bool, pack_len: u32, seed: u64, steps: &[Step]) {
             .forget(id)
             .expect("it is there");
         world.kept.remove(&id);
-        if world.kept.len() % 4 == 0 {
+        if world.kept.len().is_multiple_of(4) {
             world.collect(60, false);
             world.check();
         }

@@ -28,6 +28,8 @@ pub const CONFIG_LEN_MAX: u64 = 64 << 10;
 /// Longest pack that may be aimed at, in bytes: a scrub holds a whole pack in memory.
 pub const PACK_LEN_TARGET_MAX: u64 = 64 << 20;
 const SLOTS_MAX: u64 = 32;
+/// Bytes of a slot without parameters: kind, nonce, wrapped key.
+const SLOT_LEN_MIN: usize = 1 + 12 + WRAPPED_LEN;
 /// Bytes of a wrapped master key: ciphertext and tag.
 pub const WRAPPED_LEN: usize = 48;
 
@@ -211,11 +213,7 @@ impl Config {
         let index_memory_max = reader.varint("index memory", u64::MAX)?;
         let keys = match reader.u8()? {
             0 => KeyMaterial::Clear(MasterKey::from_bytes(reader.array()?)),
-            1 => KeyMaterial::Wrapped(
-                (0..reader.count("number of key slots", SLOTS_MAX, 61)?)
-                    .map(|_| decode_slot(&mut reader))
-                    .collect::<Result<_, _>>()?,
-            ),
+            1 => KeyMaterial::Wrapped(decode_slots(&mut reader)?),
             _ => return Err(reader.error(Problem::Invalid("key material"))),
         };
         reader.finish()?;
@@ -250,6 +248,14 @@ fn encode_slot(out: &mut Vec<u8>, slot: &KeySlot) {
     }
     out.extend_from_slice(&slot.nonce);
     out.extend_from_slice(&slot.wrapped);
+}
+
+fn decode_slots(reader: &mut Reader<'_>) -> Result<Vec<KeySlot>, DecodeError> {
+    let count = reader.count("number of key slots", SLOTS_MAX, SLOT_LEN_MIN)?;
+    if count == 0 {
+        return Err(reader.error(Problem::Invalid("number of key slots: nothing unlocks it")));
+    }
+    (0..count).map(|_| decode_slot(reader)).collect()
 }
 
 fn decode_slot(reader: &mut Reader<'_>) -> Result<KeySlot, DecodeError> {
@@ -338,6 +344,11 @@ mod tests {
         bytes[end..].copy_from_slice(hash.as_bytes());
         let error = Config::decode(&bytes).unwrap_err();
         assert!(matches!(error.problem, Problem::Version { found: 2, .. }));
+    }
+
+    #[test]
+    fn a_config_that_nothing_unlocks_is_refused() {
+        assert!(Config::decode(&example(KeyMaterial::Wrapped(Vec::new())).encode()).is_err());
     }
 
     #[test]

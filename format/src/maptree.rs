@@ -22,7 +22,7 @@ const VERSION: u8 = 1;
 /// Children of a node.
 pub const FANOUT: u64 = 256;
 const FANOUT_LOG2: u32 = 8;
-/// Levels that 2^64 bytes of 16 MiB segments need.
+/// Levels that the longest disk needs with segments of the smallest size.
 const LEVEL_MAX: u8 = 5;
 
 /// One node.

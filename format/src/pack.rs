@@ -553,7 +553,7 @@ impl Footer {
         };
         let end = toc_position
             .checked_add((footer.toc_len() + FOOTER_LEN) as u64)
-            .map(|end| end.next_multiple_of(PACK_ALIGNMENT));
+            .and_then(|end| end.checked_next_multiple_of(PACK_ALIGNMENT));
         if pack_len != file_len
             || pack_len > PACK_LEN_MAX
             || toc_position < PACK_HEADER_LEN as u64
@@ -593,6 +593,20 @@ mod tests {
         assert!(RecordHeader::decode(&bytes, PackId::from_bytes([8; 16]), 640).is_err());
         assert!(header.check_payload(&payload).is_ok());
         assert!(header.check_payload(&[1, 2, 4]).is_err());
+    }
+
+    #[test]
+    fn a_footer_with_a_table_past_the_end_of_everything_is_refused() {
+        for toc_position in [u64::MAX, u64::MAX - 64, u64::MAX - 4096] {
+            let footer = Footer {
+                pack: PACK,
+                toc_position,
+                entries: 0,
+                toc_checksum: 0,
+                pack_len: 4096,
+            };
+            assert!(Footer::decode(&footer.encode(), 4096).is_err());
+        }
     }
 
     proptest! {

@@ -44,14 +44,14 @@ impl FromIterator<DiskRange> for RangeSet {
             .filter(|range| !range.is_empty())
             .collect();
         ranges.sort_unstable();
-        let mut set: Vec<DiskRange> = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            match set.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                _ => set.push(range),
+        ranges.dedup_by(|range, last| {
+            let is_apart = range.start > last.end;
+            if !is_apart {
+                last.end = last.end.max(range.end);
             }
-        }
-        Self(set)
+            !is_apart
+        });
+        Self(ranges)
     }
 }
 

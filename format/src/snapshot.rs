@@ -12,6 +12,8 @@
 //! times are in clear even in an encrypted repository, so that listing, retention and collection work
 //! without the key; the VM's metadata is stored as sealed chunks.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::codec::{DecodeError, Problem, Reader, checksum, put_string, put_varint};
@@ -27,6 +29,8 @@ const VERSION: u8 = 1;
 pub const SNAPSHOT_LEN_MAX: u64 = 4 << 20;
 /// Longest name of a VM, label or tag, in bytes.
 pub const NAME_LEN_MAX: u64 = 255;
+/// Longest disk, in bytes: a map tree of segments of the smallest size covers no more.
+pub const DISK_LEN_MAX: u64 = 1 << 60;
 const DISKS_MAX: u64 = 4096;
 const TAGS_MAX: u64 = 256;
 const REASONS_MAX: u64 = 64;
@@ -34,6 +38,9 @@ const LINEAGE_MAX: u64 = 64;
 const TEXT_LEN_MAX: u64 = 4096;
 const METADATA_CHUNKS_MAX: u64 = 65_536;
 const OVERHEAD: usize = 8 + 4 + 32 + 8;
+
+/// Computes a snapshot's authenticator from its body.
+pub type Authenticate<'a> = dyn Fn(&[u8]) -> [u8; 32] + 'a;
 
 /// How a disk of a snapshot came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -185,16 +192,17 @@ impl Snapshot {
     /// Damage, a newer version, a wrong authenticator, or anything that is not canonical.
     pub fn decode(
         bytes: &[u8],
-        authenticate: Option<&dyn Fn(&[u8]) -> [u8; 32]>,
+        authenticate: Option<&Authenticate<'_>>,
     ) -> Result<(SnapshotId, Self), DecodeError> {
         let mut reader = Reader::new("snapshot", bytes);
         reader.magic(MAGIC)?;
         let len = reader.u32()?;
-        if u64::from(len) > SNAPSHOT_LEN_MAX {
+        let limit = SNAPSHOT_LEN_MAX - OVERHEAD as u64;
+        if u64::from(len) > limit {
             return Err(reader.error(Problem::Limit {
                 field: "body length",
                 value: len.into(),
-                limit: SNAPSHOT_LEN_MAX,
+                limit,
             }));
         }
         let body = reader.take(len as usize)?;
@@ -241,6 +249,10 @@ impl Snapshot {
         let disks: Vec<DiskManifest> = (0..reader.count("number of disks", DISKS_MAX, 8)?)
             .map(|_| decode_disk(&mut reader))
             .collect::<Result<_, _>>()?;
+        let mut labels = HashSet::with_capacity(disks.len());
+        if !disks.iter().all(|disk| labels.insert(&disk.label)) {
+            return Err(reader.error(Problem::Invalid("disk label: two disks have it")));
+        }
         let metadata = match reader.bool()? {
             true => Some(decode_metadata(&mut reader)?),
             false => None,
@@ -297,7 +309,7 @@ fn encode_disk(out: &mut Vec<u8>, disk: &DiskManifest) {
 
 fn decode_disk(reader: &mut Reader<'_>) -> Result<DiskManifest, DecodeError> {
     let label = reader.string("disk label", NAME_LEN_MAX)?;
-    let size = DiskLength::new(reader.varint("disk size", 1 << 62)?);
+    let size = DiskLength::new(reader.varint("disk size", DISK_LEN_MAX)?);
     let segment_size = SegmentSize::from_log2(reader.u8()?)
         .ok_or_else(|| reader.error(Problem::Invalid("segment size")))?;
     let grid_phase = reader.u16()?;
@@ -439,6 +451,20 @@ pub(crate) mod tests {
             assert!(Snapshot::decode(&damaged, None).is_err(), "byte {place}");
             assert!(Snapshot::decode(&bytes[..place], None).is_err());
         }
+    }
+
+    #[test]
+    fn two_disks_of_one_label_and_disks_beyond_a_tree_are_refused() {
+        let mut twice = example();
+        twice.disks.push(twice.disks[0].clone());
+        assert!(Snapshot::decode_body(&twice.encode_body()).is_err());
+        let mut huge = example();
+        huge.disks[0].segment_size = SegmentSize::from_log2(SegmentSize::MIN_LOG2).unwrap();
+        huge.disks[0].size = DiskLength::new(DISK_LEN_MAX);
+        assert_eq!(crate::maptree::levels(huge.disks[0].tree().segments), 5);
+        assert!(Snapshot::decode_body(&huge.encode_body()).is_ok());
+        huge.disks[0].size = DiskLength::new(DISK_LEN_MAX + 1);
+        assert!(Snapshot::decode_body(&huge.encode_body()).is_err());
     }
 
     proptest! {

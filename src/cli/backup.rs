@@ -18,7 +18,7 @@ use crate::report::{self, line};
 use crate::settings::{Key, Settings};
 use crate::snapshot_view::{SnapshotView, Totals, disk_table};
 use crate::units::{Size, Took, count, ratio};
-use crate::work::Work;
+use crate::work::{Work, is_stopping};
 
 /// Back up the disks of a virtual machine as one snapshot
 ///
@@ -96,7 +96,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             settings,
             Activity {
                 name: "backup",
-                total_bytes: 0,
+                total_bytes: backup_job::disk_bytes(&job),
             },
         )?;
         let vm = job.vm.clone();
@@ -121,7 +121,7 @@ fn explain(error: RepositoryError, vm: &str, progress: &Progress) -> anyhow::Err
     let kept = format!(
         "no snapshot was published; {stored} of new data stay stored for the next run to find"
     );
-    if !matches!(error, RepositoryError::Cancelled) {
+    if !matches!(error, RepositoryError::Cancelled) && !is_stopping() {
         return anyhow::Error::new(error).context(format!("backing up {vm}: {kept}"));
     }
     let words: Vec<String> = std::env::args().skip(1).map(|word| quote(&word)).collect();

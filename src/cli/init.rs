@@ -9,7 +9,7 @@ use undercroft_format::config::PACK_LEN_TARGET_MAX;
 use undercroft_format::id::RepositoryId;
 use undercroft_format::units::SegmentSize;
 
-use crate::failure::{Outcome, Problem};
+use crate::failure::{Outcome, Problem, warn};
 use crate::report::{self, line};
 use crate::settings::Settings;
 use crate::units::{Size, parse_size};
@@ -26,7 +26,7 @@ pub struct Args {
     /// Encrypt what is stored; asks for a passphrase
     #[arg(long)]
     encrypt: bool,
-    /// How disks are cut into chunks, as in aligned:32K-64K-128K or fastcdc:32K-64K-256K
+    /// How disks are cut into chunks, as in aligned-v1:32K-64K-128K or fastcdc-v2020:32K-64K-256K
     #[arg(long, value_name = "SPEC", default_value_t)]
     chunker: ChunkerSpec,
     /// Size of the segments whose maps an increment rewrites: a power of two from 1M to 64M
@@ -70,6 +70,9 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                 .hint("add --encrypt to encrypt what is stored")
                 .into(),
         );
+    }
+    if !args.encrypt && settings.given_unlock()?.is_some() {
+        warn("a passphrase or key was given, but without --encrypt nothing is encrypted");
     }
     let passphrase = match args.encrypt {
         true => Some(settings.new_passphrase()?),

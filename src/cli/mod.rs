@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod backup;
+mod bench;
 mod completions;
 mod diff;
 mod forget;
@@ -57,6 +58,7 @@ enum Command {
     Prune(prune::Args),
     Gc(gc::Args),
     Stats(stats::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -80,6 +82,7 @@ impl Cli {
             Command::Prune(args) => prune::run(&settings, args),
             Command::Gc(args) => gc::run(&settings, args),
             Command::Stats(args) => stats::run(&settings, args),
+            Command::Bench(args) => bench::run(&settings, args),
             Command::Completions(args) => completions::run(args),
             Command::Man(args) => man::run(&settings, args),
         }

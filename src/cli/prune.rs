@@ -93,7 +93,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     };
     if args.dry_run {
         let catalog = Catalog::read(settings, &*access::list(settings)?)?;
-        let outcome = catalog.warn();
+        let outcome = catalog.outcome();
         let report = Report {
             dry_run: true,
             decisions: decide(&catalog)?,
@@ -104,7 +104,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     }
     let (report, outcome) = access::own(settings, "prune", Key::IfGiven, |repository| {
         let catalog = Catalog::read(settings, repository)?;
-        let outcome = catalog.warn();
+        let outcome = catalog.outcome();
         let decisions = decide(&catalog)?;
         for decision in decisions.iter().filter(|decision| !decision.keep) {
             repository.snapshots().forget(decision.id)?;

@@ -132,7 +132,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             Ok(bytes) => {
                 report.metadata = Some(plan.write_metadata(&metadata.name, &bytes)?);
             }
-            Err(error) if args.allow_damage && error.is_damage() => {
+            Err(error) if args.allow_damage && is_damage(&error) => {
                 warn(format_args!(
                     "the metadata {} is lost: {error}",
                     metadata.name
@@ -140,8 +140,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                 return finish(settings, &args.to, report, &clock, work, true);
             }
             Err(error) => {
-                return Err(anyhow::Error::new(error)
-                    .context(format!("restoring the metadata {}", metadata.name)));
+                return Err(error.context(format!("restoring the metadata {}", metadata.name)));
             }
         }
     }
@@ -205,13 +204,19 @@ fn choose<'a>(
 fn read_metadata(
     read: &PinnedRead,
     chunks: &[(undercroft_format::id::ChunkId, u32)],
-) -> Result<Vec<u8>, RepositoryError> {
+) -> anyhow::Result<Vec<u8>> {
     let keys = Arc::clone(read.repository.keys()?);
     let mut bytes = Vec::new();
     for (chunk, _) in chunks {
         bytes.extend_from_slice(&read.repository.objects().chunk(*chunk, &keys)?);
     }
     Ok(bytes)
+}
+
+fn is_damage(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<RepositoryError>()
+        .is_some_and(RepositoryError::is_damage)
 }
 
 fn explain(error: RepositoryError, disk: &DiskManifest, target: &str) -> anyhow::Error {

@@ -30,7 +30,7 @@ pub struct Args {
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let repository = access::list(settings)?;
     let mut catalog = Catalog::read(settings, &repository)?;
-    let outcome = catalog.warn();
+    let outcome = catalog.outcome();
     let is_asked = |vm: &str, tags: &[String]| {
         args.vm.as_ref().is_none_or(|asked| asked == vm)
             && args.tag.as_ref().is_none_or(|asked| tags.contains(asked))
@@ -78,6 +78,7 @@ fn write(text: &mut String, settings: &Settings, catalog: &Catalog) {
         notes.extend(stored.incomplete.then(|| "INCOMPLETE".to_owned()));
         notes.extend(snapshot.tags.iter().map(|tag| format!("#{tag}")));
         let mut why: Vec<String> = snapshot.disks.iter().map(reasons).collect();
+        why.sort();
         why.dedup();
         notes.extend(why.into_iter().filter(|why| !why.is_empty()));
         table.row(vec![

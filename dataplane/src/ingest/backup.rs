@@ -409,8 +409,9 @@ impl Machine<'_> {
         let read = self.threads.in_place_scope(|scope| {
             let (changes, failure) = (&changes, &failure);
             read(&mut |segment| {
-                if let Some(error) = failure.lock().take() {
-                    return Err(error);
+                if failure.lock().is_some() {
+                    // The first failure is what the user wants to know; it is reported below.
+                    return Err(RepositoryError::SessionFailed("a worker failed".into()));
                 }
                 scope.spawn(move |_| {
                     let number = segment.number;

@@ -7,7 +7,6 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -16,6 +15,7 @@ use super::depth::DepthController;
 use super::engine::{Done, Engine, EngineChoice, EngineKind, Queue, Transfer};
 use super::request::Request;
 use super::schedule::Schedule;
+use crate::clock::Stopwatch;
 
 /// Most threads of one queue. A blocked thread costs a stack and context switches; 16 requests at once
 /// saturate the reference disks.
@@ -50,7 +50,7 @@ impl Engine for PosixEngine {
         let mut queue = PosixQueue {
             schedule: Schedule::new(),
             controller: DepthController::new(depth.min(THREADS_MAX as u32)),
-            started: Instant::now(),
+            started: Stopwatch::start(),
             depth: depth.max(1),
             threads: Vec::new(),
             send_request: Some(send_request),
@@ -70,7 +70,7 @@ type Ended = (Request, io::Result<usize>);
 struct PosixQueue {
     schedule: Schedule,
     controller: DepthController,
-    started: Instant,
+    started: Stopwatch,
     depth: u32,
     threads: Vec<JoinHandle<()>>,
     /// `None` while the queue is being dropped: that is what ends the threads.

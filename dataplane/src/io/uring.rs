@@ -12,7 +12,6 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Instant;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use rustix::io::Errno;
@@ -25,6 +24,7 @@ use super::engine::{
 use super::request::Request;
 use super::schedule::Schedule;
 use super::slab::Slab;
+use crate::clock::Stopwatch;
 
 /// The kernel registers no memory area larger than this (io_uring/rsrc.c, `io_buffer_validate`).
 const REGISTERED_LEN_MAX: usize = 1 << 30;
@@ -90,7 +90,7 @@ impl Engine for UringEngine {
             schedule: Schedule::new(),
             sent: Slab::new(),
             controller: DepthController::new(depth),
-            started: Instant::now(),
+            started: Stopwatch::start(),
             depth,
         }))
     }
@@ -107,7 +107,7 @@ struct UringQueue {
     /// Requests with the kernel, or in the submission ring on their way to it; keys are the `user_data`.
     sent: Slab<Sent>,
     controller: DepthController,
-    started: Instant,
+    started: Stopwatch,
     depth: u32,
 }
 

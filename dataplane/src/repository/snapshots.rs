@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use undercroft_format::codec::checksum;
 use undercroft_format::id::{RepositoryId, SnapshotId};
-use undercroft_format::snapshot::{SNAPSHOT_LEN_MAX, Snapshot};
+use undercroft_format::snapshot::{Authenticate, SNAPSHOT_LEN_MAX, Snapshot};
 
 use super::error::{RepositoryError, Result};
 use super::keys::Keys;
@@ -32,6 +32,9 @@ pub struct StoredSnapshot {
     /// `repair` found that it lost something.
     pub incomplete: bool,
 }
+
+/// A snapshot file that cannot be read, and why.
+pub type Unreadable = (SnapshotId, RepositoryError);
 
 /// What stands in the directory of snapshots.
 #[derive(Clone, Debug, Default)]
@@ -105,7 +108,7 @@ impl Snapshots {
     }
 
     /// Reads all snapshots, oldest first; files that cannot be read come as errors beside them.
-    pub fn read_all(&self) -> Result<(Vec<StoredSnapshot>, Vec<(SnapshotId, RepositoryError)>)> {
+    pub fn read_all(&self) -> Result<(Vec<StoredSnapshot>, Vec<Unreadable>)> {
         let listing = self.list()?;
         let read: Vec<_> = listing
             .ids
@@ -155,9 +158,7 @@ impl Snapshots {
             .keys
             .as_ref()
             .map(|keys| |body: &[u8]| keys.authenticate(body));
-        let authenticate = authenticate
-            .as_ref()
-            .map(|f| f as &dyn Fn(&[u8]) -> [u8; 32]);
+        let authenticate = authenticate.as_ref().map(|f| f as &Authenticate<'_>);
         let (found, snapshot) =
             Snapshot::decode(bytes, authenticate).map_err(RepositoryError::damaged(path))?;
         if found != id || snapshot.repository != self.repository {

@@ -101,6 +101,11 @@ pub fn verify(
     }
     if options.deep || !report.damage.is_empty() {
         report.affected = present.affected(repository, &selected)?;
+        // A snapshot forgotten meanwhile may have lost chunks to a collection, rightly so.
+        let left = repository.snapshots().list()?.ids;
+        report
+            .affected
+            .retain(|range| left.contains(&range.snapshot));
     }
     Ok(report)
 }
@@ -226,6 +231,11 @@ pub fn scrub_packs(
             }
             let file = match repository.objects().files().get(*id) {
                 Ok(file) if *len <= PACK_LEN_MAX => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    // Listed a moment ago: a collection that runs beside this scrub removed it.
+                    tracing::debug!(pack = %id, "a pack went while packs were read");
+                    continue;
+                }
                 other => {
                     let mut found = PackFindings::new(*id, 0);
                     match other {

@@ -6,7 +6,7 @@
 //!
 //! One thread makes the [`plan`] of each segment and fetches the records it needs, many reads in
 //! flight; the workers [`decode`] segments, in any order, each record checked against its id; a thread
-//! of its own [`write`]s them. No chain is walked: every snapshot's maps are complete.
+//! of its own ([`mod@write`]) writes them. No chain is walked: every snapshot's maps are complete.
 
 pub mod decode;
 pub mod plan;

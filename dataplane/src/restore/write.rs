@@ -160,7 +160,7 @@ fn write_segment(
 }
 
 fn write_zeros(stream: &mut dyn Write, mut len: u64) -> std::io::Result<()> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     while len > 0 {
         let now = len.min(ZEROS.len() as u64);
         stream.write_all(&ZEROS[..now as usize])?;

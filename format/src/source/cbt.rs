@@ -78,16 +78,17 @@ pub fn changed_ranges(text: &[u8], size: DiskLength) -> Result<RangeSet, BitmapE
             size,
         });
     }
-    let changed = (0..blocks).filter(|block| {
-        let byte = bitmap[(block / 8) as usize];
-        byte & (0x80 >> (block % 8)) != 0
+    let is_set = |block: u64| bitmap[(block / 8) as usize] & (0x80 >> (block % 8)) != 0;
+    let mut at = 0;
+    // One range per run of set bits: a range per bit would take 16 bytes for each 64 KiB of disk.
+    let runs = std::iter::from_fn(|| {
+        let first = (at..blocks).find(|block| is_set(*block))?;
+        let end = (first..blocks).find(|block| !is_set(*block));
+        at = end.unwrap_or(blocks);
+        let (start, end) = (first * CBT_BLOCK_LEN, at * CBT_BLOCK_LEN);
+        Some(DiskRange::new(start, end.min(size.get())))
     });
-    Ok(changed
-        .map(|block| {
-            let start = block * CBT_BLOCK_LEN;
-            DiskRange::new(start, (start + CBT_BLOCK_LEN).min(size.get()))
-        })
-        .collect())
+    Ok(runs.collect())
 }
 
 #[cfg(test)]

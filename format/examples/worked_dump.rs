@@ -1,0 +1,409 @@
+//! The worked examples of docs/format.md, and the seeds of the fuzz targets: made by this crate, so that the
+//! document cannot show what the code does not write.
+//!
+//! ```console
+//! $ cargo run -p undercroft-format --example worked_dump            # the dumps of the document
+//! $ cargo run -p undercroft-format --example worked_dump -- seeds fuzz/seeds
+//! ```
+
+use undercroft_format::chunker::{ChunkerSpec, FastCdcParams};
+use undercroft_format::codec::{put_string, put_varint};
+use undercroft_format::config::{Config, KeyMaterial, KeySlot, MasterKey, SlotKind};
+use undercroft_format::extent::Extent;
+use undercroft_format::id::{
+    ChunkId, NodeId, ObjectId, PackId, RepositoryId, SegmentMapId, SessionId, SnapshotId, node_id,
+};
+use undercroft_format::maptree::{NodeStore, Tree, update};
+use undercroft_format::pack::{
+    Encoding, ObjectKind, PackHeader, PackKind, RecordHeader, RecordInfo, SealPrefix, Toc, TocEntry,
+};
+use undercroft_format::reason::Reason;
+use undercroft_format::segment::SegmentMap;
+use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
+use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
+
+const REPOSITORY: RepositoryId = RepositoryId::from_bytes([0x11; 16]);
+const SESSION: SessionId = SessionId::from_bytes([0x22; 16]);
+const PACK: PackId = PackId::from_bytes([0x5a; 16]);
+const CREATED_MS: u64 = 1_795_000_000_000;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => {
+            for (name, text) in examples() {
+                println!("<!-- {name} -->\n```text\n{text}```\n");
+            }
+        }
+        ["seeds", dir] => write_seeds(std::path::Path::new(dir)),
+        _ => {
+            eprintln!("worked_dump [seeds DIRECTORY]");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// The examples as they stand in the document: name and text.
+pub fn examples() -> Vec<(&'static str, String)> {
+    vec![
+        ("varints", varints()),
+        ("keys and ids", keys_and_ids()),
+        ("config", dump(&config(clear()).encode())),
+        ("key slots", key_slots()),
+        ("chunkers", chunkers()),
+        ("pack", dump(&pack())),
+        ("seal prefix", dump(&seal_prefix().encode())),
+        ("segment map", dump(&segment_map().encode())),
+        ("map tree node", dump(&node())),
+        ("snapshot", dump(&snapshot_file().1)),
+    ]
+}
+
+/// Offset, 16 bytes, and the same as text; lines that repeat the one before are a `*`.
+fn dump(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    let mut last: Option<&[u8]> = None;
+    let mut elided = false;
+    let lines = bytes.len().div_ceil(16);
+    for (number, line) in bytes.chunks(16).enumerate() {
+        if last == Some(line) && number + 1 < lines {
+            if !elided {
+                text.push_str("*\n");
+            }
+            elided = true;
+            continue;
+        }
+        (last, elided) = (Some(line), false);
+        let hex: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (left, right) = hex.split_at(hex.len().min(8));
+        let shown: String = line
+            .iter()
+            .map(|byte| match byte {
+                0x20..=0x7e => *byte as char,
+                _ => '.',
+            })
+            .collect();
+        let hex = format!("{:<23}  {:<23}", left.join(" "), right.join(" "));
+        text.push_str(&format!("{:06x}  {hex}  |{shown}|\n", number * 16));
+    }
+    text
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn varints() -> String {
+    let mut text = String::new();
+    for value in [0, 1, 127, 128, 300, 16 << 20, u64::MAX] {
+        let mut out = Vec::new();
+        put_varint(&mut out, value);
+        text.push_str(&format!("{value:>20}  {}\n", hex(&out)));
+    }
+    let mut out = Vec::new();
+    put_string(&mut out, "web01");
+    text.push_str(&format!("{:>20}  {}\n", "\"web01\"", hex(&out)));
+    text
+}
+
+fn master() -> MasterKey {
+    MasterKey::from_bytes(std::array::from_fn(|at| at as u8))
+}
+
+fn chunk(text: &str) -> ChunkId {
+    master().id_key().chunk_id(text.as_bytes())
+}
+
+fn keys_and_ids() -> String {
+    let (map_id, _) = segment_map().encode_with_id();
+    [
+        ("master key", hex(master().as_bytes())),
+        ("session id", SESSION.to_string()),
+        ("snapshot authentication key", hex(&master().snapshot_key())),
+        ("session sealing key", hex(&master().session_key(SESSION))),
+        ("id of the chunk \"hello\"", chunk("hello").to_string()),
+        ("id of the segment map below", map_id.to_string()),
+        (
+            "id of the map tree node below",
+            node_id(&node()).to_string(),
+        ),
+        ("id of the snapshot below", snapshot_file().0.to_string()),
+    ]
+    .iter()
+    .map(|(name, value)| format!("{name:<30} {value}\n"))
+    .collect()
+}
+
+fn clear() -> KeyMaterial {
+    KeyMaterial::Clear(master())
+}
+
+fn wrapped() -> KeyMaterial {
+    let slot = |kind| KeySlot {
+        kind,
+        nonce: [0xaa; 12],
+        wrapped: [0xbb; 48],
+    };
+    KeyMaterial::Wrapped(vec![
+        slot(SlotKind::Passphrase {
+            memory_kib: 64 << 10,
+            passes: 3,
+            lanes: 4,
+            salt: [0xcc; 16],
+        }),
+        slot(SlotKind::Recovery),
+    ])
+}
+
+fn config(keys: KeyMaterial) -> Config {
+    Config {
+        repository: REPOSITORY,
+        created_ms: CREATED_MS,
+        chunker: ChunkerSpec::default(),
+        segment_size: SegmentSize::DEFAULT,
+        pack_len_target: 32 << 20,
+        zstd_level: 1,
+        index_memory_max: 1 << 30,
+        keys,
+    }
+}
+
+/// The end of an encrypted repository's config, from the byte on that says where the master key is.
+fn key_slots() -> String {
+    let clear = config(clear()).encode();
+    let wrapped = config(wrapped()).encode();
+    let from = clear.len() - 32 - 33;
+    dump(&wrapped[from..wrapped.len() - 32])
+}
+
+fn chunkers() -> String {
+    [
+        ChunkerSpec::default(),
+        ChunkerSpec::FastCdc(FastCdcParams::default()),
+    ]
+    .iter()
+    .map(|spec| format!("{spec}\n{}", dump(&spec.encode())))
+    .collect()
+}
+
+/// A data pack with the chunks "hello" and, elsewhere, "world".
+fn pack() -> Vec<u8> {
+    let header = PackHeader {
+        id: PACK,
+        kind: PackKind::Data,
+        repository: REPOSITORY,
+    };
+    let mut out = header.encode().to_vec();
+    let mut entries = Vec::new();
+    for text in ["hello", "world"] {
+        let info = RecordInfo {
+            id: chunk(text).into(),
+            kind: ObjectKind::Chunk,
+            encoding: Encoding::RAW,
+            stored_len: text.len() as u32,
+            plain_len: text.len() as u32,
+        };
+        let position = out.len();
+        let record = RecordHeader::new(info, text.as_bytes());
+        out.extend_from_slice(&record.encode(PACK, position as u64));
+        out.extend_from_slice(text.as_bytes());
+        entries.push(TocEntry {
+            info,
+            position: position as u32,
+        });
+    }
+    let position = out.len() as u64;
+    out.extend_from_slice(&Toc { entries }.encode_tail(PACK, position));
+    out
+}
+
+fn seal_prefix() -> SealPrefix {
+    SealPrefix {
+        session: SESSION,
+        sequence: 258,
+    }
+}
+
+/// 1 MiB: 64 KiB of one chunk, of which a splice replaced 4 KiB with another's; the rest is zero.
+fn segment_map() -> SegmentMap {
+    let data = |text, offset, len| Extent::Data {
+        chunk: chunk(text),
+        offset,
+        len,
+    };
+    SegmentMap::from_extents([
+        data("hello", 0, 16 << 10),
+        data("world", 0, 4 << 10),
+        data("hello", 20 << 10, 44 << 10),
+        Extent::Zero { len: 960 << 10 },
+    ])
+}
+
+#[derive(Default)]
+struct Nodes(Vec<(NodeId, Vec<u8>)>);
+
+impl NodeStore for Nodes {
+    type Error = undercroft_format::codec::DecodeError;
+
+    fn load(&mut self, id: NodeId) -> Result<Vec<u8>, Self::Error> {
+        let found = self.0.iter().find(|(known, _)| *known == id);
+        Ok(found
+            .expect("only nodes that were saved are loaded")
+            .1
+            .clone())
+    }
+
+    fn save(&mut self, id: NodeId, encoded: Vec<u8>) -> Result<(), Self::Error> {
+        self.0.push((id, encoded));
+        Ok(())
+    }
+}
+
+/// The only node of a disk of four segments, of which the first and the last are not zero.
+fn node() -> Vec<u8> {
+    let (map, _) = segment_map().encode_with_id();
+    let other = SegmentMapId::from_bytes([0xee; 32]);
+    let changes = [
+        (SegmentNumber(0), Some(map)),
+        (SegmentNumber(3), Some(other)),
+    ]
+    .into();
+    let empty = Tree {
+        root: None,
+        segments: 0,
+    };
+    let mut nodes = Nodes::default();
+    update(&mut nodes, empty, 4, &changes).expect("nothing is loaded");
+    nodes.0.pop().expect("one node was saved").1
+}
+
+fn snapshot_file() -> (SnapshotId, Vec<u8>) {
+    let disk = DiskManifest {
+        label: "root".into(),
+        size: DiskLength::new(4 << 20),
+        segment_size: SegmentSize::from_log2(20).expect("1 MiB is allowed"),
+        grid_phase: 3584,
+        root: Some(node_id(&node())),
+        read_mode: ReadMode::ChangedBlocks,
+        reasons: vec![Reason::Grown],
+        source: "/dev/xvdb".into(),
+        lineage: vec![("vdi".into(), "7f3c".into())],
+        figures: DiskFigures {
+            data_bytes: 131_072,
+            read_bytes: 65_536,
+            new_bytes: 4_096,
+            stored_bytes: 1_864,
+            metadata_bytes: 372,
+        },
+    };
+    let snapshot = Snapshot {
+        repository: REPOSITORY,
+        session: SESSION,
+        created_ms: CREATED_MS,
+        duration_ms: 1_250,
+        vm: "web01".into(),
+        tags: vec!["daily".into()],
+        parent: Some(SnapshotId::from_bytes([0x33; 16])),
+        disks: vec![disk],
+        metadata: Some(Metadata {
+            name: "ova.xml".into(),
+            len: 5,
+            chunks: vec![(chunk("hello"), 5)],
+        }),
+    };
+    snapshot.encode(|body| *blake3::keyed_hash(&master().snapshot_key(), body).as_bytes())
+}
+
+/// An MBR with one partition at sector 63, or a GPT with one at sector 2048, cut after their last entry.
+fn partition_tables() -> [Vec<u8>; 2] {
+    let mut mbr = vec![0; 512];
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+    mbr[450] = 0x83;
+    mbr[454..458].copy_from_slice(&63_u32.to_le_bytes());
+    mbr[458..462].copy_from_slice(&1000_u32.to_le_bytes());
+    let mut gpt = mbr.clone();
+    gpt[450] = 0xee;
+    gpt.resize(1024 + 128, 0);
+    gpt[512..520].copy_from_slice(b"EFI PART");
+    gpt[584..592].copy_from_slice(&2_u64.to_le_bytes());
+    gpt[592..596].copy_from_slice(&128_u32.to_le_bytes());
+    gpt[596..600].copy_from_slice(&128_u32.to_le_bytes());
+    gpt[1024..1040].fill(0xa5);
+    gpt[1056..1064].copy_from_slice(&2049_u64.to_le_bytes());
+    gpt[1064..1072].copy_from_slice(&4095_u64.to_le_bytes());
+    [mbr, gpt]
+}
+
+/// A few small inputs per fuzz target. Targets with structured input take numbers from the front; the
+/// byte string that comes last is what is left.
+fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
+    let pack = pack();
+    let mut all_varints = Vec::new();
+    for shift in 0..64 {
+        put_varint(&mut all_varints, 1 << shift);
+    }
+    let id = |id: ObjectId| id.to_string().into_bytes();
+    let with_size = |size: u64, bytes: &[u8]| [&size.to_le_bytes()[..], bytes].concat();
+    let [mbr, gpt] = partition_tables();
+    vec![
+        (
+            "cbt",
+            vec![
+                [&[0; 4], &with_size(1 << 20, b"oAE=\n")[..]].concat(),
+                [&[0xff; 4], &(5_u32 << 20).to_le_bytes()[..], &[0xa0; 12]].concat(),
+            ],
+        ),
+        (
+            "chunker_spec",
+            vec![
+                ChunkerSpec::default().encode().to_vec(),
+                ChunkerSpec::FastCdc(FastCdcParams::default())
+                    .encode()
+                    .to_vec(),
+                b"aligned-v1:32K-64K-128K".to_vec(),
+                b"fastcdc-v2020".to_vec(),
+            ],
+        ),
+        ("codec", vec![all_varints]),
+        (
+            "config",
+            vec![config(clear()).encode(), config(wrapped()).encode()],
+        ),
+        (
+            "id",
+            vec![id(chunk("hello").into()), PACK.to_string().into_bytes()],
+        ),
+        ("map_node", vec![[&[1; 25], &node()[..]].concat()]),
+        (
+            "pack",
+            vec![
+                pack[..256].to_vec(),
+                pack[64..133].to_vec(),
+                pack[202..298].to_vec(),
+                {
+                    let mut tail = pack[202..298].to_vec();
+                    tail.extend_from_slice(&pack[pack.len() - 64..]);
+                    tail
+                },
+            ],
+        ),
+        (
+            "partition",
+            vec![with_size(1 << 40, &mbr), with_size(1 << 40, &gpt)],
+        ),
+        ("seal", vec![seal_prefix().encode().to_vec()]),
+        ("segment_map", vec![segment_map().encode()]),
+        ("snapshot", vec![snapshot_file().1]),
+        ("splice", vec![(0..200).collect(), vec![3; 90]]),
+    ]
+}
+
+fn write_seeds(dir: &std::path::Path) {
+    for (target, seeds) in seeds() {
+        let dir = dir.join(target);
+        std::fs::create_dir_all(&dir).expect("the directory can be made");
+        for (number, seed) in seeds.iter().enumerate() {
+            std::fs::write(dir.join(number.to_string()), seed).expect("a seed can be written");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! A full disk: clear errors, earlier snapshots intact, and a collection that makes room.
+//!
+//! Needs root for a small file system of its own; without, the story is told by the simulated disk in
+//! the data plane's tests alone.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{Image, assert_restores, fail_with, succeed, undercroft, workspace};
+
+/// A small file system, unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, bytes: u64) -> Option<Self> {
+        std::fs::create_dir_all(at).expect("a directory");
+        let options = format!("size={bytes}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "undercroft-test"])
+            .arg(at)
+            .status();
+        mounted
+            .is_ok_and(|status| status.success())
+            .then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_can_be_collected() {
+    let dir = workspace();
+    let Some(disk) = SmallDisk::mount(&dir.path().join("small"), 48 << 20) else {
+        eprintln!("not root: cannot mount a small file system; covered by the simulated disk");
+        return;
+    };
+    let repo = disk.0.join("repo");
+    let init = [
+        "init",
+        "--segment-size",
+        "1M",
+        "--pack-size",
+        "1M",
+        "--index-memory",
+        "64M",
+    ];
+    succeed(undercroft(&repo).args(init));
+    let mut image = Image::new(dir.path().join("disk.raw"), 1, 16 << 20);
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
+    let first = image.bytes.clone();
+
+    let all: Vec<usize> = (0..256).collect();
+    let mut failed = None;
+    for round in 0..6 {
+        image.change(1000 * (round + 1), &all);
+        let output = undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path)
+            .output()
+            .expect("it starts");
+        if !output.status.success() {
+            failed = Some(String::from_utf8_lossy(&output.stderr).into_owned());
+            break;
+        }
+    }
+    let text = failed.expect("48 MiB do not hold seven disks of 16 MiB");
+    assert!(text.to_lowercase().contains("no space"), "{text}");
+    assert!(text.contains("gc"), "it says what makes room: {text}");
+
+    assert_restores(
+        &repo,
+        "vm@latest",
+        &restored_latest(&repo, dir.path()),
+        dir.path(),
+    );
+    succeed(undercroft(&repo).arg("verify"));
+    let oldest = support::json(undercroft(&repo).arg("snapshots"))[0]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    assert_restores(&repo, &oldest, &first, dir.path());
+
+    succeed(undercroft(&repo).args(["forget", &oldest]));
+    succeed(undercroft(&repo).arg("gc"));
+    let missing = fail_with(undercroft(&repo).args(["show", &oldest]), 1);
+    assert!(missing.contains(&oldest[..8]), "{missing}");
+    let small = Image::new(dir.path().join("small.raw"), 7, 1 << 20);
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "other"])
+            .arg(&small.path),
+    );
+    assert_restores(&repo, "other@latest", &small.bytes, dir.path());
+    succeed(undercroft(&repo).args(["verify", "--deep"]));
+}
+
+fn restored_latest(repo: &Path, scratch: &Path) -> Vec<u8> {
+    let target = scratch.join("latest.raw");
+    let _ = std::fs::remove_file(&target);
+    succeed(
+        undercroft(repo)
+            .args(["restore", "vm@latest", "--to"])
+            .arg(&target),
+    );
+    std::fs::read(target).expect("the restored file")
+}
