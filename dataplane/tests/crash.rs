@@ -390,22 +390,22 @@ fn report(what: &str, seed: u64, pack_len: u32, ops: u64, states: u64, timer: &S
 
 #[test]
 fn nothing_committed_is_lost_when_the_power_fails_with_small_packs() {
-    power_failures(1, 64 << 10, 80, 16);
+    power_failures(1, 64 << 10, 120, 16);
 }
 
 #[test]
 fn nothing_committed_is_lost_when_the_power_fails_with_large_packs() {
-    power_failures(2, 1 << 20, 100, 16);
+    power_failures(2, 1 << 20, 150, 16);
 }
 
 #[test]
 fn nothing_committed_is_lost_when_the_power_fails_with_middling_packs() {
-    power_failures(3, 160 << 10, 80, 16);
+    power_failures(3, 160 << 10, 120, 16);
 }
 
 #[test]
 fn nothing_committed_is_lost_when_a_kill_is_followed_by_a_power_failure() {
-    kill_then_power_failure(4, 96 << 10, 1, 20);
+    kill_then_power_failure(4, 96 << 10, 1, 30);
 }
 
 /// Ids, and thereby names, come from the seed; only the duration of a backup does not.

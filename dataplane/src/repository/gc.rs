@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use undercroft_format::id::{ObjectId, PackId, SessionId};
-use undercroft_format::pack::{PackKind, RECORD_HEADER_LEN, RecordHeader, TocEntry};
+use undercroft_format::pack::{
+    PACK_ALIGNMENT, PackKind, RECORD_HEADER_LEN, RecordHeader, TocEntry,
+};
 
 use super::error::{RecordProblem, RepositoryError, Result};
 use super::fingerprints::Fingerprints;
@@ -29,6 +31,12 @@ use super::walk::{Mark, walk_snapshot};
 use super::{Repository, layout, pins};
 use crate::io::BlockFile;
 use crate::progress::Progress;
+
+/// Copies of this many packs' live bytes are made before their originals go: a collection needs no more
+/// room than that, however much there is to rewrite.
+const REWRITE_BATCH_PACKS: u64 = 4;
+/// Room left alone by copies: the last pack of each kind, and whatever the index writes.
+const COPY_RESERVE: u64 = 4 * PACK_ALIGNMENT;
 
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +132,13 @@ impl Sweeping {
         self.live_entries()
             .map(|entry| u64::from(entry.info.record_len()))
             .sum()
+    }
+
+    /// Room that a copy of what is live takes at most: its records, their lines in a table of contents,
+    /// and the padding of a pack.
+    fn copy_len_max(&self) -> u64 {
+        let entries = self.live_entries().count() as u64;
+        self.live_bytes() + entries * RECORD_HEADER_LEN as u64 + PACK_ALIGNMENT
     }
 
     fn live_entries(&self) -> impl Iterator<Item = &TocEntry> {
@@ -338,14 +353,35 @@ impl Collector<'_> {
         if rewrite.is_empty() || merged * 100 >= freed * threshold {
             return Ok(());
         }
-        match self.rewrite(&rewrite) {
-            Ok(()) => Ok(()),
-            Err(error) if error.is_disk_full() => {
-                self.report.rewrite_stopped = Some(format!("{error}: no room for copies"));
-                Ok(())
+        // What frees most for the room that its copies take goes first.
+        rewrite.sort_by_key(|pack| pack.live_bytes() * 1000 / pack.contents.len.max(1));
+        let batch_len = REWRITE_BATCH_PACKS * u64::from(self.repository.config().pack_len_target);
+        let mut rest = rewrite.as_slice();
+        while !rest.is_empty() {
+            let room = self.repository.storage().free_space();
+            let room = room.unwrap_or(u64::MAX).saturating_sub(COPY_RESERVE);
+            let mut taken = 0;
+            let fits = rest.iter().take_while(|pack| {
+                taken += pack.copy_len_max();
+                taken <= batch_len.min(room)
+            });
+            let mut count = fits.count();
+            if count == 0 && rest[0].copy_len_max() > room {
+                self.report.rewrite_stopped = Some("no room for copies".into());
+                return Ok(());
             }
-            Err(error) => Err(error),
+            count = count.max(1);
+            let (batch, after) = rest.split_at(count);
+            match self.rewrite(batch) {
+                Ok(()) => rest = after,
+                Err(error) if error.is_disk_full() => {
+                    self.report.rewrite_stopped = Some(format!("{error}: no room for copies"));
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     fn condemn(&mut self, pack: &Sweeping) -> bool {

@@ -102,6 +102,8 @@ pub struct Packer {
 struct Shared {
     /// Ids claimed by a worker whose record is not in the index yet.
     claimed: Vec<Mutex<HashSet<ObjectId>>>,
+    /// Packs whose files are there under the name of an open one.
+    unsealed: Mutex<HashSet<PackId>>,
     failure: Mutex<Option<Failure>>,
     packs: AtomicU64,
     bytes: AtomicU64,
@@ -265,6 +267,11 @@ impl Packer {
                 "the packer thread panicked".into(),
             ));
         }
+        // What a failure left open is of no use to anyone, and a full disk needs the room. What cannot be
+        // removed now, a collection will.
+        for id in self.shared.unsealed.lock().drain() {
+            let _ = self.context.storage.remove(&layout::open_pack(id));
+        }
     }
 
     fn slot(&self, kind: PackKind) -> &Mutex<Option<OpenPack>> {
@@ -292,6 +299,7 @@ impl Packer {
         let file = storage
             .create(&path, true)
             .map_err(RepositoryError::io("creating", &path))?;
+        self.shared.unsealed.lock().insert(id);
         let mut pack = OpenPack {
             id,
             kind,
@@ -414,6 +422,7 @@ impl Shared {
     fn new() -> Self {
         Self {
             claimed: (0..CLAIM_SHARDS).map(|_| Mutex::default()).collect(),
+            unsealed: Mutex::default(),
             failure: Mutex::default(),
             packs: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -553,6 +562,7 @@ impl Writer<'_> {
         storage
             .rename(&open, &sealed)
             .map_err(RepositoryError::io("renaming", &open))?;
+        self.shared.unsealed.lock().remove(&id);
         storage
             .sync_dir(&dir)
             .map_err(RepositoryError::io("making durable", &dir))

@@ -84,14 +84,27 @@ fn find(index: &dyn ChunkIndex, ids: &[ObjectId]) -> Vec<Option<Place>> {
     out
 }
 
+/// What a kill would leave now. RocksDB compacts meanwhile, and a mix of two moments is no state that a
+/// crash could leave, so the copy is made again until nothing has changed under it.
 fn copy(dir: &Path) -> TempDir {
-    let copy = tempfile::tempdir().expect("a temporary directory");
-    for file in fs::read_dir(dir).expect("lists") {
-        let file = file.expect("lists");
-        // RocksDB may delete a file meanwhile, as it may between a crash and a look at the disk.
-        let _ = fs::copy(file.path(), copy.path().join(file.file_name()));
+    let lengths = || -> BTreeMap<PathBuf, Option<u64>> {
+        let files = fs::read_dir(dir).expect("lists");
+        files
+            .map(|file| file.expect("lists"))
+            .map(|file| (file.path(), file.metadata().ok().map(|meta| meta.len())))
+            .collect()
+    };
+    loop {
+        let before = lengths();
+        let copy = tempfile::tempdir().expect("a temporary directory");
+        let complete = before.keys().all(|path| {
+            let name = path.file_name().expect("listed by name");
+            fs::copy(path, copy.path().join(name)).is_ok()
+        });
+        if complete && lengths() == before {
+            return copy;
+        }
     }
-    copy
 }
 
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
