@@ -110,6 +110,8 @@ fn open(settings: &Settings, access: Access, key: Key) -> anyhow::Result<Arc<Rep
         .map_err(|error| explain(error, root))?;
     let unlock = match config.is_encrypted() {
         true => settings.unlock(key)?,
+        // Whoever names a key file means an encrypted repository: a config in clear would be another's.
+        false if settings.names_key_file() => return Err(RepositoryError::NotEncrypted.into()),
         false => None,
     };
     if unlock.is_none() && config.is_encrypted() && key == Key::Needed {

@@ -167,6 +167,11 @@ impl Settings {
         })
     }
 
+    /// True if a file with a passphrase or a recovery key was named on the command line.
+    pub fn names_key_file(&self) -> bool {
+        self.passphrase_file.is_some() || self.recovery_key_file.is_some()
+    }
+
     /// What was given to unlock an encrypted repository, without asking.
     pub fn given_unlock(&self) -> anyhow::Result<Option<Unlock>> {
         if let Some(file) = &self.passphrase_file {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use undercroft_format::codec::DecodeError;
+use undercroft_format::codec::{DecodeError, Problem};
 use undercroft_format::id::{ObjectId, PackId, SegmentMapId, SnapshotId};
 use undercroft_format::pack::ObjectKind;
 use undercroft_format::units::DiskRange;
@@ -94,6 +94,12 @@ pub enum RepositoryError {
     /// The passphrase or recovery key does not fit.
     #[error("the passphrase or recovery key is wrong")]
     WrongKey,
+    /// A key was given for a repository that is not encrypted: perhaps somebody swapped its config.
+    #[error("a passphrase or recovery key was given, but the repository is not encrypted")]
+    NotEncrypted,
+    /// A snapshot that would not fit into what readers accept.
+    #[error("the snapshot is too large or malformed to be read back: {0}")]
+    Unpublishable(DecodeError),
     /// No such snapshot.
     #[error("snapshot {id} is not in the repository")]
     NoSuchSnapshot {
@@ -182,6 +188,12 @@ impl RepositoryError {
 
     /// True if stored data is damaged or missing, as opposed to an operation that failed.
     pub fn is_damage(&self) -> bool {
+        // What a newer program wrote is whole, even if this one cannot read it.
+        if let Self::Damaged { source, .. } = self
+            && matches!(source.problem, Problem::Version { .. })
+        {
+            return false;
+        }
         matches!(
             self,
             Self::Damaged { .. }

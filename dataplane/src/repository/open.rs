@@ -186,6 +186,7 @@ pub fn open_local(root: &Path, options: &OpenOptions) -> Result<(Arc<Repository>
     let config = read_config(&*storage, &root.display().to_string())?;
     let keys = match (&options.unlock, config.is_encrypted()) {
         (None, true) => None,
+        (Some(_), false) => return Err(RepositoryError::NotEncrypted),
         (unlock, _) => Some(Arc::new(Keys::unlock(&config, unlock.as_ref())?)),
     };
     let lock = match &options.access {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use undercroft_format::codec::checksum;
+use undercroft_format::codec::{Problem, Reader, checksum};
 use undercroft_format::id::{RepositoryId, SnapshotId};
 use undercroft_format::snapshot::{Authenticate, SNAPSHOT_LEN_MAX, Snapshot};
 
@@ -163,9 +163,8 @@ impl Snapshots {
             Snapshot::decode(bytes, authenticate).map_err(RepositoryError::damaged(path))?;
         if found != id || snapshot.repository != self.repository {
             return Err(RepositoryError::damaged(path)(
-                undercroft_format::codec::Reader::new("snapshot", bytes).error(
-                    undercroft_format::codec::Problem::Invalid("owner: another snapshot's content"),
-                ),
+                Reader::new("snapshot", bytes)
+                    .error(Problem::Invalid("owner: another snapshot's content")),
             ));
         }
         Ok(snapshot)
@@ -177,6 +176,18 @@ impl Snapshots {
     pub fn publish(&self, snapshot: &Snapshot, keys: &Keys) -> Result<SnapshotId> {
         let (id, bytes) = snapshot.encode(|body| keys.authenticate(body));
         let path = layout::snapshot(id);
+        // What readers would refuse must not be published: a limit was exceeded somewhere above.
+        if bytes.len() as u64 > SNAPSHOT_LEN_MAX {
+            let limit = Problem::Limit {
+                field: "snapshot length",
+                value: bytes.len() as u64,
+                limit: SNAPSHOT_LEN_MAX,
+            };
+            return Err(RepositoryError::Unpublishable(
+                Reader::new("snapshot", &[]).error(limit),
+            ));
+        }
+        Snapshot::decode(&bytes, None).map_err(RepositoryError::Unpublishable)?;
         self.storage
             .publish(&path, &bytes)
             .map_err(RepositoryError::io("publishing", &path))?;
