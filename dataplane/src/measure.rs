@@ -164,6 +164,7 @@ fn read_stage(disk: &DiskSource, engine: &dyn Engine, result: &mut Measurement) 
     let reader = DiskReader {
         source: disk,
         segment_size,
+        grid_phase: 0,
         engine,
         pool: &pool,
         progress: &progress,

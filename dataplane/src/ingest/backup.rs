@@ -366,6 +366,7 @@ impl Machine<'_> {
         let reader = DiskReader {
             source,
             segment_size: self.session.repository().config().segment_size,
+            grid_phase,
             engine: &**self.session.repository().engine(),
             pool: &self.pool,
             progress: self.progress,

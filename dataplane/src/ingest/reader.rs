@@ -66,6 +66,8 @@ pub struct DiskReader<'a> {
     pub source: &'a DiskSource,
     /// Size of its segments.
     pub segment_size: SegmentSize,
+    /// Phase of the chunker's grid.
+    pub grid_phase: u16,
     /// Serves the reads.
     pub engine: &'a dyn Engine,
     /// Bounds the memory.
@@ -102,6 +104,17 @@ impl DiskReader<'_> {
         Ok(())
     }
 
+    /// `data` with the rest of the grid cells at its ends, so that chunks end at the same places whether
+    /// the source knows its holes or not. On the usual grid holes end where cells do.
+    fn whole_cells(&self, data: DiskRange, from: u64, to: u64) -> DiskRange {
+        const CELL: u64 = 4096;
+        if self.grid_phase == 0 || data.is_empty() {
+            return data;
+        }
+        let start = data.start.saturating_sub(CELL).max(from);
+        DiskRange::new(start, data.end.saturating_add(CELL).min(to))
+    }
+
     fn plan_runs(&self, wanted: DiskRange, segment: DiskRange, runs: &mut Vec<Run>) -> Result<()> {
         let mut at = wanted.start;
         while at < wanted.end {
@@ -113,6 +126,7 @@ impl DiskReader<'_> {
                 Some(range) => DiskRange::new(range.start, range.end).intersect(wanted),
                 None => DiskRange::new(wanted.end, wanted.end),
             };
+            let data = self.whole_cells(data, at, wanted.end);
             let data_start = if data.is_empty() {
                 wanted.end
             } else {
