@@ -11,9 +11,13 @@ use std::sync::Arc;
 use super::buffer::{Buffer, BufferPool};
 use super::file::BlockFile;
 
-/// Largest request given to a device at once. Measured on the reference disks: 256 KiB requests, 8 to 16
+/// Largest read given to a device at once. Measured on the reference disks: 256 KiB requests, 8 to 16
 /// at once, already reach the device's limit; larger ones only make the queue's unit of fairness coarser.
 pub const REQUEST_LEN_MAX: usize = 256 * 1024;
+
+/// Largest write given to a device at once. Writes that allocate blocks take the file's lock one after
+/// the other (ext4, XFS): in a profile of a full backup, short ones spent 7 % of all CPU spinning on it.
+pub const WRITE_REQUEST_LEN_MAX: usize = 2 << 20;
 
 /// What drives the disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,7 +34,7 @@ pub use buffer::{Buffer, BufferPool};
 pub use choose::{EngineRequest, choose};
 pub use engine::{
     Direction, Done, Engine, EngineChoice, EngineError, EngineKind, Piece, Queue, REQUEST_LEN_MAX,
-    Transfer, TransferError,
+    Transfer, TransferError, WRITE_REQUEST_LEN_MAX,
 };
 pub use file::BlockFile;
 pub use local::LocalStorage;

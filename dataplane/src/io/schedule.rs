@@ -9,7 +9,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use super::engine::{Direction, Done, Piece, REQUEST_LEN_MAX, Transfer, TransferError};
+use super::engine::{
+    Direction, Done, Piece, REQUEST_LEN_MAX, Transfer, TransferError, WRITE_REQUEST_LEN_MAX,
+};
 use super::request::Request;
 use super::slab::Slab;
 
@@ -139,7 +141,7 @@ impl Schedule {
         let key = *self.unsent.front()?;
         let active = self.transfers.get_mut(key);
         let piece = &active.transfer.pieces[active.next_piece];
-        let len = request_len(piece, active.next_byte);
+        let len = request_len(piece, active.next_byte, active.transfer.direction);
         let request = Request {
             transfer: key,
             piece: active.next_piece,
@@ -207,10 +209,14 @@ impl Active {
 
 /// Length of the request that starts at byte `from` of `piece`. An unaligned tail becomes a request of
 /// its own, so that the rest can go around the page cache.
-fn request_len(piece: &Piece, from: usize) -> usize {
+fn request_len(piece: &Piece, from: usize, direction: Direction) -> usize {
     let rest = piece.len - from;
-    if rest > REQUEST_LEN_MAX {
-        return REQUEST_LEN_MAX;
+    let longest = match direction {
+        Direction::Read => REQUEST_LEN_MAX,
+        Direction::Write => WRITE_REQUEST_LEN_MAX,
+    };
+    if rest > longest {
+        return longest;
     }
     let alignment = piece.file.os().map_or(1, |file| file.direct_alignment());
     match rest - rest % alignment {

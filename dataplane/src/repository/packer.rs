@@ -18,7 +18,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use undercroft_format::id::{ObjectId, PackId, RepositoryId, SessionId};
 use undercroft_format::pack::{
-    PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc, TocEntry,
+    PACK_ALIGNMENT, PackHeader, PackKind, RECORD_HEADER_LEN, RecordHeader, RecordInfo, Toc,
+    TocEntry,
 };
 
 use super::Repository;
@@ -500,6 +501,9 @@ impl Writer<'_> {
                 len,
                 offset,
             } => {
+                if offset == 0 && len == WRITE_LEN {
+                    self.reserve(&*file);
+                }
                 let piece = Piece {
                     file,
                     file_offset: offset,
@@ -536,6 +540,16 @@ impl Writer<'_> {
                 self.shared.bytes.fetch_add(len, Ordering::Relaxed);
                 Ok(())
             }
+        }
+    }
+
+    /// Gives a pack that is going to be long its blocks and its length at once: writes within both need
+    /// no lock on the file. Sealing cuts what was too much. Where it fails, for lack of room perhaps,
+    /// the writes find out for themselves.
+    fn reserve(&self, file: &dyn BlockFile) {
+        let len = (self.context.pack_len_target + (1 << 20)).next_multiple_of(PACK_ALIGNMENT);
+        if file.preallocate(len).is_ok() {
+            let _ = file.set_len(len);
         }
     }
 
