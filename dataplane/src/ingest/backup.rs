@@ -421,7 +421,7 @@ impl Machine<'_> {
                             changes.lock().insert(number, map);
                         }
                         Err(error) => {
-                            failure.lock().get_or_insert(error);
+                            keep_cause(&mut failure.lock(), error);
                         }
                     }
                 });
@@ -472,6 +472,13 @@ impl Machine<'_> {
             len: bytes.len() as u64,
             chunks,
         })
+    }
+}
+
+/// Keeps the failure that says most: not that of a worker who met the session's end, but what ended it.
+fn keep_cause(kept: &mut Option<RepositoryError>, error: RepositoryError) {
+    if matches!(kept, None | Some(RepositoryError::SessionFailed(_))) {
+        *kept = Some(error);
     }
 }
 

@@ -1,19 +1,32 @@
 //! A set of object ids in eight bytes each, for walks over all chunks of a repository.
 //!
-//! Only the first eight bytes of an id are kept. Ids are hashes, so that two of n ids agree there with
-//! a probability of n^2 / 2^65. Who uses the set must be safe against that: a collection that takes a
+//! Only the first 63 bits of an id are kept. Ids are hashes, so that two of n ids agree there with a
+//! probability of n^2 / 2^64. Who uses the set must be safe against that: a collection that takes a
 //! dead object for a live one keeps a few kilobytes of garbage; a scrub that takes a missing one for a
 //! present one is mistaken about one object in 10^19 / n.
 
 use undercroft_format::id::ObjectId;
 
-/// A set of ids by their first eight bytes.
+/// A set of ids by their first 63 bits. The last bit of a slot says whether the id was met again.
 #[derive(Debug)]
 pub struct Fingerprints {
     slots: Vec<u64>,
     used: usize,
-    has_zero: bool,
 }
+
+/// What a set says of an id that it is asked about once per place where the id stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// Not in the set.
+    Absent,
+    /// In the set, and asked about for the first time.
+    First,
+    /// In the set, and asked about before.
+    Again,
+}
+
+/// Set in a slot whose id was asked about.
+const SEEN: u64 = 1;
 
 /// Slots filled before the table grows: beyond this, probing gets long.
 const LOAD_MAX_PERCENT: usize = 85;
@@ -24,7 +37,6 @@ impl Fingerprints {
         Self {
             slots: vec![0; (expected * 100 / LOAD_MAX_PERCENT + 16).max(64)],
             used: 0,
-            has_zero: false,
         }
     }
 
@@ -35,7 +47,7 @@ impl Fingerprints {
 
     /// Ids in the set.
     pub fn len(&self) -> usize {
-        self.used + usize::from(self.has_zero)
+        self.used
     }
 
     /// True if there are none.
@@ -45,15 +57,12 @@ impl Fingerprints {
 
     /// Adds an id; false if it was there.
     pub fn insert(&mut self, id: &ObjectId) -> bool {
-        let fingerprint = fingerprint(id);
-        if fingerprint == 0 {
-            return !std::mem::replace(&mut self.has_zero, true);
-        }
         if (self.used + 1) * 100 > self.slots.len() * LOAD_MAX_PERCENT {
             self.grow();
         }
+        let fingerprint = fingerprint(id);
         let place = self.place(fingerprint);
-        if self.slots[place] == fingerprint {
+        if self.slots[place] != 0 {
             return false;
         }
         self.slots[place] = fingerprint;
@@ -61,11 +70,22 @@ impl Fingerprints {
         true
     }
 
-    /// True if the id is in the set, or one that agrees with it in the first eight bytes.
+    /// True if the id is in the set, or one that agrees with it in the first 63 bits.
     pub fn contains(&self, id: &ObjectId) -> bool {
-        match fingerprint(id) {
-            0 => self.has_zero,
-            fingerprint => self.slots[self.place(fingerprint)] == fingerprint,
+        self.slots[self.place(fingerprint(id))] != 0
+    }
+
+    /// Tells whether the id is in the set, and whether this was asked before.
+    pub fn sight(&mut self, id: &ObjectId) -> Sight {
+        let place = self.place(fingerprint(id));
+        let slot = &mut self.slots[place];
+        match *slot {
+            0 => Sight::Absent,
+            seen if seen & SEEN != 0 => Sight::Again,
+            _ => {
+                *slot |= SEEN;
+                Sight::First
+            }
         }
     }
 
@@ -73,7 +93,7 @@ impl Fingerprints {
     fn place(&self, fingerprint: u64) -> usize {
         let len = self.slots.len();
         let mut place = ((u128::from(fingerprint) * len as u128) >> 64) as usize;
-        while self.slots[place] != 0 && self.slots[place] != fingerprint {
+        while self.slots[place] != 0 && self.slots[place] & !SEEN != fingerprint {
             place += 1;
             if place == len {
                 place = 0;
@@ -85,18 +105,20 @@ impl Fingerprints {
     fn grow(&mut self) {
         let larger = self.slots.len() + self.slots.len() / 2;
         let old = std::mem::replace(&mut self.slots, vec![0; larger]);
-        for fingerprint in old.into_iter().filter(|slot| *slot != 0) {
-            let place = self.place(fingerprint);
-            self.slots[place] = fingerprint;
+        for slot in old.into_iter().filter(|slot| *slot != 0) {
+            let place = self.place(slot & !SEEN);
+            self.slots[place] = slot;
         }
     }
 }
 
+/// The first 63 bits, above [`SEEN`]; never zero, which stands for an empty slot.
 fn fingerprint(id: &ObjectId) -> u64 {
     let bytes = id.as_bytes();
-    u64::from_be_bytes([
+    let first = u64::from_be_bytes([
         bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
-    ])
+    ]);
+    (first & !SEEN).max(SEEN << 1)
 }
 
 #[cfg(test)]
@@ -124,7 +146,12 @@ mod tests {
                 prop_assert_eq!(set.len(), model.len());
             }
             for seed in 0..300 {
-                prop_assert_eq!(set.contains(&id(seed)), model.contains(&seed));
+                let present = model.contains(&seed);
+                prop_assert_eq!(set.contains(&id(seed)), present);
+                let sights = [set.sight(&id(seed)), set.sight(&id(seed))];
+                let expected = [Sight::First, Sight::Again];
+                prop_assert_eq!(sights, if present { expected } else { [Sight::Absent; 2] });
+                prop_assert_eq!(set.contains(&id(seed)), present);
             }
         }
     }

@@ -20,7 +20,7 @@ use undercroft_format::pack::{
 };
 
 use super::error::{RecordProblem, RepositoryError, Result};
-use super::fingerprints::Fingerprints;
+use super::fingerprints::{Fingerprints, Sight};
 use super::index::PackNumber;
 use super::lookup::Located;
 use super::objects::corrupt;
@@ -53,7 +53,7 @@ impl Default for CollectOptions {
     fn default() -> Self {
         Self {
             rewrite_below_percent: 60,
-            mark_memory_max: 112 << 20,
+            mark_memory_max: 56 << 20,
             dry_run: false,
         }
     }
@@ -119,31 +119,57 @@ struct Collector<'a> {
     report: CollectReport,
 }
 
-/// A pack and which of its records are live.
+/// A pack and which of its records are live: a bit per record, so that a collection of a large
+/// repository fits into memory. The table of contents is read again where it is needed.
 struct Sweeping {
     id: PackId,
     number: Option<PackNumber>,
-    contents: PackContents,
-    live: Vec<bool>,
+    kind: PackKind,
+    len: u64,
+    entries: usize,
+    live: Vec<u64>,
+    live_bytes: u64,
+    live_count: u64,
 }
 
 impl Sweeping {
-    fn live_bytes(&self) -> u64 {
-        self.live_entries()
-            .map(|entry| u64::from(entry.info.record_len()))
-            .sum()
+    fn new(contents: &PackContents, number: Option<PackNumber>) -> Self {
+        let entries = contents.toc.entries.len();
+        Self {
+            id: contents.id,
+            number,
+            kind: contents.kind,
+            len: contents.len,
+            entries,
+            live: vec![0; entries.div_ceil(64)],
+            live_bytes: 0,
+            live_count: 0,
+        }
+    }
+
+    fn is_live(&self, record: usize) -> bool {
+        self.live[record / 64] & 1 << (record % 64) != 0
+    }
+
+    fn set_live(&mut self, record: usize, entry: &TocEntry, live: bool) {
+        if self.is_live(record) == live {
+            return;
+        }
+        self.live[record / 64] ^= 1 << (record % 64);
+        let len = u64::from(entry.info.record_len());
+        if live {
+            self.live_bytes += len;
+            self.live_count += 1;
+        } else {
+            self.live_bytes -= len;
+            self.live_count -= 1;
+        }
     }
 
     /// Room that a copy of what is live takes at most: its records, their lines in a table of contents,
     /// and the padding of a pack.
     fn copy_len_max(&self) -> u64 {
-        let entries = self.live_entries().count() as u64;
-        self.live_bytes() + entries * RECORD_HEADER_LEN as u64 + PACK_ALIGNMENT
-    }
-
-    fn live_entries(&self) -> impl Iterator<Item = &TocEntry> {
-        let entries = self.contents.toc.entries.iter().zip(&self.live);
-        entries.filter(|(_, live)| **live).map(|(entry, _)| entry)
+        self.live_bytes + self.live_count * RECORD_HEADER_LEN as u64 + PACK_ALIGNMENT
     }
 }
 
@@ -155,24 +181,26 @@ impl Collector<'_> {
         self.report.snapshots = roots.snapshots.len() as u64;
         let mut packs = Vec::with_capacity(listing.sealed.len());
         for (id, len) in &listing.sealed {
-            let contents = read_contents(&**storage, self.repository.config().repository, *id)?;
+            let number = self.repository.lookup().index().pack_number(*id);
+            packs.push(Sweeping::new(&self.contents(*id)?, number));
             self.report.packs += 1;
             self.report.bytes_before += len;
-            packs.push(Sweeping {
-                id: *id,
-                number: self.repository.lookup().index().pack_number(*id),
-                live: vec![false; contents.toc.entries.len()],
-                contents,
-            });
         }
         let timer = crate::clock::Stopwatch::start();
         self.mark(&roots.snapshots, &mut packs)?;
         self.report.mark_ms = timer.elapsed().as_millis() as u64;
-        self.keep_newest_copy(&mut packs);
-        self.report.live_bytes = packs.iter().map(Sweeping::live_bytes).sum();
+        self.report.live_bytes = packs.iter().map(|pack| pack.live_bytes).sum();
         self.sweep(packs, roots.pinned)?;
         self.sweep_leftovers(listing.open)?;
         Ok(self.report)
+    }
+
+    fn contents(&self, id: PackId) -> Result<PackContents> {
+        read_contents(
+            &**self.repository.storage(),
+            self.repository.config().repository,
+            id,
+        )
     }
 
     fn roots(&self) -> Result<Roots> {
@@ -221,9 +249,9 @@ impl Collector<'_> {
     fn mark(&mut self, snapshots: &[StoredSnapshot], packs: &mut [Sweeping]) -> Result<()> {
         let (mut objects, mut maps) = (0_u64, 0_u64);
         for pack in packs.iter() {
-            let entries = pack.contents.toc.entries.len() as u64;
+            let entries = pack.entries as u64;
             objects += entries;
-            maps += if pack.contents.kind == PackKind::Meta {
+            maps += if pack.kind == PackKind::Meta {
                 entries
             } else {
                 0
@@ -236,6 +264,7 @@ impl Collector<'_> {
         let passes = Fingerprints::memory_for(objects)
             .div_ceil(for_live.max(1 << 20))
             .clamp(1, 256);
+        let mut twice = HashSet::new();
         for pass in 0..passes {
             let first = (pass * 256 / passes) as u8;
             let last = ((pass + 1) * 256 / passes - 1) as u8;
@@ -253,13 +282,21 @@ impl Collector<'_> {
             }
             self.report.references = mark.references;
             for pack in packs.iter_mut() {
-                for (entry, live) in pack.contents.toc.entries.iter().zip(&mut pack.live) {
-                    *live |= mark.first_bytes.contains(&entry.info.id.as_bytes()[0])
-                        && mark.live.contains(&entry.info.id);
+                let toc = self.contents(pack.id)?.toc;
+                for (record, entry) in toc.entries.iter().enumerate() {
+                    let id = entry.info.id;
+                    if !mark.first_bytes.contains(&id.as_bytes()[0]) {
+                        continue;
+                    }
+                    let sight = mark.live.sight(&id);
+                    if sight == Sight::Again {
+                        twice.insert(id);
+                    }
+                    pack.set_live(record, entry, sight != Sight::Absent);
                 }
             }
         }
-        Ok(())
+        self.keep_newest_copy(packs, twice)
     }
 
     fn mark_snapshot(&self, stored: &StoredSnapshot, mark: &mut Mark) -> Result<()> {
@@ -279,23 +316,9 @@ impl Collector<'_> {
 
     /// An object that stands in several packs is live only where the index says: the other copies are
     /// what a crash between copying and removing left.
-    fn keep_newest_copy(&self, packs: &mut [Sweeping]) {
-        let mut seen = Fingerprints::with_capacity(
-            packs
-                .iter()
-                .map(|pack| pack.contents.toc.entries.len())
-                .sum(),
-        );
-        let mut twice: HashSet<ObjectId> = HashSet::new();
-        for pack in packs.iter() {
-            for entry in pack.live_entries() {
-                if !seen.insert(&entry.info.id) {
-                    twice.insert(entry.info.id);
-                }
-            }
-        }
+    fn keep_newest_copy(&self, packs: &mut [Sweeping], twice: HashSet<ObjectId>) -> Result<()> {
         if twice.is_empty() {
-            return;
+            return Ok(());
         }
         let ids: Vec<ObjectId> = twice.iter().copied().collect();
         // Not `locate`: its tables may know another copy than the index does, and with the index's own
@@ -303,7 +326,7 @@ impl Collector<'_> {
         let index = self.repository.lookup().index();
         let mut places = Vec::with_capacity(ids.len());
         if index.find(&ids, &mut places).is_err() {
-            return;
+            return Ok(());
         }
         let swept: HashMap<PackNumber, PackId> = packs
             .iter()
@@ -315,29 +338,31 @@ impl Collector<'_> {
             .filter_map(|(id, place)| Some((id, *swept.get(&place?.pack)?)))
             .collect();
         for pack in packs.iter_mut() {
-            for (entry, live) in pack.contents.toc.entries.iter().zip(&mut pack.live) {
+            let toc = self.contents(pack.id)?.toc;
+            for (record, entry) in toc.entries.iter().enumerate() {
                 if homes
                     .get(&entry.info.id)
                     .is_some_and(|home| *home != pack.id)
                 {
-                    *live = false;
+                    pack.set_live(record, entry, false);
                 }
             }
         }
+        Ok(())
     }
 
     fn sweep(&mut self, packs: Vec<Sweeping>, pinned: bool) -> Result<()> {
         let (dead, rest): (Vec<_>, Vec<_>) =
-            packs.into_iter().partition(|pack| pack.live_bytes() == 0);
+            packs.into_iter().partition(|pack| pack.live_bytes == 0);
         for pack in dead {
             if self.condemn(&pack) {
                 self.report.packs_removed += 1;
-                self.report.bytes_freed += pack.contents.len;
+                self.report.bytes_freed += pack.len;
                 self.remove(&pack)?;
             }
         }
         let threshold = u64::from(self.options.rewrite_below_percent);
-        let sparse = |pack: &Sweeping| pack.live_bytes() * 100 < pack.contents.len * threshold;
+        let sparse = |pack: &Sweeping| pack.live_bytes * 100 < pack.len * threshold;
         let mut rewrite = Vec::new();
         for pack in rest.into_iter().filter(sparse) {
             // A reader in another process may have looked up a place in this pack already.
@@ -348,13 +373,13 @@ impl Collector<'_> {
             }
         }
         // One sparse pack alone would only be copied into another sparse pack, for ever.
-        let merged: u64 = rewrite.iter().map(Sweeping::live_bytes).sum();
-        let freed: u64 = rewrite.iter().map(|pack| pack.contents.len).sum();
+        let merged: u64 = rewrite.iter().map(|pack| pack.live_bytes).sum();
+        let freed: u64 = rewrite.iter().map(|pack| pack.len).sum();
         if rewrite.is_empty() || merged * 100 >= freed * threshold {
             return Ok(());
         }
         // What frees most for the room that its copies take goes first.
-        rewrite.sort_by_key(|pack| pack.live_bytes() * 1000 / pack.contents.len.max(1));
+        rewrite.sort_by_key(|pack| pack.live_bytes * 1000 / pack.len.max(1));
         let batch_len = REWRITE_BATCH_PACKS * u64::from(self.repository.config().pack_len_target);
         let mut rest = rewrite.as_slice();
         while !rest.is_empty() {
@@ -395,11 +420,8 @@ impl Collector<'_> {
     fn rewrite(&mut self, packs: &[Sweeping]) -> Result<()> {
         if self.options.dry_run {
             self.report.packs_rewritten += packs.len() as u64;
-            self.report.bytes_rewritten += packs.iter().map(Sweeping::live_bytes).sum::<u64>();
-            self.report.bytes_freed += packs
-                .iter()
-                .map(|p| p.contents.len - p.live_bytes())
-                .sum::<u64>();
+            self.report.bytes_rewritten += packs.iter().map(|pack| pack.live_bytes).sum::<u64>();
+            self.report.bytes_freed += packs.iter().map(|p| p.len - p.live_bytes).sum::<u64>();
             return Ok(());
         }
         let repository = self.repository;
@@ -416,7 +438,7 @@ impl Collector<'_> {
         self.report.bytes_rewritten += figures.bytes;
         for pack in packs {
             self.report.packs_rewritten += 1;
-            self.report.bytes_freed += pack.contents.len;
+            self.report.bytes_freed += pack.len;
             self.remove(pack)?;
         }
         self.report.bytes_freed = self.report.bytes_freed.saturating_sub(figures.bytes);
@@ -430,7 +452,9 @@ impl Collector<'_> {
             .storage()
             .open(&path, false)
             .map_err(RepositoryError::io("opening", &path))?;
-        for entry in pack.live_entries() {
+        let toc = self.contents(pack.id)?.toc;
+        let records = toc.entries.iter().enumerate();
+        for (_, entry) in records.filter(|(record, _)| pack.is_live(*record)) {
             if self.progress.is_stopping() {
                 return Err(RepositoryError::Cancelled);
             }
@@ -451,9 +475,9 @@ impl Collector<'_> {
         }
         if let Some(number) = pack.number {
             let lookup = self.repository.lookup();
-            let removed = lookup
-                .index()
-                .remove_pack(number, &pack.contents.toc.entries);
+            let removed = self
+                .contents(pack.id)
+                .map(|contents| lookup.index().remove_pack(number, &contents.toc.entries))?;
             // On a full disk the index may be unable to say so; the file goes all the same, which makes
             // the room, and opening the repository brings the index in line.
             if let Err(error) = removed {

@@ -17,7 +17,7 @@ use super::gc::read_record;
 use super::pack_reader::list_packs;
 use super::packer::{Packer, PackerContext};
 use super::scrub::PackFindings;
-use super::verify::{Presence, scrub_packs};
+use super::verify::scrub_packs;
 use super::{Repository, layout};
 use crate::progress::Progress;
 
@@ -50,7 +50,7 @@ pub fn repair(
 ) -> Result<RepairReport> {
     let mut report = RepairReport::default();
     let packs = list_packs(&**repository.storage())?.sealed;
-    let findings = scrub_packs(repository, &packs, deep, threads, progress)?;
+    let (findings, mut present) = scrub_packs(repository, &packs, deep, threads, progress)?;
     let damaged: Vec<&PackFindings> = findings.iter().filter(|f| !f.damage.is_empty()).collect();
     for found in &damaged {
         report.damage.extend(found.damage.iter().cloned());
@@ -78,7 +78,7 @@ pub fn repair(
             report.snapshots_removed.push(id);
         }
     }
-    report.affected = Presence::new(&findings).affected(repository, &snapshots)?;
+    report.affected = present.affected(repository, &snapshots)?;
     for stored in snapshots {
         let is_affected = report
             .affected

@@ -6,6 +6,7 @@ use undercroft_format::pack::{FOOTER_LEN, PACK_HEADER_LEN, Toc, TocEntry};
 
 use super::damage::Damage;
 use super::error::RecordProblem;
+use super::fingerprints::Fingerprints;
 use super::keys::Keys;
 use super::layout;
 use super::pack_reader::{check_footer, check_header, check_record, scan};
@@ -18,7 +19,9 @@ pub struct PackFindings {
     pub id: PackId,
     /// Bytes read.
     pub len: u64,
-    /// Records that are what was written.
+    /// Records checked.
+    pub records: u64,
+    /// Records that are what was written; kept only of a pack that has damage, where a repair needs them.
     pub good: Vec<TocEntry>,
     /// Records that are not.
     pub bad: u64,
@@ -108,6 +111,7 @@ impl PackFindings {
         Self {
             id,
             len,
+            records: 0,
             good: Vec::new(),
             bad: 0,
             damage: Vec::new(),
@@ -121,6 +125,18 @@ impl PackFindings {
             position,
             problem: problem.to_string(),
         });
+    }
+
+    /// Notes the good records in `good`, and forgets them if nothing else is wrong with the pack: a
+    /// repository may have more of them than memory.
+    pub fn note_good(&mut self, good: &mut Fingerprints) {
+        self.records = self.good.len() as u64 + self.bad;
+        for entry in &self.good {
+            good.insert(&entry.info.id);
+        }
+        if self.damage.is_empty() {
+            self.good = Vec::new();
+        }
     }
 
     fn padding(&mut self, bytes: &[u8], start: u64, end: u64) {

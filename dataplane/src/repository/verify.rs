@@ -91,12 +91,11 @@ pub fn verify(
         let used = packs_of(repository, &selected, &packs)?;
         packs.retain(|(id, _)| used.contains(id));
     }
-    let findings = scrub_packs(repository, &packs, options.deep, threads, progress)?;
-    let mut present = Presence::new(&findings);
+    let (findings, mut present) = scrub_packs(repository, &packs, options.deep, threads, progress)?;
     for found in findings {
         report.packs += 1;
         report.bytes += found.len;
-        report.records += found.good.len() as u64 + found.bad;
+        report.records += found.records;
         report.damage.extend(found.damage);
     }
     if options.deep || !report.damage.is_empty() {
@@ -159,14 +158,14 @@ fn problem(path: &str, text: &str) -> Damage {
     }
 }
 
-/// Reads and checks packs, a bounded number at a time.
+/// Reads and checks packs, a bounded number at a time; says what is wrong, and which objects are good.
 pub fn scrub_packs(
     repository: &Arc<Repository>,
     packs: &[(PackId, u64)],
     deep: bool,
     threads: &rayon::ThreadPool,
     progress: &Progress,
-) -> Result<Vec<PackFindings>> {
+) -> Result<(Vec<PackFindings>, Presence)> {
     let keys = if deep {
         Some(repository.keys()?.clone())
     } else {
@@ -186,7 +185,10 @@ pub fn scrub_packs(
     let pool = BufferPool::new((longest as usize + 4096).next_multiple_of(64 << 10) * buffers);
     let decoders: Vec<Mutex<(RecordDecoder, Vec<u8>)>> =
         (0..workers).map(|_| Mutex::default()).collect();
-    let findings = Mutex::new(Vec::with_capacity(packs.len()));
+    let findings = Mutex::new((
+        Vec::with_capacity(packs.len()),
+        Fingerprints::with_capacity(1024),
+    ));
     threads.in_place_scope(|scope| -> Result<()> {
         let mut queue = repository
             .engine()
@@ -201,7 +203,7 @@ pub fn scrub_packs(
             let (result, buffer) = (done.result, done.transfer.buffer);
             scope.spawn(move |_| {
                 let thread = rayon::current_thread_index().unwrap_or(0) % decoders.len();
-                let found = match result {
+                let mut found = match result {
                     Ok(()) => {
                         let mut state = decoders[thread].lock();
                         let (decoder, plain) = &mut *state;
@@ -220,7 +222,10 @@ pub fn scrub_packs(
                     }
                 };
                 progress.done_bytes.add(len);
-                findings.lock().push(found);
+                let mut shared = findings.lock();
+                let (findings, good) = &mut *shared;
+                found.note_good(good);
+                findings.push(found);
             });
             true
         };
@@ -242,7 +247,7 @@ pub fn scrub_packs(
                         Ok(_) => found.damage(None, "the file is longer than any pack"),
                         Err(error) => found.damage(None, error),
                     }
-                    findings.lock().push(found);
+                    findings.lock().0.push(found);
                     continue;
                 }
             };
@@ -270,9 +275,9 @@ pub fn scrub_packs(
         while reap(&mut *queue) {}
         Ok(())
     })?;
-    let mut findings = findings.into_inner();
+    let (mut findings, good) = findings.into_inner();
     findings.sort_by_key(|found| found.id);
-    Ok(findings)
+    Ok((findings, Presence::new(good)))
 }
 
 /// The packs that hold what these snapshots refer to. Meta packs are all taken: they are few.
@@ -334,13 +339,8 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// What the scrub of all packs found good.
-    pub fn new(findings: &[PackFindings]) -> Self {
-        let records = findings.iter().map(|found| found.good.len()).sum();
-        let mut good = Fingerprints::with_capacity(records);
-        for entry in findings.iter().flat_map(|found| &found.good) {
-            good.insert(&entry.info.id);
-        }
+    /// The objects that a scrub of all packs found good.
+    fn new(good: Fingerprints) -> Self {
         Self {
             good,
             complete: Fingerprints::with_capacity(1024),
