@@ -195,7 +195,6 @@ impl SegmentMap {
         let count = reader.count("number of extents", EXTENTS_MAX, 1)?;
         let mut extents = Vec::with_capacity(count);
         let mut ids: Vec<ChunkId> = Vec::new();
-        let mut seen: HashMap<ChunkId, ()> = HashMap::new();
         let mut covered = 0_u64;
         for _ in 0..count {
             let tag = reader.varint("extent", SEGMENT_LEN_MAX << 1 | 1)?;
@@ -211,9 +210,6 @@ impl SegmentMap {
                 let ordinal = reader.varint("chunk ordinal", ids.len() as u64)? as usize;
                 let chunk = if ordinal == 0 {
                     let id = ChunkId::from_bytes(reader.array()?);
-                    if seen.insert(id, ()).is_some() {
-                        return Err(reader.error(Problem::NotCanonical("chunk id written twice")));
-                    }
                     ids.push(id);
                     id
                 } else {
@@ -238,6 +234,10 @@ impl SegmentMap {
         }
         if ids.is_empty() {
             return Err(reader.error(Problem::NotCanonical("map of zeros alone")));
+        }
+        ids.sort_unstable();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(reader.error(Problem::NotCanonical("chunk id written twice")));
         }
         reader.finish()?;
         Ok(Self { len, extents })

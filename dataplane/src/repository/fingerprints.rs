@@ -89,10 +89,12 @@ impl Fingerprints {
         }
     }
 
-    /// The slot where `fingerprint` is or would go. Ids are uniform: their high bits choose the slot.
+    /// The slot where `fingerprint` is or would go. Ids are uniform, so their bits choose the slot; the
+    /// first byte has the least say, because a mark of several passes holds few values of it at a time.
     fn place(&self, fingerprint: u64) -> usize {
         let len = self.slots.len();
-        let mut place = ((u128::from(fingerprint) * len as u128) >> 64) as usize;
+        let spread = fingerprint.rotate_left(8);
+        let mut place = ((u128::from(spread) * len as u128) >> 64) as usize;
         while self.slots[place] != 0 && self.slots[place] & !SEEN != fingerprint {
             place += 1;
             if place == len {

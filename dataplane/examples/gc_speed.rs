@@ -1,0 +1,138 @@
+//! Makes a repository of many small chunks in a directory and collects it: time and memory of marking.
+//!
+//! ```console
+//! $ cargo run --release --example gc_speed -- DIRECTORY 10000000
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use undercroft_dataplane::clock::Stopwatch;
+use undercroft_dataplane::io::{EngineRequest, choose};
+use undercroft_dataplane::progress::Progress;
+use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_dataplane::repository::gc::{CollectOptions, collect};
+use undercroft_dataplane::repository::open::{
+    Access, CreateOptions, OpenOptions, create_local, open_local,
+};
+use undercroft_dataplane::repository::record::{RecordBatch, RecordEncoder};
+use undercroft_dataplane::repository::session::Session;
+use undercroft_format::codec::DecodeError;
+use undercroft_format::extent::Extent;
+use undercroft_format::id::{NodeId, ObjectId};
+use undercroft_format::maptree::{NodeStore, Tree, update};
+use undercroft_format::pack::ObjectKind;
+use undercroft_format::segment::SegmentMap;
+use undercroft_format::snapshot::{DiskFigures, DiskManifest, ReadMode, Snapshot};
+use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
+
+const CHUNKS_PER_SEGMENT: u64 = 256;
+const CHUNK: u32 = 64 << 10;
+
+/// New nodes in order, to be stored afterwards.
+#[derive(Default)]
+struct Nodes(Vec<(NodeId, Vec<u8>)>);
+
+impl NodeStore for Nodes {
+    type Error = DecodeError;
+
+    fn load(&mut self, _: NodeId) -> Result<Vec<u8>, DecodeError> {
+        unreachable!("the tree is made from nothing")
+    }
+
+    fn save(&mut self, id: NodeId, encoded: Vec<u8>) -> Result<(), DecodeError> {
+        self.0.push((id, encoded));
+        Ok(())
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let root = args
+        .next()
+        .ok_or("give a directory and a number of chunks")?;
+    let chunks: u64 = args.next().ok_or("give a number of chunks")?.parse()?;
+    create_local(Path::new(&root), &CreateOptions::default())?;
+    let open = OpenOptions {
+        unlock: None,
+        access: Access::Own("gc_speed".into()),
+        engine: choose(EngineRequest::Auto)?,
+    };
+    let (repository, _) = open_local(Path::new(&root), &open)?;
+    let session = Session::begin(&repository)?;
+    let watch = Stopwatch::start();
+    let segments = chunks / CHUNKS_PER_SEGMENT;
+    let snapshot = fill(&session, segments)?;
+    session.commit(&snapshot)?;
+    println!("{chunks} chunks stored in {:.1?}", watch.elapsed());
+    let report = collect(
+        &repository,
+        &CollectOptions::default(),
+        &Progress::default(),
+    )?;
+    println!(
+        "marking {} references took {} ms; {} packs, none to be removed: {}",
+        report.references,
+        report.mark_ms,
+        report.packs,
+        report.packs_removed == 0
+    );
+    repository.close()?;
+    Ok(())
+}
+
+/// Chunks of eight bytes, in maps that say that each covers 64 KiB: only their number matters here.
+fn fill(session: &Session, segments: u64) -> Result<Snapshot, RepositoryError> {
+    let mut encoder = RecordEncoder::new(1);
+    let mut batch = RecordBatch::default();
+    let mut maps = BTreeMap::new();
+    for segment in 0..segments {
+        let mut extents = Vec::new();
+        for chunk in 0..CHUNKS_PER_SEGMENT {
+            let plain = (segment * CHUNKS_PER_SEGMENT + chunk).to_le_bytes();
+            let id = session.keys().chunk_id(&plain);
+            batch.push(&encoder.encode(id.into(), ObjectKind::Chunk, &plain, None));
+            extents.push(Extent::Data {
+                chunk: id,
+                offset: 0,
+                len: CHUNK,
+            });
+        }
+        session.store_chunks(&batch)?;
+        batch.clear();
+        let (id, bytes) = SegmentMap::from_extents(extents).encode_with_id();
+        session.store(&encoder.encode(id.into(), ObjectKind::SegmentMap, &bytes, None))?;
+        maps.insert(SegmentNumber(segment), Some(id));
+    }
+    let empty = Tree {
+        root: None,
+        segments: 0,
+    };
+    let mut nodes = Nodes::default();
+    let tree = update(&mut nodes, empty, segments, &maps)?;
+    for (id, bytes) in nodes.0 {
+        session.store(&encoder.encode(ObjectId::from(id), ObjectKind::Node, &bytes, None))?;
+    }
+    Ok(Snapshot {
+        repository: session.repository().config().repository,
+        session: session.id(),
+        created_ms: 0,
+        duration_ms: 0,
+        vm: "many".into(),
+        tags: Vec::new(),
+        parent: None,
+        disks: vec![DiskManifest {
+            label: "disk".into(),
+            size: DiskLength::new(segments << 24),
+            segment_size: SegmentSize::DEFAULT,
+            grid_phase: 0,
+            root: tree.root,
+            read_mode: ReadMode::Full,
+            reasons: Vec::new(),
+            source: String::new(),
+            lineage: Vec::new(),
+            figures: DiskFigures::default(),
+        }],
+        metadata: None,
+    })
+}
