@@ -6,14 +6,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::io::LocalStorage;
-use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::keys::Unlock;
+use undercroft_dataplane::repository::maintenance::Maintenance;
 use undercroft_dataplane::repository::open::{
     Access, OpenNote, OpenOptions, open_local, read_config,
 };
 use undercroft_dataplane::repository::pins::Pin;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
+use undercroft_dataplane::repository::{LocalRepository, Repository};
 use undercroft_format::codec;
 
 use crate::catalog::Catalog;
@@ -21,12 +22,34 @@ use crate::failure::{one_line, warn};
 use crate::settings::{Key, Settings};
 use crate::units::local_time;
 
-/// Owns the repository for the time of `work`, and closes it however that ends.
-pub fn own<R>(
+/// Opens to store snapshots for the time of `work`.
+pub fn ingest<R>(
+    settings: &Settings,
+    command: &str,
+    work: impl FnOnce(&Arc<dyn Repository>) -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    own(settings, command, Key::Needed, |repository| {
+        let repository: Arc<dyn Repository> = repository.clone();
+        work(&repository)
+    })
+}
+
+/// Opens to look after the repository, alone, for the time of `work`.
+pub fn maintain<R>(
     settings: &Settings,
     command: &str,
     key: Key,
-    work: impl FnOnce(&Arc<Repository>) -> anyhow::Result<R>,
+    work: impl FnOnce(&dyn Maintenance) -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    own(settings, command, key, |repository| work(repository))
+}
+
+/// Owns the repository for the time of `work`, and closes it however that ends.
+fn own<R>(
+    settings: &Settings,
+    command: &str,
+    key: Key,
+    work: impl FnOnce(&Arc<LocalRepository>) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
     let access = Access::Own(owner(settings, command));
     let repository = open(settings, access, key)?;
@@ -53,20 +76,22 @@ pub fn owner(settings: &Settings, command: &str) -> String {
     format!("undercroft {command}, process {process} on {host}, since {since}")
 }
 
-/// Opens to read data; others may own the repository meanwhile.
-pub fn read(settings: &Settings, key: Key) -> anyhow::Result<Arc<Repository>> {
-    open(settings, Access::Read, key)
+/// Opens to look at the repository; others may own it meanwhile.
+pub fn inspect(settings: &Settings, key: Key) -> anyhow::Result<Box<dyn Maintenance>> {
+    Ok(Box::new(open(settings, Access::Read, key)?))
 }
 
 /// Opens to see snapshots alone, which is fast.
-pub fn list(settings: &Settings) -> anyhow::Result<Arc<Repository>> {
-    open(settings, Access::List, Key::IfGiven)
+pub fn list(settings: &Settings) -> anyhow::Result<Arc<dyn Repository>> {
+    Ok(open(settings, Access::List, Key::IfGiven)?)
 }
 
 /// A repository opened to read data of some snapshots, which a collection leaves alone meanwhile.
 pub struct PinnedRead {
     /// The repository.
-    pub repository: Arc<Repository>,
+    pub repository: Arc<dyn Repository>,
+    /// The same, to be looked at.
+    pub maintenance: Box<dyn Maintenance>,
     /// The snapshots, in the order in which they were asked for.
     pub snapshots: Vec<StoredSnapshot>,
     _pins: Vec<Pin>,
@@ -82,7 +107,7 @@ pub fn read_pinned(
 ) -> anyhow::Result<PinnedRead> {
     let root = settings.root()?;
     let listed = open_with(settings, Access::List, None)?;
-    let catalog = Catalog::read(settings, &listed)?;
+    let catalog = Catalog::read(settings, &*listed)?;
     let mut ids = Vec::with_capacity(specs.len());
     let mut pins = Vec::new();
     for spec in specs {
@@ -90,20 +115,21 @@ pub fn read_pinned(
         pins.extend(Pin::set(root, id, &**listed.entropy())?);
         ids.push(id);
     }
-    let repository = read(settings, key)?;
+    let repository = open(settings, Access::Read, key)?;
     // With the key at hand they are authenticated, too.
     let snapshots = ids
         .into_iter()
         .map(|id| Ok(repository.snapshots().read(id)?))
         .collect::<anyhow::Result<_>>()?;
     Ok(PinnedRead {
+        maintenance: Box::new(repository.clone()),
         repository,
         snapshots,
         _pins: pins,
     })
 }
 
-fn open(settings: &Settings, access: Access, key: Key) -> anyhow::Result<Arc<Repository>> {
+fn open(settings: &Settings, access: Access, key: Key) -> anyhow::Result<Arc<LocalRepository>> {
     let root = settings.root()?;
     let location = root.display().to_string();
     let config = read_config(&LocalStorage::new(root.to_owned()), &location)
@@ -124,7 +150,7 @@ fn open_with(
     settings: &Settings,
     access: Access,
     unlock: Option<Unlock>,
-) -> anyhow::Result<Arc<Repository>> {
+) -> anyhow::Result<Arc<LocalRepository>> {
     let options = OpenOptions {
         unlock,
         access,

@@ -54,6 +54,7 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
             label,
             changed_blocks: None,
             lineage: Vec::new(),
+            state: [0; 32],
         });
     }
     for text in &request.changed_blocks {
@@ -68,6 +69,7 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
         parent: None,
         metadata: request.metadata.as_deref().map(read_metadata).transpose()?,
         tags: request.tags,
+        resume: None,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
 }

@@ -22,7 +22,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// Reads all snapshots of `repository`, and warns of those that cannot be read.
-    pub fn read(settings: &Settings, repository: &Repository) -> anyhow::Result<Self> {
+    pub fn read(settings: &Settings, repository: &dyn Repository) -> anyhow::Result<Self> {
         let (snapshots, unreadable) = repository.snapshots().read_all()?;
         for (id, error) in &unreadable {
             warn(format_args!(

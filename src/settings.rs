@@ -149,6 +149,11 @@ impl Settings {
     pub fn root(&self) -> anyhow::Result<&Path> {
         match &self.repo {
             Some(Location::Local(root)) => Ok(root),
+            Some(Location::Remote(address)) => Err(Problem::usage(format!(
+                "{address}: this version does not talk to repository servers yet"
+            ))
+            .hint("give the directory of a repository")
+            .into()),
             None => Err(Problem::usage("no repository was given")
                 .hint(format!(
                     "name it by --repo DIR, or once for all: export {REPOSITORY_VARIABLE}=DIR"

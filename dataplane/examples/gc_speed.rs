@@ -12,6 +12,7 @@ use undercroft_dataplane::io::{EngineRequest, choose};
 use undercroft_dataplane::progress::Progress;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::gc::{CollectOptions, collect};
+use undercroft_dataplane::repository::local_session::LocalSession;
 use undercroft_dataplane::repository::open::{
     Access, CreateOptions, OpenOptions, create_local, open_local,
 };
@@ -59,10 +60,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         engine: choose(EngineRequest::Auto)?,
     };
     let (repository, _) = open_local(Path::new(&root), &open)?;
-    let session = Session::begin(&repository)?;
+    let session: Box<dyn Session> = Box::new(LocalSession::begin(&repository)?);
     let watch = Stopwatch::start();
     let segments = chunks / CHUNKS_PER_SEGMENT;
-    let snapshot = fill(&session, segments)?;
+    let snapshot = fill(&*session, segments)?;
     session.commit(&snapshot)?;
     println!("{chunks} chunks stored in {:.1?}", watch.elapsed());
     let report = collect(
@@ -82,7 +83,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Chunks of eight bytes, in maps that say that each covers 64 KiB: only their number matters here.
-fn fill(session: &Session, segments: u64) -> Result<Snapshot, RepositoryError> {
+fn fill(session: &dyn Session, segments: u64) -> Result<Snapshot, RepositoryError> {
     let mut encoder = RecordEncoder::new(1);
     let mut batch = RecordBatch::default();
     let mut maps = BTreeMap::new();
@@ -114,7 +115,7 @@ fn fill(session: &Session, segments: u64) -> Result<Snapshot, RepositoryError> {
         session.store(&encoder.encode(ObjectId::from(id), ObjectKind::Node, &bytes, None))?;
     }
     Ok(Snapshot {
-        repository: session.repository().config().repository,
+        repository: session.config().repository,
         session: session.id(),
         created_ms: 0,
         duration_ms: 0,

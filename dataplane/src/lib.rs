@@ -4,12 +4,14 @@
 //! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
+//! - [`net`]: the same over QUIC: server, client, trust
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
 
 pub mod clock;
 pub mod ingest;
 pub mod io;
 pub mod measure;
+pub mod net;
 pub mod progress;
 pub mod repository;
 pub mod restore;

@@ -22,10 +22,12 @@ use crate::ingest::reader::{DiskReader, Extent};
 use crate::ingest::source::{DiskSource, Source};
 use crate::io::{BlockFile, BufferPool, Engine, OsFile};
 use crate::progress::Progress;
+use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Unlock};
 use crate::repository::open::{Access, CreateOptions, OpenOptions, create_local, open_local};
 use crate::repository::record::{RecordDecoder, RecordEncoder};
+use crate::repository::session::DoneSegments;
 use crate::repository::verify::{VerifyOptions, verify};
 use crate::restore::{RestoreOptions, Target, TargetContent, restore_disk};
 
@@ -167,6 +169,7 @@ fn read_stage(disk: &DiskSource, engine: &dyn Engine, result: &mut Measurement) 
         grid_phase: 0,
         engine,
         pool: &pool,
+        finished: &DoneSegments::new(),
         progress: &progress,
     };
     let (read, took) = timed(|| reader.run(&Extent::All, &mut |_| Ok(())));
@@ -391,7 +394,7 @@ fn whole_in(
         started(name);
         let job = job(source)?;
         let progress = Progress::default();
-        let (report, took) = timed(|| backup(&repository, job, threads, &progress));
+        let (report, took) = timed(|| backup(repository.clone(), job, threads, &progress));
         let report = report?;
         let figures = &report.snapshot.disks[0].figures;
         let mut note = format!(
@@ -436,7 +439,7 @@ fn whole_in(
         let (progress, restore) = (Progress::default(), RestoreOptions::default());
         let (report, took) = timed(|| {
             restore_disk(
-                &repository,
+                &*repository,
                 &stored,
                 disk,
                 target,
@@ -493,10 +496,12 @@ fn job(source: &Path) -> Result<BackupJob> {
             source_name: source.display().to_string(),
             changed_blocks: None,
             lineage: Vec::new(),
+            state: [0; 32],
         }],
         parent: None,
         metadata: None,
         tags: Vec::new(),
+        resume: None,
         now_ms: 0,
     })
 }

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use undercroft_dataplane::io::{EngineRequest, SimStorage, Storage, choose};
-use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::open::{
     Access, OpenOptions, create_local, open_local, rebuild_index,
 };
+use undercroft_dataplane::repository::{LocalRepository, Repository};
 use undercroft_format::id::SnapshotId;
 
 use support::{
@@ -201,7 +201,7 @@ fn a_parent_that_is_gone_before_the_backup_begins_means_a_full_read() {
 }
 
 /// Opens the repository at `root` with whatever engine serves here.
-fn open_real(root: &std::path::Path, request: EngineRequest) -> Arc<Repository> {
+fn open_real(root: &std::path::Path, request: EngineRequest) -> Arc<LocalRepository> {
     let options = OpenOptions {
         unlock: None,
         access: Access::Own("a test".into()),
@@ -285,7 +285,7 @@ fn hammer(request: EngineRequest, rounds: u64) {
         repository.engine().choice().kind
     );
     let live = live.into_inner();
-    let check = |repository: &Arc<Repository>| {
+    let check = |repository: &Arc<LocalRepository>| {
         let (all, failed) = repository.snapshots().read_all().expect("listed");
         assert!(failed.is_empty());
         assert_eq!(all.len(), live.len());

@@ -21,7 +21,7 @@ use undercroft_dataplane::repository::error::{RepositoryError, Result};
 use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::open::{create, read_config};
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
-use undercroft_dataplane::repository::{Repository, layout};
+use undercroft_dataplane::repository::{LocalRepository, Repository, layout};
 use undercroft_format::config::Config;
 use undercroft_format::id::SnapshotId;
 
@@ -91,7 +91,7 @@ impl Script {
 
 /// A repository and what was done to it.
 struct Run<'a> {
-    repository: Arc<Repository>,
+    repository: Arc<LocalRepository>,
     known: &'a mut Known,
     threads: &'a ThreadPool,
 }
@@ -241,7 +241,7 @@ fn check(state: &SimStorage, script: &Script, known: &Known, threads: &ThreadPoo
     check_snapshots(&reopened, &known, &script.decoded);
 }
 
-fn check_snapshots(repository: &Repository, known: &Known, decoded: &Decoded) {
+fn check_snapshots(repository: &LocalRepository, known: &Known, decoded: &Decoded) {
     let (stored, failed) = repository
         .snapshots()
         .read_all()

@@ -11,11 +11,11 @@ use std::time::Duration;
 use rayon::ThreadPool;
 use undercroft_dataplane::ingest::backup::BackupReport;
 use undercroft_dataplane::io::{SimOp, SimStorage, Storage};
-use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::error::{RepositoryError, Result};
 use undercroft_dataplane::repository::gc::CollectReport;
 use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::pack_reader::list_packs;
+use undercroft_dataplane::repository::{LocalRepository, Repository};
 use undercroft_format::config::Config;
 use undercroft_format::partition::PARTITION_HEAD_LEN;
 
@@ -51,7 +51,7 @@ struct World {
     sim: SimStorage,
     config: Config,
     keys: Arc<Keys>,
-    repository: Arc<Repository>,
+    repository: Arc<LocalRepository>,
     threads: Arc<ThreadPool>,
     contents: BTreeMap<u64, Content>,
 }
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    fn check_one(&self, repository: &Repository, times: &[u64], decoded: &Decoded) {
+    fn check_one(&self, repository: &LocalRepository, times: &[u64], decoded: &Decoded) {
         let (all, failed) = repository.snapshots().read_all().expect("listed");
         assert!(failed.is_empty(), "{failed:?}");
         for time in times {

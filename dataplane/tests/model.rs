@@ -8,12 +8,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rayon::ThreadPool;
 use undercroft_dataplane::io::{SimEngine, SimStorage, Storage};
-use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::gc::{CollectOptions, collect};
 use undercroft_dataplane::repository::index::{ChunkIndex, MemoryIndex};
 use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::pack_reader::list_packs;
+use undercroft_dataplane::repository::{LocalRepository, Repository};
 use undercroft_format::config::Config;
 use undercroft_format::id::SnapshotId;
 use undercroft_format::reason::Reason;
@@ -103,7 +103,7 @@ struct World {
     config: Config,
     keys: Arc<Keys>,
     index: Arc<dyn ChunkIndex>,
-    repository: Arc<Repository>,
+    repository: Arc<LocalRepository>,
     threads: Arc<ThreadPool>,
     vms: [Disks; 2],
     kept: BTreeMap<SnapshotId, Kept>,
@@ -430,7 +430,7 @@ fn reopen(
     keys: &Arc<Keys>,
     index: &Arc<dyn ChunkIndex>,
     seed: u64,
-) -> Arc<Repository> {
+) -> Arc<LocalRepository> {
     let storage: Arc<dyn Storage> = Arc::new(storage.clone());
     let engine = Arc::new(SimEngine::new());
     let (repository, notes) = open_with(storage, config, keys, seed, index.clone(), engine)

@@ -15,7 +15,7 @@ use crate::catalog::Catalog;
 use crate::failure::{Outcome, Problem, quote, warn};
 use crate::progress::Activity;
 use crate::report::{self, line};
-use crate::settings::{Key, Settings};
+use crate::settings::Settings;
 use crate::snapshot_view::{SnapshotView, Totals, disk_table};
 use crate::units::{Size, Took, count, ratio};
 use crate::work::{Work, is_stopping};
@@ -82,9 +82,9 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         lineage: args.lineage,
     };
     let mut job = backup_job::plan(settings, request)?;
-    let report = access::own(settings, "backup", Key::Needed, |repository| {
+    let report = access::ingest(settings, "backup", |repository| {
         if let Some(spec) = &args.parent {
-            let catalog = Catalog::read(settings, repository)?;
+            let catalog = Catalog::read(settings, &**repository)?;
             let parent = catalog.resolve(spec).map_err(|error| {
                 error.context(Problem::new("the parent cannot be had").hint(
                     "without --parent the disks are read in full, and only what is new is stored",
@@ -100,7 +100,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             },
         )?;
         let vm = job.vm.clone();
-        backup(repository, job, &work.threads, &work.progress)
+        backup(repository.clone(), job, &work.threads, &work.progress)
             .map_err(|error| explain(error, &vm, &work.progress))
     })?;
     report.warnings.iter().for_each(warn);

@@ -49,7 +49,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     };
     let mut differences = Vec::new();
     for label in labels(a, b, args.disk.as_deref())? {
-        differences.push(difference(&read.repository, label, a, b)?);
+        differences.push(difference(&*read.repository, label, a, b)?);
     }
     let json: Vec<_> = differences.iter().flat_map(ranges).collect();
     report::emit(settings, &json, |text| {
@@ -85,7 +85,7 @@ fn labels<'a>(
 }
 
 fn difference<'a>(
-    repository: &undercroft_dataplane::repository::Repository,
+    repository: &dyn undercroft_dataplane::repository::Repository,
     disk: &'a str,
     a: &StoredSnapshot,
     b: &StoredSnapshot,

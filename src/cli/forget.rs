@@ -30,8 +30,8 @@ struct Report {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let report = access::own(settings, "forget", Key::IfGiven, |repository| {
-        let catalog = Catalog::read(settings, repository)?;
+    let report = access::maintain(settings, "forget", Key::IfGiven, |maintenance| {
+        let catalog = Catalog::read(settings, maintenance.repository())?;
         let mut forgotten: Vec<SnapshotId> = Vec::new();
         for spec in &args.snapshots {
             let stored = catalog.resolve(spec)?;
@@ -42,9 +42,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                 forgotten.push(stored.id);
             }
         }
-        for id in &forgotten {
-            repository.snapshots().forget(*id)?;
-        }
+        maintenance.forget(&forgotten)?;
         Ok(Report { forgotten })
     })?;
     report::emit(settings, &report, |text| {

@@ -1,10 +1,8 @@
 //! `undercroft gc`.
 
-use std::sync::Arc;
-
-use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::error::RepositoryError;
-use undercroft_dataplane::repository::gc::{self, CollectOptions, CollectReport};
+use undercroft_dataplane::repository::gc::{CollectOptions, CollectReport};
+use undercroft_dataplane::repository::maintenance::Maintenance;
 
 use crate::access;
 use crate::failure::{Outcome, Problem};
@@ -52,8 +50,8 @@ impl Default for Options {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let report = access::own(settings, "gc", Key::IfGiven, |repository| {
-        collect(settings, repository, &args.options)
+    let report = access::maintain(settings, "gc", Key::IfGiven, |maintenance| {
+        collect(settings, maintenance, &args.options)
     })?;
     report::emit(settings, &report, |text| {
         write(text, &report, args.options.dry_run);
@@ -64,7 +62,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
 /// Collects in an open repository.
 pub fn collect(
     settings: &Settings,
-    repository: &Arc<Repository>,
+    maintenance: &dyn Maintenance,
     options: &Options,
 ) -> anyhow::Result<CollectReport> {
     let work = Work::start(
@@ -79,14 +77,16 @@ pub fn collect(
         dry_run: options.dry_run,
         ..CollectOptions::default()
     };
-    gc::collect(repository, &options, &work.progress).map_err(|error| match error {
-        RepositoryError::Cancelled => {
-            Problem::new("stopped on request: what was freed so far is free, nothing else changed")
-                .hint("to go on: `undercroft gc`")
-                .into()
-        }
-        error => error.into(),
-    })
+    maintenance
+        .collect(&options, &work.progress)
+        .map_err(|error| match error {
+            RepositoryError::Cancelled => Problem::new(
+                "stopped on request: what was freed so far is free, nothing else changed",
+            )
+            .hint("to go on: `undercroft gc`")
+            .into(),
+            error => error.into(),
+        })
 }
 
 /// Adds what a collection did to `text`.

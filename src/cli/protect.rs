@@ -29,11 +29,11 @@ struct Report {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let id = access::own(settings, "protect", Key::IfGiven, |repository| {
-        let id = Catalog::read(settings, repository)?
+    let id = access::maintain(settings, "protect", Key::IfGiven, |maintenance| {
+        let id = Catalog::read(settings, maintenance.repository())?
             .resolve(&args.snapshot)?
             .id;
-        repository.snapshots().protect(id, !args.off)?;
+        maintenance.protect(id, !args.off)?;
         Ok(id)
     })?;
     let report = Report {

@@ -102,15 +102,15 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         report::emit(settings, &report, |text| write(text, settings, &report))?;
         return Ok(outcome);
     }
-    let (report, outcome) = access::own(settings, "prune", Key::IfGiven, |repository| {
-        let catalog = Catalog::read(settings, repository)?;
+    let (report, outcome) = access::maintain(settings, "prune", Key::IfGiven, |maintenance| {
+        let catalog = Catalog::read(settings, maintenance.repository())?;
         let outcome = catalog.outcome();
         let decisions = decide(&catalog)?;
-        for decision in decisions.iter().filter(|decision| !decision.keep) {
-            repository.snapshots().forget(decision.id)?;
-        }
+        let pruned = decisions.iter().filter(|decision| !decision.keep);
+        let pruned: Vec<_> = pruned.map(|decision| decision.id).collect();
+        maintenance.forget(&pruned)?;
         let gc = match args.gc {
-            true => Some(gc::collect(settings, repository, &gc::Options::default())?),
+            true => Some(gc::collect(settings, maintenance, &gc::Options::default())?),
             false => None,
         };
         let report = Report {

@@ -1,7 +1,6 @@
 //! `undercroft repair`.
 
-use undercroft_dataplane::repository::pack_reader::list_packs;
-use undercroft_dataplane::repository::repair::{RepairReport, repair};
+use undercroft_dataplane::repository::repair::RepairReport;
 use undercroft_format::id::SnapshotId;
 
 use crate::access;
@@ -29,21 +28,15 @@ pub struct Args {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let key = if args.deep { Key::Needed } else { Key::IfGiven };
-    let report = access::own(settings, "repair", key, |repository| {
-        let packs = list_packs(&**repository.storage())?.sealed;
+    let report = access::maintain(settings, "repair", key, |maintenance| {
         let work = Work::start(
             settings,
             Activity {
                 name: "repair",
-                total_bytes: packs.iter().map(|(_, len)| len).sum(),
+                total_bytes: maintenance.pack_bytes()?,
             },
         )?;
-        Ok(repair(
-            repository,
-            args.deep,
-            &work.threads,
-            &work.progress,
-        )?)
+        Ok(maintenance.repair(args.deep, &work.threads, &work.progress)?)
     })?;
     report::emit(settings, &report, |text| write(text, &report))?;
     Ok(Outcome::of(

@@ -110,7 +110,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             allow_damage: args.allow_damage,
         };
         let done = restore_disk(
-            &read.repository,
+            &*read.repository,
             stored,
             disk,
             target,

@@ -24,7 +24,7 @@ pub struct Args {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let repository = access::list(settings)?;
-    let catalog = Catalog::read(settings, &repository)?;
+    let catalog = Catalog::read(settings, &*repository)?;
     let stored = catalog.resolve(&args.snapshot)?;
     report::emit(settings, &SnapshotView::of(stored), |text| {
         write(text, settings, stored);

@@ -1,7 +1,5 @@
 //! `undercroft stats`.
 
-use undercroft_dataplane::repository::stats::stats;
-
 use crate::access;
 use crate::failure::Outcome;
 use crate::report::{self, line};
@@ -17,8 +15,7 @@ use crate::units::{Size, count};
 pub struct Args {}
 
 pub fn run(settings: &Settings, _: Args) -> anyhow::Result<Outcome> {
-    let repository = access::read(settings, Key::IfGiven)?;
-    let stats = stats(&repository)?;
+    let stats = access::inspect(settings, Key::IfGiven)?.stats()?;
     report::emit(settings, &stats, |text| {
         line!(
             text,

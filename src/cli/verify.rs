@@ -5,8 +5,7 @@ use std::slice;
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
-use undercroft_dataplane::repository::pack_reader::list_packs;
-use undercroft_dataplane::repository::verify::{VerifyOptions, VerifyReport, verify};
+use undercroft_dataplane::repository::verify::{VerifyOptions, VerifyReport};
 
 use crate::access::{self, PinnedRead};
 use crate::catalog::Catalog;
@@ -46,14 +45,12 @@ struct Report<'a> {
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let key = if args.deep { Key::Needed } else { Key::IfGiven };
     let read = open(settings, key, &args.snapshots)?;
-    let storage = read.repository.storage();
-    let packs = list_packs(&**storage)?.sealed;
     let work = Work::start(
         settings,
         Activity {
             name: "verify",
             total_bytes: match args.snapshots.is_empty() {
-                true => packs.iter().map(|(_, len)| len).sum(),
+                true => read.maintenance.pack_bytes()?,
                 false => 0,
             },
         },
@@ -66,7 +63,9 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             false => read.snapshots.iter().map(|stored| stored.id).collect(),
         },
     };
-    let found = verify(&read.repository, &options, &work.threads, &work.progress)?;
+    let found = read
+        .maintenance
+        .verify(&options, &work.threads, &work.progress)?;
     drop(work);
     let took = clock.elapsed();
     let report = Report {
@@ -108,7 +107,7 @@ fn open(settings: &Settings, key: Key, asked: &[SnapshotSpec]) -> anyhow::Result
         return access::read_pinned(settings, key, asked);
     }
     let listed = access::list(settings)?;
-    let catalog = Catalog::read(settings, &listed)?;
+    let catalog = Catalog::read(settings, &*listed)?;
     match catalog.snapshots.last() {
         Some(newest) => {
             let spec: SnapshotSpec = newest.id.to_string().parse()?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SnapshotId};
+use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId, SnapshotId};
 use undercroft_format::maptree::{NodeStore, Tree, update};
 use undercroft_format::pack::ObjectKind;
 use undercroft_format::ranges::RangeSet;
@@ -21,13 +21,13 @@ use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
 use super::source::{DiskSource, Source};
 use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use crate::clock::Stopwatch;
-use crate::io::{BufferPool, EngineKind};
+use crate::io::{BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::objects::ReadNodes;
 use crate::repository::record::RecordEncoder;
-use crate::repository::session::Session;
+use crate::repository::session::{DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
 
 /// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
@@ -53,6 +53,9 @@ pub struct DiskJob {
     pub changed_blocks: Option<Vec<u8>>,
     /// Where the disk's state came from: sorted pairs.
     pub lineage: Vec<(String, String)>,
+    /// Digest of what tells this state of the disk from another: an interrupted session goes on only
+    /// where it is the same.
+    pub state: [u8; 32],
 }
 
 /// One VM to back up.
@@ -68,6 +71,8 @@ pub struct BackupJob {
     pub metadata: Option<(String, Vec<u8>)>,
     /// Free words.
     pub tags: Vec<String>,
+    /// An interrupted session to go on with: its finished segments are not read again.
+    pub resume: Option<SessionId>,
     /// Now, in milliseconds since 1970-01-01 UTC.
     pub now_ms: u64,
 }
@@ -97,14 +102,15 @@ pub struct BackupReport {
 /// Whatever failed first; then no snapshot was published, and what was stored stays for the next try
 /// to find.
 pub fn backup(
-    repository: &Arc<Repository>,
+    repository: Arc<dyn Repository>,
     job: BackupJob,
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<BackupReport> {
     let wall = Stopwatch::start();
-    let session = Session::begin(repository)?;
-    match store_all(&session, job, threads, progress, &wall) {
+    let session = repository.clone().begin(&request(&job))?;
+    let engine = &**repository.engine();
+    match store_all(&*session, engine, job, threads, progress, &wall) {
         Ok((snapshot, waits, warnings)) => {
             let (id, figures) = session.commit(&snapshot)?;
             Ok(BackupReport {
@@ -125,8 +131,25 @@ pub fn backup(
     }
 }
 
+fn request(job: &BackupJob) -> SessionRequest {
+    let disks = job.disks.iter().map(|disk| DiskState {
+        label: disk.label.clone(),
+        size: match &disk.source {
+            Source::Disk(source) => source.size(),
+            Source::Stream(_) => DiskLength::new(0),
+        },
+        state: disk.state,
+    });
+    SessionRequest {
+        vm: job.vm.clone(),
+        disks: disks.collect(),
+        resume: job.resume,
+    }
+}
+
 fn store_all(
-    session: &Session,
+    session: &dyn Session,
+    engine: &dyn Engine,
     mut job: BackupJob,
     threads: &rayon::ThreadPool,
     progress: &Progress,
@@ -137,11 +160,12 @@ fn store_all(
     {
         job.parent = None;
     }
-    let config = session.repository().config();
+    let config = session.config();
     let workers = threads.current_num_threads();
     let segment_len = config.segment_size.bytes() as usize;
     let machine = Machine {
         session,
+        engine,
         threads,
         progress,
         chunker: Chunker::new(&config.chunker),
@@ -155,8 +179,8 @@ fn store_all(
     }
     let mut warnings = Vec::new();
     let mut disks = Vec::with_capacity(job.disks.len());
-    for disk in job.disks {
-        disks.push(machine.disk(disk, job.parent.as_ref(), &job.vm, &mut warnings)?);
+    for (ordinal, disk) in (0..).zip(job.disks) {
+        disks.push(machine.disk(ordinal, disk, job.parent.as_ref(), &job.vm, &mut warnings)?);
     }
     let metadata = match job.metadata {
         Some((name, bytes)) => Some(machine.metadata(name, &bytes)?),
@@ -201,7 +225,8 @@ fn slowness(waits: &Waits, duration_ms: u64) -> Option<Reason> {
 
 /// What the disks of one run share.
 struct Machine<'a> {
-    session: &'a Session,
+    session: &'a dyn Session,
+    engine: &'a dyn Engine,
     threads: &'a rayon::ThreadPool,
     progress: &'a Progress,
     chunker: Chunker,
@@ -221,13 +246,14 @@ struct Plan {
 impl Machine<'_> {
     fn disk(
         &self,
+        ordinal: u16,
         job: DiskJob,
         parent: Option<&StoredSnapshot>,
         vm: &str,
         warnings: &mut Vec<String>,
     ) -> Result<DiskManifest> {
         let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
-        let segment_size = self.session.repository().config().segment_size;
+        let segment_size = self.session.config().segment_size;
         let counters = DiskCounters::default();
         let (size, plan, phase, changes) = match job.source {
             Source::Disk(source) => {
@@ -244,7 +270,7 @@ impl Machine<'_> {
                         &job.source_name,
                     ))?,
                 };
-                let changes = self.read_disk(&source, &plan, phase, &counters)?;
+                let changes = self.read_disk(ordinal, &source, &plan, phase, &counters)?;
                 (size, plan, phase, changes)
             }
             Source::Stream(mut stream) => {
@@ -254,7 +280,7 @@ impl Machine<'_> {
                     read_mode: ReadMode::Full,
                     reasons: vec![Reason::Stream],
                 };
-                let (size, changes) = self.read_stream(&mut *stream, &counters)?;
+                let (size, changes) = self.read_stream(ordinal, &mut *stream, &counters)?;
                 (size, plan, 0, changes)
             }
         };
@@ -317,7 +343,7 @@ impl Machine<'_> {
         let Some(disk) = parent.snapshot.disk(label) else {
             return full(Reason::DiskNotInParent);
         };
-        if disk.segment_size != self.session.repository().config().segment_size {
+        if disk.segment_size != self.session.config().segment_size {
             return full(Reason::ParentLayout);
         }
         if parent.incomplete {
@@ -339,7 +365,7 @@ impl Machine<'_> {
     }
 
     fn note_io(&self, source: &DiskSource, reasons: &mut Vec<Reason>) {
-        if self.session.repository().engine().choice().kind == EngineKind::Posix {
+        if self.engine.choice().kind == EngineKind::Posix {
             reasons.push(Reason::PlainIo);
         }
         if !source.is_direct() {
@@ -349,6 +375,7 @@ impl Machine<'_> {
 
     fn read_disk(
         &self,
+        disk: u16,
         source: &DiskSource,
         plan: &Plan,
         grid_phase: u16,
@@ -356,6 +383,7 @@ impl Machine<'_> {
     ) -> Result<Changes> {
         let work = SegmentWork {
             session: self.session,
+            disk,
             chunker: &self.chunker,
             is_stream: false,
             grid_phase,
@@ -363,25 +391,33 @@ impl Machine<'_> {
             counters,
             progress: self.progress,
         };
+        let finished = self.session.finished(disk);
         let reader = DiskReader {
             source,
-            segment_size: self.session.repository().config().segment_size,
+            segment_size: self.session.config().segment_size,
             grid_phase,
-            engine: &**self.session.repository().engine(),
+            engine: self.engine,
+            finished: &finished,
             pool: &self.pool,
             progress: self.progress,
         };
-        let ((), changes) = self.fan_out(&work, |emit| reader.run(&plan.extent, emit))?;
+        let ((), mut changes) = self.fan_out(&work, |emit| reader.run(&plan.extent, emit))?;
+        for (number, done) in &finished {
+            counters.count(done);
+            changes.insert(*number, done.map);
+        }
         Ok(changes)
     }
 
     fn read_stream(
         &self,
+        disk: u16,
         stream: &mut (dyn std::io::Read + Send),
         counters: &DiskCounters,
     ) -> Result<(DiskLength, Changes)> {
         let work = SegmentWork {
             session: self.session,
+            disk,
             chunker: &self.chunker,
             is_stream: true,
             grid_phase: 0,
@@ -389,7 +425,7 @@ impl Machine<'_> {
             counters,
             progress: self.progress,
         };
-        let segment_size = self.session.repository().config().segment_size;
+        let segment_size = self.session.config().segment_size;
         self.fan_out(&work, |emit| {
             read_stream(stream, segment_size, &self.pool, self.progress, emit)
         })
@@ -446,7 +482,7 @@ impl Machine<'_> {
             return Ok(counters.data_added.get());
         };
         let mut gone = counters.data_removed.get();
-        let objects = self.session.repository().objects();
+        let objects = self.session.objects();
         objects.visit_tree(tree, segments..tree.segments, &mut |_, map| {
             gone += objects.segment_map(map)?.data_bytes();
             Ok(())
@@ -512,7 +548,7 @@ fn splice_plan(changed: RangeSet, size: DiskLength, parent: &DiskManifest) -> Pl
 
 /// Stores the new nodes of a map tree.
 struct StoreNodes<'a> {
-    session: &'a Session,
+    session: &'a dyn Session,
     counters: &'a DiskCounters,
     encoder: RecordEncoder,
 }
@@ -521,7 +557,7 @@ impl NodeStore for StoreNodes<'_> {
     type Error = RepositoryError;
 
     fn load(&mut self, id: NodeId) -> Result<Vec<u8>> {
-        ReadNodes(self.session.repository().objects()).load(id)
+        ReadNodes(self.session.objects()).load(id)
     }
 
     fn save(&mut self, id: NodeId, encoded: Vec<u8>) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::clock::Stopwatch;
 use crate::io::{Buffer, BufferPool, Direction, Engine, Piece, Queue, Transfer};
 use crate::progress::Progress;
 use crate::repository::error::{RepositoryError, Result};
+use crate::repository::session::DoneSegments;
 
 /// Requests at the source's device at once. Measured: 256 KiB requests reach the device's rate at 8 to
 /// 16; more only adds latency.
@@ -72,6 +73,8 @@ pub struct DiskReader<'a> {
     pub engine: &'a dyn Engine,
     /// Bounds the memory.
     pub pool: &'a Arc<BufferPool>,
+    /// Segments that need not be read.
+    pub finished: &'a DoneSegments,
     /// Counts, and says when to stop.
     pub progress: &'a Progress,
 }
@@ -221,6 +224,10 @@ impl Running<'_> {
     fn start(&mut self, number: SegmentNumber, range: DiskRange, mut runs: Vec<Run>) -> Result<()> {
         if self.reader.progress.is_stopping() {
             return Err(RepositoryError::Cancelled);
+        }
+        if self.reader.finished.contains_key(&number) {
+            self.reader.progress.done_bytes.add(range.len());
+            return Ok(());
         }
         let mut pieces = Vec::new();
         let mut len = 0;

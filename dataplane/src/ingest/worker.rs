@@ -17,7 +17,7 @@ use crate::clock::Stopwatch;
 use crate::progress::{Counter, Progress};
 use crate::repository::error::Result;
 use crate::repository::record::{RecordBatch, RecordEncoder};
-use crate::repository::session::Session;
+use crate::repository::session::{DoneSegment, Held, SegmentPlace, Session};
 
 /// What one disk's backup costs: see [`undercroft_format::snapshot::DiskFigures`].
 #[derive(Debug, Default)]
@@ -36,10 +36,20 @@ pub struct DiskCounters {
     pub data_removed: Counter,
 }
 
+impl DiskCounters {
+    /// Counts the data of a segment that is done.
+    pub fn count(&self, done: &DoneSegment) {
+        self.data_added.add(done.data_bytes.into());
+        self.data_removed.add(done.replaced_bytes.into());
+    }
+}
+
 /// What the workers of one disk share.
 pub struct SegmentWork<'a> {
     /// Where chunks go.
-    pub session: &'a Session,
+    pub session: &'a dyn Session,
+    /// Ordinal of the disk.
+    pub disk: u16,
     /// Cuts.
     pub chunker: &'a Chunker,
     /// True for an opaque stream: it is cut by content alone.
@@ -124,13 +134,49 @@ impl SegmentWork<'_> {
                 extents,
             });
         }
-        self.store_new(&hashed, state)?;
         let len = segment.range.len() as u32;
         let old = self.parent_map(segment, len)?;
         let map = old.splice(len, &patches);
-        self.counters.data_removed.add(old.data_bytes());
-        self.counters.data_added.add(map.data_bytes());
-        self.store_map(&map, state)
+        let done = DoneSegment {
+            map: self.store(&map, &hashed, segment, state)?,
+            data_bytes: map.data_bytes() as u32,
+            replaced_bytes: old.data_bytes() as u32,
+        };
+        self.counters.count(&done);
+        self.session.segment_done(self.place(segment), done)?;
+        Ok(done.map)
+    }
+
+    fn place(&self, segment: &FilledSegment) -> SegmentPlace {
+        SegmentPlace {
+            disk: self.disk,
+            number: segment.number,
+        }
+    }
+
+    /// Stores what the repository does not have of a segment: chunks, then the map.
+    fn store(
+        &self,
+        map: &SegmentMap,
+        hashed: &[HashedChunk<'_>],
+        segment: &FilledSegment,
+        state: &mut WorkerState,
+    ) -> Result<Option<SegmentMapId>> {
+        if map.is_zero() {
+            return Ok(None);
+        }
+        let (id, bytes) = map.encode_with_id();
+        let held = self.session.holds_segment(self.place(segment), id)?;
+        if held == Held::Whole {
+            return Ok(Some(id));
+        }
+        self.store_new(hashed, state)?;
+        // Asked for as a part of the whole segment, the map need not be asked for again: at worst it is
+        // sent in vain.
+        if held == Held::NotWhole || !self.session.probe(&[id.into()])?[0] {
+            self.store_map(id, &bytes, state)?;
+        }
+        Ok(Some(id))
     }
 
     /// Chunker and hasher: each chunk is hashed right after it was cut.
@@ -220,7 +266,7 @@ impl SegmentWork<'_> {
 
     /// What the segment held before: zeros in a full read.
     fn parent_map(&self, segment: &FilledSegment, len: u32) -> Result<SegmentMap> {
-        let objects = self.session.repository().objects();
+        let objects = self.session.objects();
         let mut id = None;
         if let Some(tree) = self.parent {
             let number = segment.number.0;
@@ -235,21 +281,17 @@ impl SegmentWork<'_> {
         }
     }
 
-    fn store_map(&self, map: &SegmentMap, state: &mut WorkerState) -> Result<Option<SegmentMapId>> {
-        if map.is_zero() {
-            return Ok(None);
-        }
-        let (id, bytes) = map.encode_with_id();
+    fn store_map(&self, id: SegmentMapId, bytes: &[u8], state: &mut WorkerState) -> Result<()> {
         let object = ObjectId::from(id);
-        if !self.session.probe(&[object])?[0] && self.session.claim(object) {
+        if self.session.claim(object) {
             let record = state
                 .encoder
-                .encode(object, ObjectKind::SegmentMap, &bytes, None);
+                .encode(object, ObjectKind::SegmentMap, bytes, None);
             let stored = self.session.store(&record)?;
             self.progress.stored_bytes.add(stored);
             self.counters.metadata_bytes.add(stored);
         }
-        Ok(Some(id))
+        Ok(())
     }
 }
 

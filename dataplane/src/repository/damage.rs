@@ -1,11 +1,11 @@
 //! What a scrub, a restore or a repair found wrong.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use undercroft_format::id::SnapshotId;
 use undercroft_format::units::DiskRange;
 
 /// Something stored that is not what was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Damage {
     /// The file, from the repository's root.
     pub path: String,
@@ -16,7 +16,7 @@ pub struct Damage {
 }
 
 /// A range of a disk that cannot be restored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct AffectedRange {
     /// The snapshot.
     pub snapshot: SnapshotId,

@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use undercroft_format::id::{ObjectId, PackId, SessionId};
 use undercroft_format::pack::{
     PACK_ALIGNMENT, PackKind, RECORD_HEADER_LEN, RecordHeader, TocEntry,
@@ -28,7 +28,7 @@ use super::pack_reader::{PackContents, check_record, list_packs, read_contents};
 use super::packer::{Packer, PackerContext};
 use super::snapshots::StoredSnapshot;
 use super::walk::{Mark, walk_snapshot};
-use super::{Repository, layout, pins};
+use super::{LocalRepository, Repository, layout, pins};
 use crate::io::BlockFile;
 use crate::progress::Progress;
 
@@ -39,7 +39,7 @@ const REWRITE_BATCH_PACKS: u64 = 4;
 const COPY_RESERVE: u64 = 4 * PACK_ALIGNMENT;
 
 /// How to collect.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct CollectOptions {
     /// Packs with less than this share of live bytes are rewritten.
     pub rewrite_below_percent: u8,
@@ -60,7 +60,7 @@ impl Default for CollectOptions {
 }
 
 /// What a collection found and did.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct CollectReport {
     /// Snapshots walked, pinned ones included.
     pub snapshots: u64,
@@ -92,7 +92,7 @@ pub struct CollectReport {
 
 /// Collects. The caller owns the repository.
 pub fn collect(
-    repository: &Arc<Repository>,
+    repository: &Arc<LocalRepository>,
     options: &CollectOptions,
     progress: &Progress,
 ) -> Result<CollectReport> {
@@ -113,7 +113,7 @@ pub fn collect(
 }
 
 struct Collector<'a> {
-    repository: &'a Arc<Repository>,
+    repository: &'a Arc<LocalRepository>,
     options: &'a CollectOptions,
     progress: &'a Progress,
     report: CollectReport,
@@ -486,7 +486,7 @@ impl Collector<'_> {
             lookup.forget(number);
             self.repository.registry().removed(number);
         }
-        self.repository.objects().files().forget(pack.id);
+        self.repository.files().forget(pack.id);
         self.remove_file(&layout::pack(pack.id))
     }
 

@@ -20,17 +20,20 @@ pub mod gc;
 pub mod index;
 pub mod keys;
 pub mod layout;
+pub mod local_records;
+pub mod local_session;
 pub mod lock;
 pub mod lookup;
+pub mod maintenance;
 pub mod objects;
 pub mod open;
 pub mod pack_reader;
 pub mod packer;
 pub mod pins;
 pub mod record;
+pub mod records;
 pub mod registry;
 pub mod repair;
-
 pub mod scrub;
 pub mod session;
 pub mod snapshots;
@@ -47,21 +50,50 @@ use self::entropy::Entropy;
 use self::error::{RepositoryError, Result};
 use self::index::ChunkIndex;
 use self::keys::Keys;
+use self::local_records::LocalRecords;
+use self::local_session::LocalSession;
 use self::lock::OwnerLock;
 use self::lookup::Lookup;
 use self::objects::Objects;
 use self::pack_reader::PackFiles;
 use self::registry::Registry;
+use self::session::{Session, SessionRequest};
 use self::snapshots::Snapshots;
 use crate::io::{Engine, Storage};
 
-/// An open repository.
-pub struct Repository {
+/// An open repository, as backups, restores and listings see it, wherever it is.
+pub trait Repository: Send + Sync {
+    /// The config.
+    fn config(&self) -> &Config;
+
+    /// The keys.
+    ///
+    /// # Errors
+    /// [`RepositoryError::KeyNeeded`] if the repository was opened without.
+    fn keys(&self) -> Result<&Arc<Keys>>;
+
+    /// Drives the disks of this machine: sources and targets.
+    fn engine(&self) -> &Arc<dyn Engine>;
+
+    /// Reads objects.
+    fn objects(&self) -> &Objects;
+
+    /// The snapshots.
+    fn snapshots(&self) -> &Snapshots;
+
+    /// Begins a session, or goes on with one.
+    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Box<dyn Session>>;
+}
+
+/// A repository in a directory that this process has opened.
+pub struct LocalRepository {
     storage: Arc<dyn Storage>,
     engine: Arc<dyn Engine>,
     entropy: Arc<dyn Entropy>,
     config: Config,
     keys: Option<Arc<Keys>>,
+    lookup: Arc<Lookup>,
+    files: Arc<PackFiles>,
     objects: Objects,
     snapshots: Snapshots,
     registry: Arc<Registry>,
@@ -92,7 +124,7 @@ pub struct Parts {
     pub beside_owner: bool,
 }
 
-impl Repository {
+impl LocalRepository {
     /// Puts an open repository together.
     pub fn assemble(parts: Parts) -> Arc<Self> {
         let lookup = Arc::new(Lookup::new(
@@ -108,7 +140,9 @@ impl Repository {
                 parts.config.repository,
                 parts.keys.clone(),
             ),
-            objects: Objects::new(lookup, files),
+            objects: Objects::new(Arc::new(LocalRecords::new(lookup.clone(), files.clone()))),
+            lookup,
+            files,
             storage: parts.storage,
             engine: parts.engine,
             entropy: parts.entropy,
@@ -125,42 +159,19 @@ impl Repository {
         &self.storage
     }
 
-    /// How bulk data is read and written.
-    pub fn engine(&self) -> &Arc<dyn Engine> {
-        &self.engine
-    }
-
     /// Where random ids come from.
     pub fn entropy(&self) -> &Arc<dyn Entropy> {
         &self.entropy
     }
 
-    /// The config.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// The keys.
-    ///
-    /// # Errors
-    /// [`RepositoryError::KeyNeeded`] if the repository was opened without.
-    pub fn keys(&self) -> Result<&Arc<Keys>> {
-        self.keys.as_ref().ok_or(RepositoryError::KeyNeeded)
-    }
-
-    /// Reads objects.
-    pub fn objects(&self) -> &Objects {
-        &self.objects
-    }
-
     /// Finds objects.
     pub fn lookup(&self) -> &Arc<Lookup> {
-        self.objects.lookup()
+        &self.lookup
     }
 
-    /// The snapshots.
-    pub fn snapshots(&self) -> &Snapshots {
-        &self.snapshots
+    /// The pack files.
+    pub fn files(&self) -> &Arc<PackFiles> {
+        &self.files
     }
 
     /// Who holds what.
@@ -176,5 +187,31 @@ impl Repository {
     /// Closes cleanly: the next open is fast.
     pub fn close(&self) -> Result<()> {
         Ok(self.lookup().index().shutdown()?)
+    }
+}
+
+impl Repository for LocalRepository {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn keys(&self) -> Result<&Arc<Keys>> {
+        self.keys.as_ref().ok_or(RepositoryError::KeyNeeded)
+    }
+
+    fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    fn begin(self: Arc<Self>, _: &SessionRequest) -> Result<Box<dyn Session>> {
+        Ok(Box::new(LocalSession::begin(&self)?))
     }
 }

@@ -6,44 +6,37 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use undercroft_format::id::{ChunkId, NodeId, ObjectId, SegmentMapId, node_id, segment_map_id};
 use undercroft_format::maptree::{NodeStore, Tree, visit};
-use undercroft_format::pack::{Encoding, ObjectKind, RECORD_HEADER_LEN};
+use undercroft_format::pack::{Encoding, ObjectKind};
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::units::SegmentNumber;
 
 use super::error::{RecordProblem, RepositoryError, Result};
 use super::keys::Keys;
-use super::lookup::{Located, Lookup};
-use super::pack_reader::{PackFiles, check_record};
+use super::lookup::Located;
 use super::record::RecordDecoder;
+use super::records::Records;
 
 /// Decoded map tree nodes kept: 256 of at most 8 KiB.
 const NODES_MAX: usize = 256;
 
 /// Reads objects of an open repository.
 pub struct Objects {
-    lookup: Arc<Lookup>,
-    files: Arc<PackFiles>,
+    records: Arc<dyn Records>,
     nodes: Mutex<HashMap<NodeId, Vec<u8>>>,
 }
 
 impl Objects {
-    /// Objects that `lookup` finds in `files`.
-    pub fn new(lookup: Arc<Lookup>, files: Arc<PackFiles>) -> Self {
+    /// The objects whose records `records` gives.
+    pub fn new(records: Arc<dyn Records>) -> Self {
         Self {
-            lookup,
-            files,
+            records,
             nodes: Mutex::default(),
         }
     }
 
-    /// The lookups behind.
-    pub fn lookup(&self) -> &Arc<Lookup> {
-        &self.lookup
-    }
-
-    /// The pack files behind.
-    pub fn files(&self) -> &Arc<PackFiles> {
-        &self.files
+    /// The records behind.
+    pub fn records(&self) -> &Arc<dyn Records> {
+        &self.records
     }
 
     /// The segment map `id`.
@@ -80,7 +73,7 @@ impl Objects {
 
     /// The plaintext of chunk `id`.
     pub fn chunk(&self, id: ChunkId, keys: &Keys) -> Result<Vec<u8>> {
-        let (located, payload) = self.payload(id.into(), ObjectKind::Chunk)?;
+        let (located, payload) = self.records.payload(id.into(), ObjectKind::Chunk)?;
         let mut plain = vec![0; located.info.plain_len as usize];
         RecordDecoder::default()
             .decode(&located.info, &payload, keys, &mut plain)
@@ -90,56 +83,11 @@ impl Objects {
 
     /// The payload of an object that is stored in clear.
     fn plain(&self, id: ObjectId, kind: ObjectKind) -> Result<(Located, Vec<u8>)> {
-        let (located, payload) = self.payload(id, kind)?;
+        let (located, payload) = self.records.payload(id, kind)?;
         if located.info.encoding != Encoding::RAW {
             return Err(corrupt(located, RecordProblem::OtherObject));
         }
         Ok((located, payload))
-    }
-
-    fn payload(&self, id: ObjectId, kind: ObjectKind) -> Result<(Located, Vec<u8>)> {
-        let mut place = self.lookup.locate(&[id])?[0];
-        loop {
-            let read = self.payload_at(place, id, kind);
-            if read.is_ok() {
-                return read;
-            }
-            // A collection may have moved it since it was looked up. It moves each object once.
-            let now = self.lookup.locate(&[id])?[0];
-            if now == place {
-                return read;
-            }
-            place = now;
-        }
-    }
-
-    fn payload_at(
-        &self,
-        located: Option<Located>,
-        id: ObjectId,
-        kind: ObjectKind,
-    ) -> Result<(Located, Vec<u8>)> {
-        let located = located
-            .filter(|located| located.info.kind == kind)
-            .ok_or(RepositoryError::MissingObject { kind, id })?;
-        let mut record = vec![0; located.info.record_len() as usize];
-        self.read(&located, &mut record)
-            .and_then(|()| {
-                check_record(&record, located.pack, located.position, &located.info).map(|_| ())
-            })
-            .map_err(|problem| corrupt(located, problem))?;
-        let payload = record.split_off(RECORD_HEADER_LEN);
-        Ok((located, payload))
-    }
-
-    fn read(&self, located: &Located, record: &mut [u8]) -> Result<(), RecordProblem> {
-        let unreadable = |error: std::io::Error| RecordProblem::Unreadable(error.to_string());
-        let file = self.files.get(located.pack).map_err(unreadable)?;
-        let got = file.read_at(record, located.position).map_err(unreadable)?;
-        if got < record.len() {
-            return Err(RecordProblem::Unreadable("the pack ends early".into()));
-        }
-        Ok(())
     }
 
     /// Visits the segments of `tree` that are not zero, in order.

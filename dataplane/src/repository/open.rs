@@ -16,8 +16,9 @@ use super::index::{ChunkIndex, IndexOptions, MemoryIndex, PackContents as IndexI
 use super::keys::{Keys, Unlock, wrap_master};
 use super::lock::OwnerLock;
 use super::pack_reader::{PackListing, list_packs, read_contents};
-use super::{Parts, Repository, layout};
+use super::{LocalRepository, Parts, layout};
 use crate::io::{Engine, LocalStorage, Storage};
+use crate::net::address::{AddressError, RemoteAddress};
 
 /// How to set up a new repository.
 #[derive(Clone, Debug)]
@@ -181,7 +182,10 @@ pub fn read_config(storage: &dyn Storage, location: &str) -> Result<Config> {
 }
 
 /// Opens the repository in the directory `root`.
-pub fn open_local(root: &Path, options: &OpenOptions) -> Result<(Arc<Repository>, Vec<OpenNote>)> {
+pub fn open_local(
+    root: &Path,
+    options: &OpenOptions,
+) -> Result<(Arc<LocalRepository>, Vec<OpenNote>)> {
     let storage: Arc<dyn Storage> = Arc::new(LocalStorage::new(root.to_owned()));
     let config = read_config(&*storage, &root.display().to_string())?;
     let keys = match (&options.unlock, config.is_encrypted()) {
@@ -199,7 +203,7 @@ pub fn open_local(root: &Path, options: &OpenOptions) -> Result<(Arc<Repository>
         Access::Read => read_index(root, &*storage, &config, &mut notes)?,
         Access::List => Arc::new(MemoryIndex::default()),
     };
-    let repository = Repository::assemble(Parts {
+    let repository = LocalRepository::assemble(Parts {
         storage,
         engine: options.engine.clone(),
         entropy: Arc::new(SystemEntropy),
@@ -401,6 +405,8 @@ fn describe(error: &dyn std::error::Error) -> String {
 pub enum Location {
     /// In a directory of this machine.
     Local(PathBuf),
+    /// Behind a repository server.
+    Remote(RemoteAddress),
 }
 
 /// A location that cannot be used.
@@ -408,11 +414,16 @@ pub enum Location {
 #[non_exhaustive]
 pub enum LocationError {
     /// A kind of location that this version does not speak.
-    #[error("repositories at {scheme}:// are not supported by this version: give a directory")]
+    #[error(
+        "repositories at {scheme}:// are not supported by this version: give a directory"
+    )]
     Unsupported {
         /// The scheme.
         scheme: String,
     },
+    /// Not a location at all.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// Nothing.
     #[error("the location of the repository is empty: give a directory")]
     Empty,
@@ -421,10 +432,12 @@ pub enum LocationError {
 impl std::str::FromStr for Location {
     type Err = LocationError;
 
-    /// A directory, or `file://` and a directory. Other schemes are told apart here.
+    /// A directory, `file://` and a directory, or `quic://HOST:PORT/NAME`. Other schemes are told apart
+    /// here.
     fn from_str(text: &str) -> Result<Self, LocationError> {
         match text.split_once("://") {
             Some(("file", path)) => Ok(Self::Local(path.into())),
+            Some(("quic", _)) => Ok(Self::Remote(text.parse()?)),
             Some((scheme, _)) => Err(LocationError::Unsupported {
                 scheme: scheme.to_owned(),
             }),

@@ -22,12 +22,12 @@ use undercroft_format::pack::{
     TocEntry,
 };
 
-use super::Repository;
 use super::entropy::Entropy;
 use super::error::{RepositoryError, Result};
 use super::index::ChunkIndex;
 use super::layout;
 use super::registry::Registry;
+use super::{LocalRepository, Repository};
 use crate::io::{
     BlockFile, Buffer, BufferPool, Direction, Engine, EngineKind, Piece, Queue, Storage, Transfer,
 };
@@ -59,11 +59,13 @@ pub struct PackerContext {
     pub repository: RepositoryId,
     /// Packs are sealed at this length.
     pub pack_len_target: u64,
+    /// Bytes written at once, and the length of each of the packer's buffers.
+    pub write_len: usize,
 }
 
 impl PackerContext {
     /// What `session`'s packer needs to know of `repository`.
-    pub fn new(repository: &Repository, session: SessionId) -> Self {
+    pub fn new(repository: &LocalRepository, session: SessionId) -> Self {
         Self {
             storage: repository.storage().clone(),
             engine: repository.engine().clone(),
@@ -73,6 +75,7 @@ impl PackerContext {
             entropy: repository.entropy().clone(),
             repository: repository.config().repository,
             pack_len_target: u64::from(repository.config().pack_len_target),
+            write_len: WRITE_LEN,
         }
     }
 }
@@ -145,13 +148,15 @@ enum Job {
         len: u64,
         entries: Vec<TocEntry>,
     },
+    /// Answered when all jobs before it are done.
+    Barrier(Sender<()>),
 }
 
 impl Packer {
     /// A packer with its writing thread.
     pub fn start(context: PackerContext) -> Self {
         let context = Arc::new(context);
-        let pool = BufferPool::new(WRITE_BUFFERS * WRITE_LEN);
+        let pool = BufferPool::new(WRITE_BUFFERS * context.write_len);
         let shared = Arc::new(Shared::new());
         let (jobs, queue) = bounded(JOBS_MAX);
         let is_simulated = context.engine.choice().kind == EngineKind::Sim;
@@ -235,15 +240,38 @@ impl Packer {
         Ok(stored)
     }
 
-    /// Seals what is open, waits until everything is durable and in the index, and ends the thread.
-    pub fn finish(mut self) -> Result<PackerFigures> {
-        // Data before maps: a map in the index never names a chunk that is not.
-        let sealed = [PackKind::Data, PackKind::Meta]
+    /// Seals what is open, and waits until everything that was appended before is durable and in the
+    /// index. Others may append meanwhile.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.seal_open()?;
+        let (done, answer) = bounded(1);
+        self.send(Job::Barrier(done))?;
+        // No answer: the thread met a failure, which is reported below.
+        let _ = answer.recv();
+        self.check_failure()
+    }
+
+    /// What was sealed so far.
+    pub fn figures(&self) -> PackerFigures {
+        PackerFigures {
+            packs: self.shared.packs.load(Ordering::Relaxed),
+            bytes: self.shared.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Seals what is open: data before maps, so that a map in the index never names a chunk that is not.
+    fn seal_open(&self) -> Result<()> {
+        [PackKind::Data, PackKind::Meta]
             .into_iter()
             .try_for_each(|kind| {
                 let pack = self.slot(kind).lock().take();
                 pack.map_or(Ok(()), |pack| self.seal(pack))
-            });
+            })
+    }
+
+    /// Seals what is open, waits until everything is durable and in the index, and ends the thread.
+    pub fn finish(mut self) -> Result<PackerFigures> {
+        let sealed = self.seal_open();
         self.stop();
         self.check_failure()?;
         sealed?;
@@ -253,10 +281,7 @@ impl Packer {
             .storage
             .sync_dir(layout::PACKS)
             .map_err(RepositoryError::io("making durable", layout::PACKS))?;
-        Ok(PackerFigures {
-            packs: self.shared.packs.load(Ordering::Relaxed),
-            bytes: self.shared.bytes.load(Ordering::Relaxed),
-        })
+        Ok(self.figures())
     }
 
     fn stop(&mut self) {
@@ -305,7 +330,7 @@ impl Packer {
             id,
             kind,
             file,
-            buffer: self.pool.acquire(WRITE_LEN),
+            buffer: self.pool.acquire(self.context.write_len),
             filled: 0,
             buffer_offset: 0,
             entries: Vec::new(),
@@ -321,14 +346,15 @@ impl Packer {
 
     fn write(&self, pack: &mut OpenPack, mut bytes: &[u8]) -> Result<()> {
         loop {
-            let taken = bytes.len().min(WRITE_LEN - pack.filled);
+            let taken = bytes.len().min(self.context.write_len - pack.filled);
             pack.buffer[pack.filled..pack.filled + taken].copy_from_slice(&bytes[..taken]);
             pack.filled += taken;
             bytes = &bytes[taken..];
-            if pack.filled < WRITE_LEN {
+            if pack.filled < self.context.write_len {
                 return Ok(());
             }
-            let full = std::mem::replace(&mut pack.buffer, self.pool.acquire(WRITE_LEN));
+            let full =
+                std::mem::replace(&mut pack.buffer, self.pool.acquire(self.context.write_len));
             self.send_buffer(pack, full)?;
         }
     }
@@ -501,7 +527,7 @@ impl Writer<'_> {
                 len,
                 offset,
             } => {
-                if offset == 0 && len == WRITE_LEN {
+                if offset == 0 && len == self.context.write_len {
                     self.reserve(&*file);
                 }
                 let piece = Piece {
@@ -538,6 +564,12 @@ impl Writer<'_> {
                 }
                 self.shared.packs.fetch_add(1, Ordering::Relaxed);
                 self.shared.bytes.fetch_add(len, Ordering::Relaxed);
+                Ok(())
+            }
+            Job::Barrier(done) => {
+                self.reap(0)?;
+                // Nobody waits any more if the session failed meanwhile.
+                let _ = done.send(());
                 Ok(())
             }
         }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use undercroft_format::id::{SessionId, SnapshotId};
 use undercroft_format::pack::{RECORD_HEADER_LEN, RecordHeader};
 
@@ -18,11 +18,11 @@ use super::pack_reader::list_packs;
 use super::packer::{Packer, PackerContext};
 use super::scrub::PackFindings;
 use super::verify::scrub_packs;
-use super::{Repository, layout};
+use super::{LocalRepository, Repository, layout};
 use crate::progress::Progress;
 
 /// What a repair did.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct RepairReport {
     /// Damage found.
     pub damage: Vec<Damage>,
@@ -43,7 +43,7 @@ pub struct RepairReport {
 /// Repairs. The caller owns the repository. `deep` decodes every record, which needs the key of an
 /// encrypted repository.
 pub fn repair(
-    repository: &Arc<Repository>,
+    repository: &Arc<LocalRepository>,
     deep: bool,
     threads: &rayon::ThreadPool,
     progress: &Progress,
@@ -97,7 +97,7 @@ pub fn repair(
 }
 
 /// Copies the good records of damaged packs to new ones, then takes the old files out of service.
-fn replace(repository: &Arc<Repository>, damaged: &[&PackFindings]) -> Result<()> {
+fn replace(repository: &Arc<LocalRepository>, damaged: &[&PackFindings]) -> Result<()> {
     let session = SessionId::from_bytes(repository.entropy().array()?);
     repository.registry().begin(session);
     let packer = Packer::start(PackerContext::new(repository, session));
@@ -115,14 +115,14 @@ fn replace(repository: &Arc<Repository>, damaged: &[&PackFindings]) -> Result<()
             index.remove_pack(number, &entries)?;
             repository.lookup().forget(number);
         }
-        repository.objects().files().forget(found.id);
+        repository.files().forget(found.id);
         let (path, dir) = (layout::pack(found.id), layout::pack_dir(found.id));
         set_aside(repository, &path, &dir, &format!("pack-{}", found.id))?;
     }
     Ok(())
 }
 
-fn copy_good(repository: &Repository, found: &PackFindings, packer: &Packer) -> Result<()> {
+fn copy_good(repository: &LocalRepository, found: &PackFindings, packer: &Packer) -> Result<()> {
     if found.good.is_empty() {
         return Ok(());
     }
@@ -140,7 +140,7 @@ fn copy_good(repository: &Repository, found: &PackFindings, packer: &Packer) -> 
     Ok(())
 }
 
-fn set_aside(repository: &Repository, path: &str, dir: &str, name: &str) -> Result<()> {
+fn set_aside(repository: &LocalRepository, path: &str, dir: &str, name: &str) -> Result<()> {
     let storage = repository.storage();
     storage
         .rename(path, &format!("{}/{name}", layout::DAMAGED))

@@ -5,150 +5,136 @@
 //! abandoned leaves sealed packs behind; a later backup of the same data finds their chunks, a
 //! collection removes them if none does.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use undercroft_format::id::{ObjectId, SessionId, SnapshotId};
-use undercroft_format::pack::PackKind;
+use undercroft_format::config::Config;
+use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
 use undercroft_format::snapshot::Snapshot;
+use undercroft_format::units::{DiskLength, SegmentNumber};
 
-use super::Repository;
-use super::error::{RepositoryError, Result};
+use super::error::Result;
 use super::keys::{Keys, Sealer};
-use super::layout;
-use super::packer::{Packer, PackerContext, PackerFigures};
+use super::objects::Objects;
+use super::packer::PackerFigures;
 use super::record::{EncodedRecord, RecordBatch};
 use super::snapshots::StoredSnapshot;
 
-/// An open ingest session.
-pub struct Session {
-    id: SessionId,
-    repository: Arc<Repository>,
-    keys: Arc<Keys>,
-    packer: Option<Packer>,
-    sealer: Option<Sealer>,
+/// What a session is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionRequest {
+    /// Name of the VM.
+    pub vm: String,
+    /// Its disks, in order.
+    pub disks: Vec<DiskState>,
+    /// An interrupted session to go on with; its disks must be in the same state.
+    pub resume: Option<SessionId>,
 }
 
-impl Session {
-    /// Begins a session of `repository`, whose keys must be unlocked.
-    pub fn begin(repository: &Arc<Repository>) -> Result<Self> {
-        let keys = repository.keys()?.clone();
-        let id = SessionId::from_bytes(repository.entropy().array()?);
-        let path = layout::session(id);
-        // First, so that no collection takes the file for a dead session's.
-        repository.registry().begin(id);
-        let published = repository
-            .storage()
-            .publish(&path, id.to_string().as_bytes());
-        if let Err(error) = published {
-            repository.registry().end(id);
-            return Err(RepositoryError::io("writing", &path)(error));
-        }
-        Ok(Self {
-            id,
-            repository: repository.clone(),
-            packer: Some(Packer::start(PackerContext::new(repository, id))),
-            sealer: keys.sealer(id),
-            keys,
-        })
-    }
+/// A disk, and something that changes when its content does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskState {
+    /// Its name within the VM.
+    pub label: String,
+    /// Its size; 0 for a stream, whose size is not known yet.
+    pub size: DiskLength,
+    /// Digest of what tells one state of the disk from another.
+    pub state: [u8; 32],
+}
 
+/// A segment of one of a session's disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentPlace {
+    /// Ordinal of the disk in the session's request.
+    pub disk: u16,
+    /// The segment.
+    pub number: SegmentNumber,
+}
+
+/// What a repository says of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It has the map and every chunk that the map names, and the session holds them.
+    Whole,
+    /// It lacks the map or some of the chunks.
+    NotWhole,
+    /// It was not asked.
+    Unasked,
+}
+
+/// A segment whose chunks and map are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoneSegment {
+    /// Its map; `None` for zeros.
+    pub map: Option<SegmentMapId>,
+    /// Bytes of data in it.
+    pub data_bytes: u32,
+    /// Bytes of data in the parent's segment that it replaces; 0 in a full read.
+    pub replaced_bytes: u32,
+}
+
+/// Finished segments of a disk.
+pub type DoneSegments = BTreeMap<SegmentNumber, DoneSegment>;
+
+/// An open ingest session. Shared by the workers of a backup.
+pub trait Session: Send + Sync {
     /// The session's id.
-    pub fn id(&self) -> SessionId {
-        self.id
-    }
+    fn id(&self) -> SessionId;
 
-    /// The repository.
-    pub fn repository(&self) -> &Arc<Repository> {
-        &self.repository
-    }
+    /// The repository's config.
+    fn config(&self) -> &Config;
 
     /// The repository's keys.
-    pub fn keys(&self) -> &Keys {
-        &self.keys
-    }
+    fn keys(&self) -> &Keys;
+
+    /// Reads objects of the repository.
+    fn objects(&self) -> &Objects;
 
     /// What seals this session's payloads; `None` if the repository is not encrypted.
-    pub fn sealer(&self) -> Option<&Sealer> {
-        self.sealer.as_ref()
+    fn sealer(&self) -> Option<&Sealer>;
+
+    /// Segments of a disk that need not be read again: an earlier run of this session finished them.
+    fn finished(&self, disk: u16) -> DoneSegments {
+        let _ = disk;
+        DoneSegments::new()
     }
 
     /// Keeps all that `parent` refers to until the session ends, whoever forgets it meanwhile. False if
     /// it was forgotten already: then nothing may be spliced onto it.
-    pub fn pin_parent(&self, parent: &StoredSnapshot) -> Result<bool> {
-        self.repository.registry().pin(self.id, parent.clone());
-        let path = layout::snapshot(parent.id);
-        let published = self
-            .repository
-            .storage()
-            .exists(&path)
-            .map_err(RepositoryError::io("looking for", &path))?;
-        if !published {
-            self.repository.registry().unpin(self.id);
-        }
-        Ok(published)
+    fn pin_parent(&self, parent: &StoredSnapshot) -> Result<bool>;
+
+    /// Whether a whole segment is known, where asking that is cheaper than asking for its chunks.
+    fn holds_segment(&self, place: SegmentPlace, map: SegmentMapId) -> Result<Held> {
+        let _ = (place, map);
+        Ok(Held::Unasked)
     }
 
     /// For each id whether the repository has it, or will have it because this session stores it. What
     /// is answered with true stays until the session ends.
-    pub fn probe(&self, ids: &[ObjectId]) -> Result<Vec<bool>> {
-        let mut answers = self.repository.lookup().probe(ids)?;
-        self.repository.registry().hold(self.id, &mut answers);
-        Ok(answers
-            .iter()
-            .zip(ids)
-            .map(|(answer, id)| answer.is_some() || self.packer().is_claimed(*id))
-            .collect())
-    }
+    fn probe(&self, ids: &[ObjectId]) -> Result<Vec<bool>>;
 
     /// Claims an id that [`probe`](Self::probe) did not know. True if the caller must store it; false
     /// if another worker of this session does.
-    pub fn claim(&self, id: ObjectId) -> bool {
-        self.packer().claim(id)
-    }
+    fn claim(&self, id: ObjectId) -> bool;
 
-    /// Stores a claimed object and returns the bytes that it takes. Blocks while the disk is slower
-    /// than the callers.
-    pub fn store(&self, record: &EncodedRecord<'_>) -> Result<u64> {
-        self.packer().append(&record.info, record.payload)
-    }
+    /// Stores a claimed object and returns the bytes that it takes. Blocks while the repository is
+    /// slower than the callers.
+    fn store(&self, record: &EncodedRecord<'_>) -> Result<u64>;
 
     /// Stores claimed chunks next to each other, and returns the bytes that they take.
-    pub fn store_chunks(&self, batch: &RecordBatch) -> Result<u64> {
-        self.packer().append_all(PackKind::Data, batch.records())
+    fn store_chunks(&self, batch: &RecordBatch) -> Result<u64>;
+
+    /// Tells that everything of a segment has been stored by this thread.
+    fn segment_done(&self, place: SegmentPlace, done: DoneSegment) -> Result<()> {
+        let _ = (place, done);
+        Ok(())
     }
 
     /// Makes everything durable, then publishes `snapshot`.
     ///
     /// # Errors
     /// Any failure of the session: nothing was published.
-    pub fn commit(mut self, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
-        let figures = self.seal()?;
-        let id = self.repository.snapshots().publish(snapshot, &self.keys)?;
-        Ok((id, figures))
-    }
+    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)>;
 
     /// Ends the session without a snapshot, but keeps what it stored for the next one to find.
-    pub fn abandon(mut self) -> Result<PackerFigures> {
-        self.seal()
-    }
-
-    fn seal(&mut self) -> Result<PackerFigures> {
-        self.packer.take().expect("a session ends once").finish()
-    }
-
-    fn packer(&self) -> &Packer {
-        self.packer
-            .as_ref()
-            .expect("a session is used before its end")
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // The writing thread must be done before the holds on its packs go.
-        self.packer = None;
-        self.repository.registry().end(self.id);
-        // Left behind, the file only says that a session ended badly; a collection removes it.
-        let _ = self.repository.storage().remove(&layout::session(self.id));
-    }
+    fn abandon(self: Box<Self>) -> Result<PackerFigures>;
 }

@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use undercroft_format::pack::{ObjectKind, PackKind};
 
-use super::Repository;
 use super::error::Result;
 use super::pack_reader::{list_packs, read_contents};
+use super::{LocalRepository, Repository};
 
 /// Figures of a repository, from its packs' tables of contents and its snapshots.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Stats {
     /// Snapshots.
     pub snapshots: u64,
@@ -46,7 +46,7 @@ pub struct Stats {
 }
 
 /// Gathers the figures.
-pub fn stats(repository: &Arc<Repository>) -> Result<Stats> {
+pub fn stats(repository: &Arc<LocalRepository>) -> Result<Stats> {
     let mut stats = Stats::default();
     let (snapshots, _) = repository.snapshots().read_all()?;
     let mut vms = HashSet::new();

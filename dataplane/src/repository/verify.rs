@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use undercroft_format::id::{ObjectId, PackId, SnapshotId};
 use undercroft_format::pack::{ObjectKind, PackKind};
 use undercroft_format::segment::SegmentMap;
@@ -24,7 +24,7 @@ use super::record::RecordDecoder;
 use super::scrub::{Deep, PackFindings, scrub_pack};
 use super::snapshots::StoredSnapshot;
 use super::walk::{Place, Visitor, walk_snapshot};
-use super::{Repository, layout, lock};
+use super::{LocalRepository, Repository, layout, lock};
 use crate::io::{BufferPool, Direction, Piece, Transfer};
 use crate::progress::Progress;
 use crate::restore::decode::describe;
@@ -37,7 +37,7 @@ const READ_AHEAD_PACKS: usize = 1;
 const PACK_LEN_MAX: u64 = 128 << 20;
 
 /// What to verify.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct VerifyOptions {
     /// Decode every record, hash it to its id, and walk the maps of all snapshots.
     pub deep: bool,
@@ -46,7 +46,7 @@ pub struct VerifyOptions {
 }
 
 /// What a scrub found.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct VerifyReport {
     /// Snapshots checked.
     pub snapshots: u64,
@@ -66,7 +66,7 @@ pub struct VerifyReport {
 
 /// Verifies. `deep` needs the key of an encrypted repository, and nothing else does.
 pub fn verify(
-    repository: &Arc<Repository>,
+    repository: &Arc<LocalRepository>,
     options: &VerifyOptions,
     threads: &rayon::ThreadPool,
     progress: &Progress,
@@ -110,7 +110,7 @@ pub fn verify(
 }
 
 /// Files outside packs and snapshots: config, lock, markers, index.
-fn check_small_files(repository: &Repository, damage: &mut Vec<Damage>) -> Result<()> {
+fn check_small_files(repository: &LocalRepository, damage: &mut Vec<Damage>) -> Result<()> {
     let storage = repository.storage();
     if let Err(error) = super::open::read_config(&**storage, "the repository") {
         damage.push(file_damage(layout::CONFIG, &error));
@@ -160,7 +160,7 @@ fn problem(path: &str, text: &str) -> Damage {
 
 /// Reads and checks packs, a bounded number at a time; says what is wrong, and which objects are good.
 pub fn scrub_packs(
-    repository: &Arc<Repository>,
+    repository: &Arc<LocalRepository>,
     packs: &[(PackId, u64)],
     deep: bool,
     threads: &rayon::ThreadPool,
@@ -234,7 +234,7 @@ pub fn scrub_packs(
                 while reap(&mut *queue) {}
                 return Err(RepositoryError::Cancelled);
             }
-            let file = match repository.objects().files().get(*id) {
+            let file = match repository.files().get(*id) {
                 Ok(file) if *len <= PACK_LEN_MAX => file,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     // Listed a moment ago: a collection that runs beside this scrub removed it.
@@ -282,12 +282,12 @@ pub fn scrub_packs(
 
 /// The packs that hold what these snapshots refer to. Meta packs are all taken: they are few.
 fn packs_of(
-    repository: &Arc<Repository>,
+    repository: &Arc<LocalRepository>,
     snapshots: &[StoredSnapshot],
     packs: &[(PackId, u64)],
 ) -> Result<HashSet<PackId>> {
     struct Used<'a> {
-        repository: &'a Repository,
+        repository: &'a LocalRepository,
         packs: HashSet<PackId>,
         seen: Fingerprints,
     }
@@ -350,7 +350,7 @@ impl Presence {
     /// The ranges of the disks of `snapshots` that cannot be restored.
     pub fn affected(
         &mut self,
-        repository: &Repository,
+        repository: &LocalRepository,
         snapshots: &[StoredSnapshot],
     ) -> Result<Vec<AffectedRange>> {
         let mut affected = Vec::new();

@@ -1,15 +1,19 @@
 //! Decoding: records into the bytes of a segment, each checked against its id.
 
 use undercroft_format::extent::Extent;
+use undercroft_format::id::ObjectId;
+use undercroft_format::pack::ObjectKind;
 use undercroft_format::units::DiskRange;
 
-use super::plan::{SegmentPlan, Wanted};
+use super::plan::{SegmentPlan, Use};
 use crate::ingest::chunker::is_zero;
-use crate::repository::error::{RepositoryError, Result};
+use crate::repository::error::{RecordProblem, RepositoryError, Result};
 use crate::repository::keys::Keys;
+use crate::repository::lookup::Located;
 use crate::repository::objects::{Objects, corrupt};
 use crate::repository::pack_reader::check_record;
 use crate::repository::record::RecordDecoder;
+use crate::repository::records::{Fetched, Wanted};
 
 /// A part of a disk that could not be decoded.
 pub type Undecoded = (DiskRange, RepositoryError);
@@ -18,7 +22,7 @@ pub type Undecoded = (DiskRange, RepositoryError);
 #[derive(Default)]
 pub struct SegmentDecoder {
     records: RecordDecoder,
-    record: Vec<u8>,
+    payload: Vec<u8>,
     plain: Vec<u8>,
 }
 
@@ -48,12 +52,13 @@ impl SegmentDecoder {
     ) -> Outcome {
         let mut outcome = Outcome::default();
         let mut damaged = Vec::new();
-        for wanted in &plan.wanted {
-            if let Err(error) = self.chunk(wanted, fetched, objects, keys, out) {
-                for place in &wanted.uses {
+        for wanted in &plan.batch.wanted {
+            let uses = &plan.uses[wanted.tag];
+            if let Err(error) = self.chunk(wanted, uses, fetched, objects, keys, out) {
+                for place in uses {
                     damaged.push(local(place.at, place.len));
                 }
-                outcome.undecoded.extend(ranges_of(plan, wanted, error));
+                outcome.undecoded.extend(ranges_of(plan, uses, error));
             }
         }
         for (at, extent) in plan.map.placed() {
@@ -86,12 +91,13 @@ impl SegmentDecoder {
                 }
             }
         }
-        for wanted in &plan.wanted {
-            let whole = |len: u32| wanted.located.is_some_and(|l| l.info.plain_len == len);
+        for wanted in &plan.batch.wanted {
+            let uses = &plan.uses[wanted.tag];
             let mut differing = Vec::new();
-            for place in &wanted.uses {
+            for place in uses {
                 let bytes = &out[place.at as usize..(place.at + place.len) as usize];
-                if place.offset == 0 && whole(place.len) && keys.chunk_id(bytes) == wanted.id {
+                // Only the whole chunk has its id.
+                if place.offset == 0 && ObjectId::from(keys.chunk_id(bytes)) == wanted.id {
                     outcome.equal_bytes += u64::from(place.len);
                 } else {
                     differing.push(*place);
@@ -100,7 +106,7 @@ impl SegmentDecoder {
             if differing.is_empty() {
                 continue;
             }
-            match self.plain(wanted, None, objects, keys) {
+            match self.plain(wanted, uses, objects, keys) {
                 Ok(plain) => {
                     for place in differing {
                         let new =
@@ -114,7 +120,7 @@ impl SegmentDecoder {
                         }
                     }
                 }
-                Err(error) => outcome.undecoded.extend(ranges_of(plan, wanted, error)),
+                Err(error) => outcome.undecoded.extend(ranges_of(plan, uses, error)),
             }
         }
         outcome.write.sort_unstable();
@@ -128,36 +134,28 @@ impl SegmentDecoder {
     fn chunk(
         &mut self,
         wanted: &Wanted,
+        uses: &[Use],
         fetched: Option<&[u8]>,
         objects: &Objects,
         keys: &Keys,
         out: &mut [u8],
     ) -> Result<()> {
-        let record = wanted.record(fetched, objects, &mut self.record)?;
-        let located = wanted.located.expect("a record was found at its place");
+        let (located, payload) = payload(wanted, fetched, objects, &mut self.payload)?;
         let info = located.info;
         let problem = |problem| corrupt(located, problem);
-        let payload =
-            check_record(record, located.pack, located.position, &info).map_err(problem)?;
-        let whole = wanted
-            .uses
+        let whole = uses
             .iter()
             .position(|place| place.offset == 0 && place.len == info.plain_len);
         if let Some(first) = whole {
             // The usual case: straight to where the bytes go.
-            let at = wanted.uses[first].at as usize;
+            let at = uses[first].at as usize;
             let len = info.plain_len as usize;
             self.records
                 .decode(&info, payload, keys, &mut out[at..at + len])
                 .map_err(problem)?;
-            for place in wanted
-                .uses
-                .iter()
-                .skip(first + 1)
-                .chain(&wanted.uses[..first])
-            {
+            for place in uses.iter().skip(first + 1).chain(&uses[..first]) {
                 let start = at + place.offset as usize;
-                check_use(wanted, info.plain_len, place.offset, place.len)?;
+                check_use(located, place)?;
                 out.copy_within(start..start + place.len as usize, place.at as usize);
             }
             return Ok(());
@@ -166,8 +164,8 @@ impl SegmentDecoder {
         self.records
             .decode(&info, payload, keys, &mut self.plain)
             .map_err(problem)?;
-        for place in &wanted.uses {
-            check_use(wanted, info.plain_len, place.offset, place.len)?;
+        for place in uses {
+            check_use(located, place)?;
             let bytes = &self.plain[place.offset as usize..(place.offset + place.len) as usize];
             out[place.at as usize..(place.at + place.len) as usize].copy_from_slice(bytes);
         }
@@ -178,36 +176,53 @@ impl SegmentDecoder {
     fn plain(
         &mut self,
         wanted: &Wanted,
-        fetched: Option<&[u8]>,
+        uses: &[Use],
         objects: &Objects,
         keys: &Keys,
     ) -> Result<&[u8]> {
-        let record = wanted.record(fetched, objects, &mut self.record)?;
-        let located = wanted.located.expect("a record was found at its place");
-        let problem = |problem| corrupt(located, problem);
-        let payload =
-            check_record(record, located.pack, located.position, &located.info).map_err(problem)?;
+        let (located, payload) = payload(wanted, None, objects, &mut self.payload)?;
         self.plain.resize(located.info.plain_len as usize, 0);
         self.records
             .decode(&located.info, payload, keys, &mut self.plain)
-            .map_err(problem)?;
-        for place in &wanted.uses {
-            check_use(wanted, located.info.plain_len, place.offset, place.len)?;
+            .map_err(|problem| corrupt(located, problem))?;
+        for place in uses {
+            check_use(located, place)?;
         }
         Ok(&self.plain)
     }
 }
 
+/// A chunk's payload: from what was fetched, or read now into `scratch`.
+fn payload<'a>(
+    wanted: &Wanted,
+    fetched: Option<&'a [u8]>,
+    objects: &Objects,
+    scratch: &'a mut Vec<u8>,
+) -> Result<(Located, &'a [u8])> {
+    if let (Some(bytes), Some(place), Some(located)) = (fetched, wanted.fetched, wanted.located) {
+        let payload = match place {
+            Fetched::Record(at) => {
+                let record = &bytes[at..at + located.info.record_len() as usize];
+                check_record(record, located.pack, located.position, &located.info)
+                    .map_err(|problem| corrupt(located, problem))?
+            }
+            Fetched::Payload(at) => &bytes[at..at + located.info.stored_len as usize],
+        };
+        return Ok((located, payload));
+    }
+    let (located, payload) = objects.records().payload(wanted.id, ObjectKind::Chunk)?;
+    *scratch = payload;
+    Ok((located, scratch))
+}
+
 /// A map may name more of a chunk than there is only if it is damaged in a way that its id does not
 /// show: written so by a faulty or hostile program.
-fn check_use(wanted: &Wanted, plain_len: u32, offset: u32, len: u32) -> Result<()> {
-    if offset.checked_add(len).is_some_and(|end| end <= plain_len) {
+fn check_use(located: Located, place: &Use) -> Result<()> {
+    let end = place.offset.checked_add(place.len);
+    if end.is_some_and(|end| end <= located.info.plain_len) {
         return Ok(());
     }
-    Err(corrupt(
-        wanted.located.expect("its length is known"),
-        crate::repository::error::RecordProblem::OtherObject,
-    ))
+    Err(corrupt(located, RecordProblem::OtherObject))
 }
 
 fn local(at: u32, len: u32) -> DiskRange {
@@ -221,12 +236,10 @@ fn push(ranges: &mut Vec<DiskRange>, range: DiskRange) {
     }
 }
 
-fn ranges_of(plan: &SegmentPlan, wanted: &Wanted, error: RepositoryError) -> Vec<Undecoded> {
+fn ranges_of(plan: &SegmentPlan, uses: &[Use], error: RepositoryError) -> Vec<Undecoded> {
     let text = describe(&error);
     let mut first = Some(error);
-    wanted
-        .uses
-        .iter()
+    uses.iter()
         .map(|place| {
             let start = plan.range.start + u64::from(place.at);
             let range = DiskRange::new(start, start + u64::from(place.len));

@@ -24,7 +24,7 @@ use undercroft_format::snapshot::DiskManifest;
 use undercroft_format::units::{DiskRange, SegmentNumber};
 
 use self::decode::{Outcome, SegmentDecoder, Undecoded, describe};
-use self::plan::{FETCH_LEN_MAX, SegmentPlan};
+use self::plan::SegmentPlan;
 use self::write::{DecodedSegment, DiskWriter, write_stream};
 use crate::io::{BlockFile, Buffer, BufferPool, Direction, Piece, Queue, Transfer};
 use crate::progress::{Counter, Progress};
@@ -32,12 +32,16 @@ use crate::repository::Repository;
 use crate::repository::damage::AffectedRange;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::Keys;
+use crate::repository::local_records::FETCH_LEN_MAX;
+use crate::repository::records::Fetch;
 use crate::repository::snapshots::StoredSnapshot;
 
-/// Requests at the repository's device at once.
+/// Requests at the target's device at once, when it is compared.
 const QUEUE_DEPTH: u32 = 16;
 /// Segments whose records are fetched ahead of the workers.
 const FETCH_AHEAD: usize = 2;
+/// Segments whose maps are looked for together.
+const MAPS_AHEAD: usize = 64;
 /// Decoded segments that may wait for the writing thread. Their buffers are bounded by the pool.
 const DECODED_MAX: usize = 4;
 
@@ -98,7 +102,7 @@ pub struct RestoreReport {
 /// The first damage met, unless it is allowed; whatever the target reports. The target is then
 /// incomplete.
 pub fn restore_disk(
-    repository: &Arc<Repository>,
+    repository: &dyn Repository,
     stored: &StoredSnapshot,
     disk: &DiskManifest,
     target: Target,
@@ -196,7 +200,7 @@ fn affected(
 }
 
 struct Restore<'a> {
-    repository: &'a Arc<Repository>,
+    repository: &'a dyn Repository,
     disk: &'a DiskManifest,
     keys: &'a Keys,
     options: RestoreOptions,
@@ -219,7 +223,7 @@ struct Shared {
     fetched_bytes: Counter,
 }
 
-/// A segment whose records, or whose present content, are being read.
+/// A segment whose records are being fetched into another buffer, or whose present content into its own.
 struct Reading {
     plan: SegmentPlan,
     out: Option<Buffer>,
@@ -231,48 +235,61 @@ impl Restore<'_> {
         scope: &rayon::Scope<'scope>,
         sender: Sender<DecodedSegment>,
     ) -> Result<()> {
-        let pool = if self.in_place.is_some() {
-            &self.decoded_pool
-        } else {
-            &self.fetch_pool
+        let engine = &**self.repository.engine();
+        let target = match &self.in_place {
+            Some(_) => Some(
+                engine
+                    .queue(&self.decoded_pool, QUEUE_DEPTH)
+                    .map_err(RepositoryError::io("starting I/O for", "the target"))?,
+            ),
+            None => None,
         };
-        let queue = self
-            .repository
-            .engine()
-            .queue(pool, QUEUE_DEPTH)
-            .map_err(RepositoryError::io("starting I/O for", "the repository"))?;
+        let records = self.repository.objects().records();
         let mut fetcher = Fetcher {
             restore: self,
             scope,
             sender,
-            queue,
+            target,
+            records: records.fetch(engine, &self.fetch_pool)?,
             reading: Vec::new(),
         };
         let segments = self.disk.segment_size.segments_of(self.disk.size);
         let mut next = 0;
         let tree = self.disk.tree();
-        let visited = self.visit(tree, &mut |number, map| {
-            fetcher.zeros(next..number.0)?;
-            next = number.0 + 1;
-            fetcher.segment(number, map)
+        let windows = (0..tree.segments).step_by(MAPS_AHEAD);
+        let visited = windows.into_iter().try_for_each(|start| {
+            let window = start..tree.segments.min(start + MAPS_AHEAD as u64);
+            let mut found = Vec::new();
+            self.visit(tree, window, &mut |number, map| {
+                found.push((number, map));
+                Ok(())
+            })?;
+            let maps: Vec<SegmentMapId> = found.iter().map(|(_, map)| *map).collect();
+            self.repository.objects().records().expect_maps(&maps);
+            found.into_iter().try_for_each(|(number, map)| {
+                fetcher.zeros(next..number.0)?;
+                next = number.0 + 1;
+                fetcher.segment(number, map)
+            })
         });
         let finished = visited.and_then(|()| fetcher.zeros(next..segments));
         while fetcher.reap() {}
         finished
     }
 
-    /// Visits the disk's segments; with damage allowed, past nodes that cannot be read.
+    /// Visits segments `range` of the disk; with damage allowed, past nodes that cannot be read.
     fn visit(
         &self,
         tree: undercroft_format::maptree::Tree,
+        range: std::ops::Range<u64>,
         visitor: &mut dyn FnMut(SegmentNumber, SegmentMapId) -> Result<()>,
     ) -> Result<()> {
         if !self.options.allow_damage {
             let objects = self.repository.objects();
-            return objects.visit_tree(tree, 0..tree.segments, visitor);
+            return objects.visit_tree(tree, range, visitor);
         }
         // Segment by segment, so that an unreadable node costs only what is below it.
-        for number in 0..tree.segments {
+        for number in range {
             let mut found = None;
             let looked = self.repository.objects().visit_tree(
                 tree,
@@ -357,7 +374,9 @@ struct Fetcher<'r, 'scope, 'b> {
     restore: &'scope Restore<'r>,
     scope: &'b rayon::Scope<'scope>,
     sender: Sender<DecodedSegment>,
-    queue: Box<dyn Queue>,
+    /// Reads the target, if what it holds is compared.
+    target: Option<Box<dyn Queue>>,
+    records: Box<dyn Fetch + 'scope>,
     reading: Vec<Reading>,
 }
 
@@ -429,36 +448,37 @@ impl Fetcher<'_, '_, '_> {
                 "a segment could not be restored".into(),
             ));
         }
-        let objects = restore.repository.objects();
-        let mut plan = SegmentPlan::new(objects, number, range, map)?;
+        let mut plan = SegmentPlan::new(number, range, map);
         let out = self.acquire(&restore.decoded_pool, range.len() as usize);
-        if let Some(target) = &restore.in_place {
+        if let (Some(file), Some(queue)) = (&restore.in_place, &mut self.target) {
             let piece = Piece {
-                file: target.clone(),
+                file: file.clone(),
                 file_offset: range.start,
                 buffer_offset: 0,
                 len: range.len() as usize,
             };
             restore.progress.read_bytes.add(range.len());
-            self.submit(Reading { plan, out: None }, out, vec![piece]);
+            queue.submit(Transfer {
+                token: plan.number.0,
+                direction: Direction::Read,
+                buffer: out,
+                pieces: vec![piece],
+            });
+            self.reading.push(Reading { plan, out: None });
             return Ok(());
         }
-        let pieces = plan.fetch(objects);
-        restore.shared.fetched_bytes.add(plan.fetch_len as u64);
-        restore.progress.read_bytes.add(plan.fetch_len as u64);
-        if pieces.is_empty() {
+        self.records.prepare(&mut plan.batch)?;
+        let fetch_len = plan.batch.fetch_len;
+        if fetch_len == 0 {
             self.spawn(plan, None, out);
             return Ok(());
         }
-        let buffer = self.acquire(&restore.fetch_pool, plan.fetch_len);
-        self.submit(
-            Reading {
-                plan,
-                out: Some(out),
-            },
-            buffer,
-            pieces,
-        );
+        let buffer = self.acquire(&restore.fetch_pool, fetch_len);
+        self.records.submit(std::mem::take(&mut plan.batch), buffer);
+        self.reading.push(Reading {
+            plan,
+            out: Some(out),
+        });
         Ok(())
     }
 
@@ -474,49 +494,40 @@ impl Fetcher<'_, '_, '_> {
         }
     }
 
-    fn submit(&mut self, reading: Reading, buffer: Buffer, pieces: Vec<Piece>) {
-        let token = reading.plan.number.0;
-        self.reading.push(reading);
-        self.queue.submit(Transfer {
-            token,
-            direction: Direction::Read,
-            buffer,
-            pieces,
-        });
-    }
-
     /// Waits for one read and hands its segment to a worker; false if none was in flight.
     fn reap(&mut self) -> bool {
-        let Some(done) = self.queue.wait() else {
-            return false;
-        };
-        let place = self
-            .reading
-            .iter()
-            .position(|reading| reading.plan.number.0 == done.transfer.token)
-            .expect("every transfer was registered when it was submitted");
-        let Reading { mut plan, out } = self.reading.swap_remove(place);
-        let buffer = done.transfer.buffer;
-        match out {
-            Some(out) => {
-                if done.result.is_err() {
-                    // One bad place must not take its neighbours along: each record is read alone.
-                    plan.wanted
-                        .iter_mut()
-                        .for_each(|wanted| wanted.fetched_at = None);
-                }
-                self.spawn(plan, Some(buffer), out);
-            }
-            None => match done.result {
-                Ok(()) => self.spawn(plan, None, buffer),
+        if let Some(done) = self.target.as_mut().and_then(|queue| queue.wait()) {
+            let Reading { plan, .. } = self.take_reading(done.transfer.token);
+            match done.result {
+                Ok(()) => self.spawn(plan, None, done.transfer.buffer),
                 Err(error) => {
                     let place = format!("the target at byte {}", error.file_offset);
                     let error = RepositoryError::io("reading", &place)(error.source);
                     self.restore.shared.failure.lock().get_or_insert(error);
                 }
-            },
+            }
+            return true;
         }
+        let Some((batch, buffer)) = self.records.wait() else {
+            return false;
+        };
+        let Reading { mut plan, out } = self.take_reading(batch.token);
+        let shared = &self.restore.shared;
+        shared.fetched_bytes.add(batch.fetch_len as u64);
+        self.restore.progress.read_bytes.add(batch.fetch_len as u64);
+        plan.batch = batch;
+        let out = out.expect("a fetched segment has a buffer to be decoded to");
+        self.spawn(plan, Some(buffer), out);
         true
+    }
+
+    fn take_reading(&mut self, token: u64) -> Reading {
+        let place = self
+            .reading
+            .iter()
+            .position(|reading| reading.plan.number.0 == token)
+            .expect("every read was registered when it began");
+        self.reading.swap_remove(place)
     }
 
     fn spawn(&self, plan: SegmentPlan, fetched: Option<Buffer>, out: Buffer) {

@@ -27,7 +27,7 @@ use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::open::{CreateOptions, OpenNote, reconcile};
 use undercroft_dataplane::repository::pack_reader::{check_record, list_packs, read_contents};
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
-use undercroft_dataplane::repository::{Parts, Repository, layout};
+use undercroft_dataplane::repository::{LocalRepository, Parts, Repository, layout};
 use undercroft_format::chunker::{AlignedParams, ChunkerSpec};
 use undercroft_format::config::{Config, KeyMaterial, MasterKey};
 use undercroft_format::extent::Extent;
@@ -126,11 +126,11 @@ pub fn open_with(
     seed: u64,
     index: Arc<dyn ChunkIndex>,
     engine: Arc<dyn Engine>,
-) -> Result<(Arc<Repository>, Vec<OpenNote>)> {
+) -> Result<(Arc<LocalRepository>, Vec<OpenNote>)> {
     let mut notes = Vec::new();
     reconcile(&*storage, config.repository, &*index, &mut notes)?;
     let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(seed));
-    let repository = Repository::assemble(Parts {
+    let repository = LocalRepository::assemble(Parts {
         storage,
         engine,
         entropy,
@@ -150,7 +150,7 @@ pub fn open(
     config: &Config,
     keys: &Arc<Keys>,
     seed: u64,
-) -> Result<Arc<Repository>> {
+) -> Result<Arc<LocalRepository>> {
     let index = Arc::new(MemoryIndex::new());
     let engine = Arc::new(SimEngine::new());
     let (repository, notes) = open_with(storage, config, keys, seed, index, engine)?;
@@ -336,6 +336,7 @@ pub fn job(
         parent,
         metadata: Some(("vm.json".to_owned(), format!("{{{vm}}}").into_bytes())),
         tags: Vec::new(),
+        resume: None,
         now_ms,
     }
 }
@@ -351,18 +352,22 @@ pub fn disk_job(disk: DiskInput, unreadable: Option<Range<u64>>) -> DiskJob {
         label: disk.label,
         changed_blocks: disk.changed_blocks,
         lineage: Vec::new(),
+        state: [0; 32],
     }
 }
 
 pub fn run_backup(
-    repository: &Arc<Repository>,
+    repository: &Arc<LocalRepository>,
     threads: &ThreadPool,
     job: BackupJob,
 ) -> Result<BackupReport> {
-    backup(repository, job, threads, &Progress::default())
+    backup(repository.clone(), job, threads, &Progress::default())
 }
 
-pub fn run_gc(repository: &Arc<Repository>, rewrite_below_percent: u8) -> Result<CollectReport> {
+pub fn run_gc(
+    repository: &Arc<LocalRepository>,
+    rewrite_below_percent: u8,
+) -> Result<CollectReport> {
     let options = CollectOptions {
         rewrite_below_percent,
         ..CollectOptions::default()
@@ -376,14 +381,14 @@ pub fn run_gc(repository: &Arc<Repository>, rewrite_below_percent: u8) -> Result
 pub struct Decoded(Mutex<HashMap<ObjectId, (Vec<u8>, Arc<Vec<u8>>)>>);
 
 impl Decoded {
-    fn chunk(&self, repository: &Repository, id: ChunkId) -> Result<Arc<Vec<u8>>> {
+    fn chunk(&self, repository: &LocalRepository, id: ChunkId) -> Result<Arc<Vec<u8>>> {
         let object = ObjectId::from(id);
         let fresh = || repository.objects().chunk(id, repository.keys()?);
         let Some(place) = repository.lookup().locate(&[object])?[0] else {
             return fresh().map(Arc::new);
         };
         let mut record = vec![0; place.info.record_len() as usize];
-        let file = repository.objects().files().get(place.pack);
+        let file = repository.files().get(place.pack);
         let read = file.and_then(|file| file.read_at(&mut record, place.position));
         if read.is_err() || check_record(&record, place.pack, place.position, &place.info).is_err()
         {
@@ -402,12 +407,12 @@ impl Decoded {
 }
 
 /// A disk as its maps say, chunk by chunk.
-pub fn slow_read(repository: &Repository, disk: &DiskManifest) -> Result<Vec<u8>> {
+pub fn slow_read(repository: &LocalRepository, disk: &DiskManifest) -> Result<Vec<u8>> {
     slow_read_with(repository, disk, &Decoded::default())
 }
 
 pub fn slow_read_with(
-    repository: &Repository,
+    repository: &LocalRepository,
     disk: &DiskManifest,
     decoded: &Decoded,
 ) -> Result<Vec<u8>> {
@@ -433,7 +438,7 @@ pub fn slow_read_with(
 
 /// Panics unless the snapshot restores to exactly these disks.
 pub fn assert_restores(
-    repository: &Repository,
+    repository: &LocalRepository,
     stored: &StoredSnapshot,
     disks: &[(String, Content)],
     decoded: &Decoded,
@@ -473,7 +478,7 @@ pub fn assert_restores(
 
 /// Everything that the snapshots refer to, found without the collector's walk.
 pub fn live_objects(
-    repository: &Repository,
+    repository: &LocalRepository,
     snapshots: &[StoredSnapshot],
 ) -> Result<HashSet<ObjectId>> {
     let mut live = HashSet::new();
@@ -499,7 +504,7 @@ pub fn live_objects(
 }
 
 fn add_live(
-    repository: &Repository,
+    repository: &LocalRepository,
     id: ObjectId,
     level: u8,
     live: &mut HashSet<ObjectId>,
@@ -521,7 +526,7 @@ fn add_live(
 }
 
 /// The objects in each sealed pack.
-pub fn packs_on_disk(repository: &Repository) -> BTreeMap<PackId, Vec<ObjectId>> {
+pub fn packs_on_disk(repository: &LocalRepository) -> BTreeMap<PackId, Vec<ObjectId>> {
     let storage = &**repository.storage();
     let listing = list_packs(storage).expect("packs can be listed");
     listing
@@ -537,7 +542,7 @@ pub fn packs_on_disk(repository: &Repository) -> BTreeMap<PackId, Vec<ObjectId>>
 }
 
 /// Panics if anything but config, sealed packs, snapshots and their markers is there.
-pub fn assert_no_leftovers(repository: &Repository) {
+pub fn assert_no_leftovers(repository: &LocalRepository) {
     let storage = &**repository.storage();
     let packs = list_packs(storage).expect("packs can be listed");
     assert!(

@@ -1,0 +1,3 @@
+//! The repository behind a server: its address.
+
+pub mod address;
