@@ -268,8 +268,10 @@ impl Collector<'_> {
         for pass in 0..passes {
             let first = (pass * 256 / passes) as u8;
             let last = ((pass + 1) * 256 / passes - 1) as u8;
+            // Ids are hashes: a pass has its share of them, give or take. A table that grows is there twice.
+            let share = objects / passes;
             let mut mark = Mark {
-                live: Fingerprints::with_capacity((objects / passes) as usize),
+                live: Fingerprints::with_capacity((share + share / 64 + 1024) as usize),
                 first_bytes: first..=last,
                 walked: Fingerprints::with_capacity(maps as usize),
                 references: 0,

@@ -19,8 +19,8 @@ use super::index::{Candidate, ChunkIndex, PackNumber};
 use super::pack_reader::{list_packs, read_contents};
 use crate::io::Storage;
 
-/// Tables of contents kept in memory: at 1,500 entries of 56 bytes each about 10 MiB.
-const TABLES_MAX: usize = 128;
+/// Entries of the tables of contents kept in memory, 56 bytes each: 10 MiB, more than 300 usual packs.
+const TABLE_ENTRIES_MAX: usize = 192 << 10;
 /// A table is read when at least this many ids of a batch are said to be in its pack: reading it costs
 /// about as much as this many lookups in the index.
 const TABLE_PAYS_AT: usize = 8;
@@ -229,7 +229,8 @@ impl Lookup {
             losses,
         });
         let mut tables = self.tables.lock();
-        if tables.len() >= TABLES_MAX {
+        let kept: usize = tables.values().map(|table| table.entries.len()).sum();
+        if kept + table.entries.len() > TABLE_ENTRIES_MAX {
             tables.clear();
         }
         tables.insert(number, table.clone());
