@@ -353,11 +353,25 @@ impl Collector<'_> {
         Ok(())
     }
 
+    /// Objects of which a session holds one copy while the index names another: two sessions stored them
+    /// at the same time. With the other copy's pack they would go from the index, although the session was
+    /// promised them.
+    fn promised_elsewhere(&self) -> Result<HashSet<ObjectId>> {
+        let index = self.repository.lookup().index();
+        let held = self.repository.registry().held(|id| index.pack_number(id));
+        let mut promised = HashSet::new();
+        for pack in held {
+            promised.extend(index.lost(pack)?);
+        }
+        Ok(promised)
+    }
+
     fn sweep(&mut self, packs: Vec<Sweeping>, pinned: bool) -> Result<()> {
+        let promised = self.promised_elsewhere()?;
         let (dead, rest): (Vec<_>, Vec<_>) =
             packs.into_iter().partition(|pack| pack.live_bytes == 0);
         for pack in dead {
-            if self.condemn(&pack) {
+            if self.condemn(&pack, &promised)? {
                 self.report.packs_removed += 1;
                 self.report.bytes_freed += pack.len;
                 self.remove(&pack)?;
@@ -370,7 +384,7 @@ impl Collector<'_> {
             // A reader in another process may have looked up a place in this pack already.
             if pinned {
                 self.report.packs_held += 1;
-            } else if self.condemn(&pack) {
+            } else if self.condemn(&pack, &promised)? {
                 rewrite.push(pack);
             }
         }
@@ -411,12 +425,18 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn condemn(&mut self, pack: &Sweeping) -> bool {
-        let free = self.repository.registry().condemn(pack.id, pack.number);
+    fn condemn(&mut self, pack: &Sweeping, promised: &HashSet<ObjectId>) -> Result<bool> {
+        let stands_in = !promised.is_empty() && {
+            let toc = self.contents(pack.id)?.toc;
+            toc.entries
+                .iter()
+                .any(|entry| promised.contains(&entry.info.id))
+        };
+        let free = !stands_in && self.repository.registry().condemn(pack.id, pack.number);
         if !free {
             self.report.packs_held += 1;
         }
-        free
+        Ok(free)
     }
 
     fn rewrite(&mut self, packs: &[Sweeping]) -> Result<()> {
