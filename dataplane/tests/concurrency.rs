@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use undercroft_dataplane::io::{EngineRequest, SimStorage, Storage, choose};
+use undercroft_dataplane::progress::Progress;
 use undercroft_dataplane::repository::local_session::SessionStore;
 use undercroft_dataplane::repository::open::{
     Access, OpenOptions, create_local, open_local, rebuild_index,
@@ -309,7 +310,8 @@ fn hammer(request: EngineRequest, rounds: u64) {
     let storage = undercroft_dataplane::io::LocalStorage::new(root.path().to_owned());
     let config =
         undercroft_dataplane::repository::open::read_config(&storage, "here").expect("read");
-    rebuild_index(root.path(), &storage, &config, &mut Vec::new()).expect("rebuilt");
+    let progress = Progress::default();
+    rebuild_index(root.path(), &storage, &config, &mut Vec::new(), &progress).expect("rebuilt");
     check(&open_real(root.path(), request));
 }
 

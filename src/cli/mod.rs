@@ -27,7 +27,7 @@ use crate::settings::{GlobalArgs, Settings};
 ///
 /// The repository is a directory, given by --repo or UNDERCROFT_REPO. A SNAPSHOT is named by the first
 /// digits of its id (`3f9c`), by `VM@latest`, `VM@latest-2`, or by `VM@TIME` with a date or a time
-/// (`web01@2026-11-22T03:00`): the newest one at or before it.
+/// (`web01@2026-11-22T03:00`): the newest one up to the end of that day, minute or second.
 #[derive(Parser)]
 #[command(name = "undercroft", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {

@@ -22,6 +22,7 @@ use super::rocks::{RocksIndex, is_empty};
 use super::rocks_options::{self, IndexOptions, TABLE_FILE_LEN};
 use super::rocks_store::{Access, Store};
 use super::{IndexedPack, Place};
+use crate::io::create_private_dir;
 
 /// Partitions go by the id's first 10 bits.
 const PARTITIONS: usize = 1 << PARTITION_BITS;
@@ -67,7 +68,7 @@ impl RocksIndex {
         packs: impl IntoIterator<Item = PackContents>,
         options: IndexOptions,
     ) -> Result<Self, IndexError> {
-        fs::create_dir_all(dir).map_err(dir.io("making directory"))?;
+        create_private_dir(dir).map_err(dir.io("making directory"))?;
         if !is_empty(dir)? {
             let dir = dir.to_owned();
             return Err(IndexError::NotEmpty { dir });
@@ -75,7 +76,7 @@ impl RocksIndex {
         let budget = options.budget();
         let store = Store::open(dir, Access::Create, &budget)?;
         let work_dir = dir.join(WORK_DIR);
-        fs::create_dir(&work_dir).map_err(work_dir.io("making directory"))?;
+        create_private_dir(&work_dir).map_err(work_dir.io("making directory"))?;
 
         let mut list = PackList::default();
         let partitions = deal(&work_dir, packs, &mut list)?;

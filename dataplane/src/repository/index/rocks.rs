@@ -30,6 +30,7 @@ use super::rocks_options::{Budget, IndexOptions};
 use super::rocks_store::{Access, Store};
 use super::seal::{Seal, replace_file};
 use super::{Candidate, ChunkIndex, IndexError, IndexedPack, PackNumber, Place};
+use crate::io::create_private_dir;
 
 /// The stored RAM table, beside RocksDB's files while the index is closed.
 const TABLE_FILE: &str = "ram-table";
@@ -196,7 +197,7 @@ impl RocksIndex {
     }
 
     fn break_seal(dir: &Path) -> Result<Seal, IndexError> {
-        fs::create_dir_all(dir).map_err(dir.io("making directory"))?;
+        create_private_dir(dir).map_err(dir.io("making directory"))?;
         let seal = Seal::read(dir).map_err(dir.io("reading the seal of"))?;
         let changed = seal.glance(dir, TABLE_FILE);
         if let Some(name) = changed.map_err(dir.io("comparing with its seal"))? {

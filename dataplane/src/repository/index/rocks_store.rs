@@ -9,7 +9,7 @@ use rocksdb::{
 };
 use undercroft_format::id::{ObjectId, RepositoryId};
 
-use super::error::{AtDir, Damage, IndexError};
+use super::error::{AtDir, Damage, IndexError, says_disk_full};
 use super::record::{
     self, CHUNKS, LOST, META, PACKS, REPOSITORY_KEY, SCHEMA, SCHEMA_KEY, STATE_KEY,
 };
@@ -305,6 +305,8 @@ fn own(dir: &Path, access: Access, budget: &Budget, cache: &Cache) -> Result<DB,
         if locked {
             let dir = dir.to_owned();
             IndexError::Locked { dir, source }
+        } else if says_disk_full(&source) {
+            dir.rocks("opening")(source)
         } else {
             dir.damaged(Damage::Rocks(source))
         }
