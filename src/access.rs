@@ -16,6 +16,7 @@ use undercroft_dataplane::repository::pins::Pin;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_dataplane::repository::{LocalRepository, Repository};
 use undercroft_format::codec;
+use undercroft_format::id::SnapshotId;
 
 use crate::catalog::Catalog;
 use crate::failure::{one_line, warn};
@@ -194,6 +195,13 @@ pub fn tell(note: &OpenNote) {
         }
         OpenNote::PacksDropped(packs) => {
             tracing::info!(packs, "packs that are gone were dropped from the index");
+        }
+        OpenNote::SnapshotsIncomplete(ids) => {
+            let ids: Vec<_> = ids.iter().map(SnapshotId::short).collect();
+            warn(format_args!(
+                "packs are gone that snapshots need; incomplete now: {}; see what that affects: undercroft verify",
+                ids.join(", ")
+            ));
         }
         OpenNote::PackUnreadable(pack, why) => warn(format_args!(
             "pack {pack} cannot be read ({why}); see what that affects: undercroft verify --deep"

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -101,6 +102,27 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
             .arg(&small.path),
     );
     assert_restores(&repo, "other@latest", &small.bytes, dir.path());
+    succeed(undercroft(&repo).args(["verify", "--deep"]));
+}
+
+#[test]
+fn a_full_disk_can_be_read() {
+    let dir = workspace();
+    let Some(disk) = SmallDisk::mount(&dir.path().join("small"), 48 << 20) else {
+        eprintln!("not root: cannot mount a small file system");
+        return;
+    };
+    let repo = disk.0.join("repo");
+    succeed(undercroft(&repo).args(["init", "--index-memory", "64M"]));
+    let image = Image::new(dir.path().join("disk.raw"), 1, 4 << 20);
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
+    let mut filler = std::fs::File::create(disk.0.join("filler")).expect("a file");
+    while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+    assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
     succeed(undercroft(&repo).args(["verify", "--deep"]));
 }
 

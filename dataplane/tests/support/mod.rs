@@ -16,7 +16,7 @@ use base64::Engine as _;
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use undercroft_dataplane::ingest::backup::{BackupJob, BackupReport, DiskJob, backup};
-use undercroft_dataplane::ingest::source::{DiskSource, Source};
+use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
 use undercroft_dataplane::io::{BlockFile, Engine, SimEngine, Storage};
 use undercroft_dataplane::progress::Progress;
 use undercroft_dataplane::repository::entropy::{Entropy, SeededEntropy};
@@ -201,7 +201,7 @@ impl BlockFile for MemoryFile {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    fn preallocate(&self, _: u64) -> io::Result<()> {
+    fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
         Ok(())
     }
 
@@ -350,7 +350,9 @@ pub fn disk_job(disk: DiskInput, unreadable: Option<Range<u64>>) -> DiskJob {
         source: Source::Disk(DiskSource::new(Arc::new(file), true).expect("memory has a length")),
         source_name: disk.label.clone(),
         label: disk.label,
-        changed_blocks: disk.changed_blocks,
+        changed_blocks: disk
+            .changed_blocks
+            .map(|text| ChangedBlocks::new(io::Cursor::new(text))),
         lineage: Vec::new(),
         state: [0; 32],
     }
@@ -635,6 +637,10 @@ impl Storage for Watched {
         self.inner.list(dir)
     }
 
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.inner.names(dir)
+    }
+
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         self.tell("sync_dir", dir, self.inner.sync_dir(dir))
     }
@@ -679,8 +685,8 @@ impl BlockFile for WatchedFile {
             .tell("set_len", &self.path, self.inner.set_len(len))
     }
 
-    fn preallocate(&self, len: u64) -> io::Result<()> {
-        self.inner.preallocate(len)
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.preallocate(offset, len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
