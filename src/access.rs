@@ -211,6 +211,13 @@ pub fn tell(note: &OpenNote) {
         OpenNote::PacksDropped(packs) => {
             tracing::info!(packs, "packs that are gone were dropped from the index");
         }
+        OpenNote::SnapshotsIncomplete(ids) => {
+            let ids: Vec<_> = ids.iter().map(SnapshotId::short).collect();
+            warn(format_args!(
+                "packs are gone that snapshots need; incomplete now: {}; see what that affects: undercroft verify",
+                ids.join(", ")
+            ));
+        }
         OpenNote::PackUnreadable(pack, why) => warn(format_args!(
             "pack {pack} cannot be read ({why}); see what that affects: undercroft verify --deep"
         )),

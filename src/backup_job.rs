@@ -11,16 +11,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use jiff::Timestamp;
 use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob};
-use undercroft_dataplane::ingest::source::{DiskSource, Source};
+use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
 use undercroft_format::snapshot::NAME_LEN_MAX;
-use undercroft_format::source::cbt::CBT_TEXT_LEN_MAX;
 
 use crate::failure::Problem;
 use crate::settings::Settings;
 use crate::signals::Stoppable;
 
 /// Longest metadata, in bytes: it is held in memory.
-const METADATA_LEN_MAX: u64 = 256 << 20;
+const METADATA_LEN_MAX: u64 = 64 << 20;
 const TAGS_MAX: usize = 256;
 const LINEAGE_MAX: usize = 64;
 const VALUE_LEN_MAX: usize = 4096;
@@ -290,11 +289,9 @@ fn add_changed_blocks(disks: &mut [DiskJob], text: &str) -> anyhow::Result<()> {
         .hint("leave out --changed-blocks, or name a file or block device")
         .into());
     }
-    disk.changed_blocks = Some(read_at_most(
-        Path::new(path),
-        CBT_TEXT_LEN_MAX,
-        "changed-block bitmap",
-    )?);
+    let bitmap =
+        File::open(path).with_context(|| format!("reading the changed-block bitmap {path}"))?;
+    disk.changed_blocks = Some(ChangedBlocks::new(bitmap));
     Ok(())
 }
 

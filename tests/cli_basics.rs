@@ -414,12 +414,6 @@ Hint: the disks are labelled: root, data
 1: Error: reading the changed-block bitmap missing.cbt
 Caused by: No such file or directory (os error 2)
 "#);
-    let long = fs::File::create(bench.path("long.cbt")).unwrap();
-    long.set_len((128 << 20) + 1).unwrap();
-    assert_snapshot!(backup(&["root.raw", "--changed-blocks", "long.cbt"]), @r#"
-1: Error: the changed-block bitmap long.cbt is longer than 134217728 bytes
-Hint: is it the right file?
-"#);
     assert_eq!(bench.ids().len(), 2, "none of them made a snapshot");
 }
 

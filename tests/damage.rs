@@ -2,7 +2,13 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use undercroft_dataplane::io::LocalStorage;
+use undercroft_dataplane::repository::open::read_config;
+use undercroft_dataplane::repository::pack_reader::{list_packs, read_contents};
+use undercroft_format::pack::{PackKind, RECORD_HEADER_LEN};
 
 use support::{
     Image, assert_restores, copy_tree, fail_with, files_below, json, succeed, undercroft, workspace,
@@ -14,7 +20,7 @@ fn flip(file: &Path, position: usize, bit: u8) {
     std::fs::write(file, bytes).expect("it can be written");
 }
 
-fn repository(dir: &Path, encrypted: bool) -> (std::path::PathBuf, Image) {
+fn repository(dir: &Path, encrypted: bool) -> (PathBuf, Image) {
     let repo = dir.join("repo");
     let mut init = undercroft(&repo);
     init.args(["init", "--segment-size", "1M", "--pack-size", "1M"]);
@@ -93,7 +99,7 @@ fn a_flipped_bit_in_any_file_is_found_by_verify() {
     }
 }
 
-fn largest_data_pack(repo: &Path) -> std::path::PathBuf {
+fn largest_data_pack(repo: &Path) -> PathBuf {
     files_below(&repo.join("packs"))
         .into_iter()
         .max_by_key(|file| std::fs::metadata(file).expect("its length").len())
@@ -182,8 +188,7 @@ fn a_lost_index_is_remade_and_a_lost_pack_is_named() {
     succeed(undercroft(&repo).arg("rebuild-index"));
     assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
     std::fs::remove_file(largest_data_pack(&repo)).expect("it goes");
-    let text = fail_with(undercroft(&repo).args(["verify", "--deep"]), 3);
-    let _ = text;
+    fail_with(undercroft(&repo).args(["verify", "--deep"]), 3);
     let target = dir.path().join("restored.raw");
     fail_with(
         undercroft(&repo)
@@ -191,4 +196,175 @@ fn a_lost_index_is_remade_and_a_lost_pack_is_named() {
             .arg(&target),
         1,
     );
+}
+
+/// The sealed packs of one kind, with the positions and lengths of their records.
+fn packs_of(repo: &Path, kind: PackKind) -> Vec<(PathBuf, Vec<(usize, usize)>)> {
+    let storage = LocalStorage::new(repo.to_owned());
+    let config = read_config(&storage, "repo").expect("a config");
+    let sealed = list_packs(&storage).expect("a listing").sealed;
+    let contents = sealed
+        .into_iter()
+        .map(|(id, _)| read_contents(&storage, config.repository, id).expect("a sealed pack"));
+    contents
+        .filter(|pack| pack.kind == kind)
+        .map(|pack| {
+            let id = pack.id.to_string();
+            let records = pack.toc.entries.iter();
+            (
+                repo.join("packs").join(&id[..2]).join(&id),
+                records
+                    .map(|entry| (entry.position as usize, entry.info.record_len() as usize))
+                    .collect(),
+            )
+        })
+        .collect()
+}
+
+/// An increment of `image` on the newest snapshot of `vm`, in `repo`.
+fn increment(repo: &Path, image: &Image, bitmap: &Path) -> Command {
+    let mut backup = undercroft(repo);
+    backup
+        .args(["backup", "--vm", "vm", "--parent", "vm@latest"])
+        .arg("--changed-blocks")
+        .arg(bitmap)
+        .arg(&image.path);
+    backup
+}
+
+#[test]
+fn a_lost_pack_is_found_by_verify_and_not_built_upon() {
+    let dir = workspace();
+    let (repo, mut image) = repository(dir.path(), false);
+    let bitmap = dir.path().join("changed");
+    // In another segment than the first data pack's chunks, mostly.
+    std::fs::write(&bitmap, image.change(9, &[70])).expect("a bitmap");
+    for kind in [PackKind::Data, PackKind::Meta] {
+        for (pack, _) in packs_of(&repo, kind) {
+            let name = pack.strip_prefix(&repo).expect("below");
+            let victim = dir.path().join("victim");
+            let lose = || {
+                let _ = std::fs::remove_dir_all(&victim);
+                copy_tree(&repo, &victim);
+                std::fs::remove_file(victim.join(name)).expect("it goes");
+            };
+            lose();
+            let output = undercroft(&victim).arg("verify").output().expect("it runs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(output.status.code(), Some(3), "{text}");
+            assert!(text.contains("the pack is gone"), "{text}");
+            let repair = undercroft(&victim).arg("repair").output().expect("it runs");
+            let text = String::from_utf8_lossy(&repair.stdout).into_owned();
+            assert_eq!(repair.status.code(), Some(3), "{text}");
+            assert!(!text.contains("No damage\n"), "{text}");
+
+            // With the index as a witness, and without; right away, and after others opened it.
+            for (witness, others) in [(true, false), (true, true), (false, false)] {
+                lose();
+                if !witness {
+                    succeed(undercroft(&victim).arg("rebuild-index"));
+                }
+                if others {
+                    let opened = undercroft(&victim)
+                        .args(["protect", "vm@latest"])
+                        .output()
+                        .expect("it runs");
+                    let text = String::from_utf8_lossy(&opened.stderr).into_owned();
+                    assert!(text.contains("packs are gone"), "{text}");
+                }
+                let report = json(&mut increment(&victim, &image, &bitmap));
+                assert!(
+                    report.to_string().contains("full:parent-damaged"),
+                    "{kind:?}, {witness}, {others}: {report}"
+                );
+                assert!(!victim.join("unchecked").exists());
+                assert_restores(&victim, "vm@latest", &image.bytes, dir.path());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_increment_on_damaged_maps_is_a_full_read() {
+    let dir = workspace();
+    let (repo, mut image) = repository(dir.path(), false);
+    let bitmap = dir.path().join("changed");
+    std::fs::write(&bitmap, image.change(9, &[1])).expect("a bitmap");
+    let mut full_reads = 0;
+    for (pack, records) in packs_of(&repo, PackKind::Meta) {
+        let name = pack.strip_prefix(&repo).expect("below");
+        for (position, len) in records {
+            let victim = dir.path().join("victim");
+            let _ = std::fs::remove_dir_all(&victim);
+            copy_tree(&repo, &victim);
+            flip(
+                &victim.join(name),
+                position + (RECORD_HEADER_LEN + len) / 2,
+                3,
+            );
+            let report = json(&mut increment(&victim, &image, &bitmap));
+            if report.to_string().contains("full:parent-damaged") {
+                full_reads += 1;
+                assert_restores(&victim, "vm@latest", &image.bytes, dir.path());
+            }
+        }
+    }
+    assert!(
+        full_reads >= 2,
+        "of the first map and of the root: {full_reads}"
+    );
+}
+
+#[test]
+fn a_damaged_mark_of_protection_protects_and_is_mended() {
+    let dir = workspace();
+    let (repo, _) = repository(dir.path(), false);
+    let marker = || {
+        let files = files_below(&repo.join("snapshots")).into_iter();
+        let is_marker = |file: &PathBuf| file.extension().is_some_and(|ext| ext == "protected");
+        files.clone().find(is_marker).expect("a marker")
+    };
+    for mend in [&["repair"][..], &["protect", "vm@latest"]] {
+        flip(&marker(), 20, 1);
+        fail_with(undercroft(&repo).arg("verify"), 3);
+        fail_with(undercroft(&repo).args(["forget", "vm@latest"]), 1);
+        succeed(undercroft(&repo).args(mend));
+        succeed(undercroft(&repo).arg("verify"));
+        fail_with(undercroft(&repo).args(["forget", "vm@latest"]), 1);
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_left_alone_and_a_stale_session_is_checked() {
+    let dir = workspace();
+    let (repo, image) = repository(dir.path(), false);
+    let stray = repo.join("packs/zz/00112233445566778899aabbccddeeff");
+    std::fs::create_dir_all(stray.parent().expect("it has one")).expect("a directory");
+    std::fs::write(&stray, "not a pack").expect("a file");
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
+    succeed(undercroft(&repo).arg("gc"));
+    succeed(undercroft(&repo).arg("repair"));
+    succeed(undercroft(&repo).arg("verify"));
+    assert!(stray.exists());
+    let id = "00112233445566778899aabbccddeeff";
+    let session = repo.join("sessions").join(id);
+    std::fs::write(&session, id).expect("a file");
+    succeed(undercroft(&repo).arg("verify"));
+    flip(&session, 5, 0);
+    fail_with(undercroft(&repo).arg("verify"), 3);
+}
+
+#[test]
+fn a_fresh_repository_has_nothing_to_warn_of() {
+    let dir = workspace();
+    let repo = dir.path().join("repo");
+    succeed(undercroft(&repo).arg("init"));
+    for command in ["stats", "verify", "snapshots"] {
+        let output = succeed(undercroft(&repo).arg(command));
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{command}");
+    }
 }

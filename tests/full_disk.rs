@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -184,8 +185,29 @@ fn a_full_disk_is_not_taken_for_a_damaged_index() {
 fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).expect("a file");
     for len in [1 << 20, 4096] {
-        while std::io::Write::write_all(&mut file, &vec![1; len]).is_ok() {}
+        while file.write_all(&vec![1; len]).is_ok() {}
     }
+}
+
+#[test]
+fn a_full_disk_can_be_read() {
+    let dir = workspace();
+    let Some(disk) = SmallDisk::mount(&dir.path().join("small"), 48 << 20) else {
+        eprintln!("not root: cannot mount a small file system");
+        return;
+    };
+    let repo = disk.0.join("repo");
+    succeed(undercroft(&repo).args(["init", "--index-memory", "64M"]));
+    let image = Image::new(dir.path().join("disk.raw"), 1, 4 << 20);
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
+    let mut filler = std::fs::File::create(disk.0.join("filler")).expect("a file");
+    while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+    assert_restores(&repo, "vm@latest", &image.bytes, dir.path());
+    succeed(undercroft(&repo).args(["verify", "--deep"]));
 }
 
 fn restored_latest(repo: &Path, scratch: &Path) -> Vec<u8> {

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -15,14 +16,15 @@ use undercroft_dataplane::repository::error::{RepositoryError, Result};
 use undercroft_dataplane::repository::gc::CollectReport;
 use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::pack_reader::list_packs;
+use undercroft_dataplane::repository::stats::stats;
 use undercroft_dataplane::repository::{LocalRepository, Repository};
 use undercroft_format::config::Config;
 use undercroft_format::partition::PARTITION_HEAD_LEN;
 
 use support::{
-    Content, Decoded, DiskInput, KIB, MIB, Rng, assert_no_leftovers, assert_restores, chain,
-    config, disk_job, fill_noise, job, make_directories, one_thread, open, run_backup, run_gc,
-    scribble,
+    Content, Decoded, DiskInput, KIB, MIB, Rng, Watched, assert_no_leftovers, assert_restores,
+    chain, config, disk_job, fill_noise, job, make_directories, one_thread, open, run_backup,
+    run_gc, scribble,
 };
 
 const OPS: [SimOp; 11] = [
@@ -393,4 +395,61 @@ fn an_unreadable_source_fails_the_backup_and_says_where() {
     world.check(&[PARENT, OTHER], &Decoded::default());
     run_gc(&world.repository, 60).expect("nothing is missing");
     assert_no_leftovers(&world.repository);
+}
+
+/// A backup of 10 MiB in one pack, and how often the length of its file was set.
+fn long_pack(prepare: impl Fn(&SimStorage)) -> (Result<BackupReport>, usize) {
+    let (config, keys) = config(16 << 20, false);
+    let sim = SimStorage::new();
+    make_directories(&sim);
+    let resized = Arc::new(AtomicUsize::new(0));
+    let storage = {
+        let resized = resized.clone();
+        Watched {
+            inner: Arc::new(sim.clone()),
+            hook: Arc::new(move |op: &str, _: &str, _: &[u8]| {
+                if op == "set_len" {
+                    resized.fetch_add(1, Ordering::Relaxed);
+                }
+            }),
+        }
+    };
+    let repository = open(Arc::new(storage), &config, &keys, 1).expect("it opens");
+    let mut disk = vec![0; 10 << 20];
+    fill_noise(&mut disk, &mut Rng(1));
+    let disks = vec![DiskInput::full("disk", &Arc::new(disk))];
+    prepare(&sim);
+    let result = run_backup(&repository, &one_thread(), job("vm", 1, None, disks));
+    // The meta pack is cut once, when it is sealed.
+    (result, resized.load(Ordering::Relaxed) - 1)
+}
+
+#[test]
+fn room_is_set_aside_for_a_pack_only_where_there_is_ample() {
+    let (result, resized) = long_pack(|_| {});
+    result.expect("nothing fails");
+    assert_eq!(resized, 2, "once ahead, once when sealed");
+    let (result, resized) = long_pack(|sim| sim.set_capacity(64 << 20));
+    result.expect("there is room");
+    assert_eq!(resized, 1, "when sealed");
+}
+
+#[test]
+fn a_write_that_finds_no_room_gets_what_was_set_aside() {
+    // The session's file is the first write, the pack's first 4 MiB take eight.
+    let (result, resized) = long_pack(|sim| sim.fail_nth(SimOp::Write, 12, libc::ENOSPC));
+    result.expect("what was set aside is enough");
+    assert_eq!(resized, 3, "ahead, given back, sealed");
+}
+
+#[test]
+fn figures_do_not_mind_a_pack_that_goes_meanwhile() {
+    let world = World::new(64 << 10);
+    let all = stats(&world.repository).expect("nothing fails");
+    // After its listing, each snapshot is opened, then each pack.
+    world
+        .sim
+        .fail_nth(SimOp::Open, all.snapshots + 1, libc::ENOENT);
+    let fewer = stats(&world.repository).expect("a pack was collected");
+    assert_eq!(fewer.packs + 1, all.packs);
 }

@@ -43,9 +43,9 @@ reasons! {
     DiskNotInParent = 4, "full:disk-not-in-parent";
     /// The bitmap is shorter than the disk needs.
     BitmapTooShort = 5, "full:bitmap-too-short";
-    /// The bitmap is far longer than the disk needs.
+    /// The bitmap covers more than the disk.
     BitmapTooLong = 6, "full:bitmap-too-long";
-    /// The bitmap could not be decoded.
+    /// The bitmap could not be read, or not decoded.
     BitmapUnreadable = 7, "full:bitmap-unreadable";
     /// The parent was cut into segments of another size or by another chunker.
     ParentLayout = 8, "full:parent-layout";

@@ -9,14 +9,26 @@ use undercroft_format::units::DiskLength;
 
 #[derive(Arbitrary, Debug)]
 enum Input<'a> {
-    Text { size: u64, text: &'a [u8] },
-    Bits { size: u32, bits: &'a [u8] },
+    Text {
+        size: u64,
+        parent_size: u64,
+        text: &'a [u8],
+    },
+    Bits {
+        size: u32,
+        bits: &'a [u8],
+    },
 }
 
 fuzz_target!(|input: Input<'_>| match input {
-    Input::Text { size, text } => {
-        if let Ok(ranges) = changed_ranges(text, DiskLength::new(size)) {
-            let blocks = size.div_ceil(CBT_BLOCK_LEN);
+    Input::Text {
+        size,
+        parent_size,
+        text,
+    } => {
+        let found = changed_ranges(text, DiskLength::new(size), DiskLength::new(parent_size));
+        if let Ok(ranges) = found {
+            let blocks = size.min(parent_size).div_ceil(CBT_BLOCK_LEN);
             assert!(blocks.div_ceil(8) <= text.len() as u64);
             assert!(
                 ranges
@@ -30,11 +42,9 @@ fuzz_target!(|input: Input<'_>| match input {
     Input::Bits { size, bits } => {
         let size = u64::from(size);
         let needed = size.div_ceil(CBT_BLOCK_LEN).div_ceil(8);
-        let found = changed_ranges(base64(bits).as_bytes(), DiskLength::new(size));
-        assert_eq!(
-            found.is_ok(),
-            (needed..=needed + 4096).contains(&(bits.len() as u64))
-        );
+        let length = DiskLength::new(size);
+        let found = changed_ranges(base64(bits).as_bytes(), length, length);
+        assert_eq!(found.is_ok(), needed == bits.len() as u64);
         let Ok(ranges) = found else { return };
         for block in 0..size.div_ceil(CBT_BLOCK_LEN) {
             let set = bits[(block / 8) as usize] & (0x80 >> (block % 8)) != 0;

@@ -18,7 +18,8 @@ use crate::work::Work;
 /// backup has brought back what they lost. Exit code 3 if something cannot be restored now.
 ///
 /// JSON: damage (path, position, problem), packs_replaced, records_lost, snapshots_removed,
-/// snapshots_incomplete, snapshots_whole_again, affected (snapshot, vm, disk, range, problem).
+/// markers_rewritten, snapshots_incomplete, snapshots_whole_again, affected (snapshot, vm, disk, range,
+/// problem).
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Find damage by decoding and hashing every record
@@ -46,7 +47,11 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
 
 fn write(text: &mut String, report: &RepairReport) {
     if report.damage.is_empty() {
-        line!(text, "No damage");
+        let what = match report.affected.is_empty() {
+            true => "No damage",
+            false => "No damaged files, but data is missing",
+        };
+        line!(text, "{what}");
     } else {
         line!(text, "Damage set aside:");
         report::write_damage(text, &report.damage);
@@ -62,6 +67,7 @@ fn write(text: &mut String, report: &RepairReport) {
         "Unreadable, in damaged/ now",
         &report.snapshots_removed,
     );
+    list(text, "Protected as before", &report.markers_rewritten);
     list(text, "Incomplete", &report.snapshots_incomplete);
     list(text, "Whole again", &report.snapshots_whole_again);
     if !report.affected.is_empty() {

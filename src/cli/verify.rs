@@ -15,15 +15,15 @@ use crate::work::Work;
 
 /// Check that what is stored is what was written
 ///
-/// Reads every record and checks its checksum; no key is needed. With --deep every record is decoded and
-/// hashed to its id, and the maps of all snapshots are walked. Says which ranges of which disks of which
-/// snapshots are damaged, and ends with exit code 3 if any are.
+/// Reads every record and checks its checksum, and walks the maps of all snapshots to see that nothing is
+/// missing; no key is needed. With --deep every record is decoded and hashed to its id. Says which ranges
+/// of which disks of which snapshots are damaged, and ends with exit code 3 if any are.
 ///
 /// JSON: snapshots, packs, records, bytes, unsealed_packs, damage (path, position, problem), affected
 /// (snapshot, vm, disk, range, problem), deep, duration_ms.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Decode, hash and check that all maps are complete
+    /// Decode every record and hash it to its id
     #[arg(long)]
     deep: bool,
     /// Only what these snapshots use
@@ -117,10 +117,7 @@ fn write(text: &mut String, found: &VerifyReport) {
     line!(text, "DAMAGED:");
     report::write_damage(text, &found.damage);
     if found.affected.is_empty() {
-        line!(
-            text,
-            "No range of a disk is known to be affected (verify --deep finds which are)"
-        );
+        line!(text, "No range of a disk is affected");
     } else {
         line!(text, "Affected:");
         report::write_affected(text, &found.affected);

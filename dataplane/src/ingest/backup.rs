@@ -12,13 +12,14 @@ use undercroft_format::maptree::{NodeStore, Tree, update};
 use undercroft_format::pack::ObjectKind;
 use undercroft_format::ranges::RangeSet;
 use undercroft_format::reason::Reason;
+use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
 use undercroft_format::source::cbt::{BitmapError, changed_ranges};
-use undercroft_format::units::{DiskLength, DiskRange, SegmentNumber};
+use undercroft_format::units::{DiskLength, SegmentNumber};
 
 use super::chunker::Chunker;
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
-use super::source::{DiskSource, Source};
+use super::source::{ChangedBlocks, DiskSource, Source};
 use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use crate::clock::Stopwatch;
 use crate::io::{BufferPool, Engine, EngineKind};
@@ -29,10 +30,16 @@ use crate::repository::objects::ReadNodes;
 use crate::repository::record::RecordEncoder;
 use crate::repository::session::{DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
+use crate::repository::walk::{Place, Visitor, walk_disk};
 
 /// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
-/// read ahead.
+/// read ahead ...
 const READ_AHEAD_SEGMENTS: usize = 2;
+/// ... but no more bytes than this, so that a backup stays below 256 MiB with everything else it needs:
+/// with large segments or many workers, some workers wait for a segment.
+const SEGMENTS_LEN_MAX: usize = 176 << 20;
+/// One segment is read while one is worked on, whatever their size.
+const SEGMENTS_MIN: usize = 2;
 /// Metadata is cut into chunks of at most this many bytes.
 const METADATA_CHUNK_LEN: usize = 1 << 20;
 /// A wait is worth a reason code when it takes more than this share of a run.
@@ -49,8 +56,8 @@ pub struct DiskJob {
     pub source: Source,
     /// The source in the user's words.
     pub source_name: String,
-    /// XAPI's base64 bitmap of what changed since the parent.
-    pub changed_blocks: Option<Vec<u8>>,
+    /// What changed since the parent.
+    pub changed_blocks: Option<ChangedBlocks>,
     /// Where the disk's state came from: sorted pairs.
     pub lineage: Vec<(String, String)>,
     /// Digest of what tells this state of the disk from another: an interrupted session goes on only
@@ -173,7 +180,7 @@ fn store_all(
         threads,
         progress,
         chunker: Chunker::new(&config.chunker),
-        pool: BufferPool::new(segment_len * (workers + READ_AHEAD_SEGMENTS)),
+        pool: BufferPool::new(segment_len * segments_in_flight(workers, segment_len)),
         states: WorkerStates::new(workers, config.zstd_level.into()),
     };
     for disk in &job.disks {
@@ -181,15 +188,16 @@ fn store_all(
             progress.total_bytes.add(source.size().get());
         }
     }
+    // Before the disks: its memory goes before theirs is touched.
+    let metadata = match job.metadata {
+        Some((name, bytes)) => Some(machine.metadata(name, &bytes)?),
+        None => None,
+    };
     let mut warnings = Vec::new();
     let mut disks = Vec::with_capacity(job.disks.len());
     for (ordinal, disk) in (0..).zip(job.disks) {
         disks.push(machine.disk(ordinal, disk, job.parent.as_ref(), &job.vm, &mut warnings)?);
     }
-    let metadata = match job.metadata {
-        Some((name, bytes)) => Some(machine.metadata(name, &bytes)?),
-        None => None,
-    };
     let elapsed = wall.elapsed();
     let waits = Waits::of(progress, workers, elapsed);
     let duration_ms = elapsed.as_millis() as u64;
@@ -211,6 +219,10 @@ fn store_all(
         metadata,
     };
     Ok((snapshot, waits, warnings))
+}
+
+fn segments_in_flight(workers: usize, segment_len: usize) -> usize {
+    (workers + READ_AHEAD_SEGMENTS).min((SEGMENTS_LEN_MAX / segment_len).max(SEGMENTS_MIN))
 }
 
 fn slowness(waits: &Waits, duration_ms: u64) -> Option<Reason> {
@@ -247,6 +259,34 @@ struct Plan {
     reasons: Vec<Reason>,
 }
 
+impl Plan {
+    fn full(reason: Reason) -> Self {
+        Self {
+            extent: Extent::All,
+            parent: None,
+            read_mode: ReadMode::Full,
+            reasons: vec![reason],
+        }
+    }
+
+    /// The same disk without its parent, which turned out to be damaged.
+    fn distrust_parent(&mut self) {
+        let about_size = [Reason::Grown, Reason::Shrunk];
+        let reasons = self.reasons.drain(..);
+        let kept = reasons
+            .filter(|reason| !about_size.contains(reason))
+            .collect();
+        *self = Self::full(Reason::ParentDamaged);
+        self.reasons.extend::<Vec<Reason>>(kept);
+    }
+}
+
+/// A disk whose chunks, maps and nodes are stored.
+struct StoredDisk {
+    root: Option<NodeId>,
+    figures: DiskFigures,
+}
+
 impl Machine<'_> {
     fn disk(
         &self,
@@ -258,8 +298,7 @@ impl Machine<'_> {
     ) -> Result<DiskManifest> {
         let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
         let segment_size = self.session.config().segment_size;
-        let counters = DiskCounters::default();
-        let (size, plan, phase, changes) = match job.source {
+        let (size, plan, phase, stored) = match job.source {
             Source::Disk(source) => {
                 let size = source.size();
                 let mut plan = self.plan(&job.label, size, job.changed_blocks, parent, warnings);
@@ -274,42 +313,83 @@ impl Machine<'_> {
                         &job.source_name,
                     ))?,
                 };
-                let changes = self.read_disk(ordinal, &source, &plan, phase, &counters)?;
-                (size, plan, phase, changes)
+                let mut stored = self.store_disk(ordinal, &source, &plan, phase, parent_disk);
+                if let Err(error) = &stored
+                    && error.is_damage()
+                    && let (Some(parent), Some(_)) = (parent, plan.parent)
+                {
+                    warnings.push(format!(
+                        "disk {}: the parent cannot be built upon: {error}; the disk is read in full; \
+                         see what else that affects: undercroft verify --deep",
+                        job.label
+                    ));
+                    self.distrust(parent, &job.label)?;
+                    plan.distrust_parent();
+                    self.progress.total_bytes.add(size.get());
+                    stored = self.store_disk(ordinal, &source, &plan, phase, parent_disk);
+                }
+                (size, plan, phase, stored?)
             }
             Source::Stream(mut stream) => {
-                let plan = Plan {
-                    extent: Extent::All,
-                    parent: None,
-                    read_mode: ReadMode::Full,
-                    reasons: vec![Reason::Stream],
-                };
+                let plan = Plan::full(Reason::Stream);
+                let counters = DiskCounters::default();
                 let (size, changes) = self.read_stream(ordinal, &mut *stream, &counters)?;
-                (size, plan, 0, changes)
+                let segments = segment_size.segments_of(size);
+                let stored = self.store_tree(&plan, None, segments, &changes, &counters)?;
+                (size, plan, 0, stored)
             }
         };
-        let old = plan.parent.unwrap_or(Tree {
-            root: None,
-            segments: 0,
-        });
-        let segments = segment_size.segments_of(size);
-        let mut nodes = StoreNodes {
-            session: self.session,
-            counters: &counters,
-            encoder: RecordEncoder::new(1),
-        };
-        let tree = update(&mut nodes, old, segments, &changes)?;
-        let data_bytes = self.data_bytes(parent_disk, &plan, segments, &counters)?;
         Ok(DiskManifest {
             label: job.label,
             size,
             segment_size,
             grid_phase: phase,
-            root: tree.root,
+            root: stored.root,
             read_mode: plan.read_mode,
             reasons: plan.reasons,
             source: job.source_name,
             lineage: job.lineage,
+            figures: stored.figures,
+        })
+    }
+
+    /// Reads a disk as planned and stores it.
+    fn store_disk(
+        &self,
+        ordinal: u16,
+        source: &DiskSource,
+        plan: &Plan,
+        grid_phase: u16,
+        parent: Option<&DiskManifest>,
+    ) -> Result<StoredDisk> {
+        let counters = DiskCounters::default();
+        let changes = self.read_disk(ordinal, source, plan, grid_phase, &counters)?;
+        let segment_size = self.session.config().segment_size;
+        let segments = segment_size.segments_of(source.size());
+        self.store_tree(plan, parent, segments, &changes, &counters)
+    }
+
+    fn store_tree(
+        &self,
+        plan: &Plan,
+        parent: Option<&DiskManifest>,
+        segments: u64,
+        changes: &Changes,
+        counters: &DiskCounters,
+    ) -> Result<StoredDisk> {
+        let old = plan.parent.unwrap_or(Tree {
+            root: None,
+            segments: 0,
+        });
+        let mut nodes = StoreNodes {
+            session: self.session,
+            counters,
+            encoder: RecordEncoder::new(1),
+        };
+        let tree = update(&mut nodes, old, segments, changes)?;
+        let data_bytes = self.data_bytes(parent, plan, segments, counters)?;
+        Ok(StoredDisk {
+            root: tree.root,
             figures: DiskFigures {
                 data_bytes,
                 read_bytes: counters.read_bytes.get(),
@@ -320,21 +400,50 @@ impl Machine<'_> {
         })
     }
 
+    /// Looks for all damage in the maps of a disk, so that none of them is taken for stored.
+    fn distrust(&self, parent: &StoredSnapshot, label: &str) -> Result<()> {
+        struct Distrust<'a>(&'a dyn Session);
+        impl Visitor for Distrust<'_> {
+            fn enter(&mut self, _: ObjectId) -> bool {
+                true
+            }
+
+            fn map(&mut self, _: &Place<'_>, _: &SegmentMap) -> Result<()> {
+                Ok(())
+            }
+
+            fn unreadable(&mut self, _: &Place<'_>, error: RepositoryError) -> Result<()> {
+                match error {
+                    RepositoryError::CorruptObject { id, .. } => self.0.distrust(id),
+                    error if error.is_damage() => Ok(()),
+                    error => Err(error),
+                }
+            }
+        }
+        let snapshot = &parent.snapshot;
+        let Some(disk) = snapshot.disks.iter().position(|disk| disk.label == label) else {
+            return Ok(());
+        };
+        let objects = self.session.objects();
+        walk_disk(
+            objects,
+            parent.id,
+            snapshot,
+            disk,
+            &mut Distrust(self.session),
+        )
+    }
+
     /// Decides how a disk is read: changed blocks are used only where nothing speaks against them.
     fn plan(
         &self,
         label: &str,
         size: DiskLength,
-        bitmap: Option<Vec<u8>>,
+        bitmap: Option<ChangedBlocks>,
         parent: Option<&StoredSnapshot>,
         warnings: &mut Vec<String>,
     ) -> Plan {
-        let full = |reason| Plan {
-            extent: Extent::All,
-            parent: None,
-            read_mode: ReadMode::Full,
-            reasons: vec![reason],
-        };
+        let full = Plan::full;
         let Some(parent) = parent else {
             return full(match bitmap {
                 Some(_) => Reason::NoParent,
@@ -353,7 +462,7 @@ impl Machine<'_> {
         if parent.incomplete {
             return full(Reason::ParentDamaged);
         }
-        match changed_ranges(&bitmap, size) {
+        match changed_ranges(bitmap, size, disk.size) {
             Ok(changed) => splice_plan(changed, size, disk),
             Err(error) => {
                 warnings.push(format!(
@@ -525,17 +634,15 @@ fn keep_cause(kept: &mut Option<RepositoryError>, error: RepositoryError) {
 /// The maps of the segments that were read: `None` for zeros.
 type Changes = BTreeMap<SegmentNumber, Option<SegmentMapId>>;
 
-/// Reads what changed, and what lies past the parent's end; a last segment that got shorter is cut.
+/// Reads what changed, which covers what lies past the parent's end; a last segment that got shorter is
+/// cut.
 fn splice_plan(changed: RangeSet, size: DiskLength, parent: &DiskManifest) -> Plan {
     let (new, old) = (size.get(), parent.size.get());
     let segment_size = parent.segment_size;
     let mut reasons = Vec::new();
     let mut touch = None;
-    let mut ranges = changed;
     if new > old {
         reasons.push(Reason::Grown);
-        let past = DiskRange::new(old, new);
-        ranges = ranges.ranges().iter().copied().chain([past]).collect();
     } else if new < old {
         reasons.push(Reason::Shrunk);
         if new % segment_size.bytes() != 0 {
@@ -543,7 +650,10 @@ fn splice_plan(changed: RangeSet, size: DiskLength, parent: &DiskManifest) -> Pl
         }
     }
     Plan {
-        extent: Extent::Changed { ranges, touch },
+        extent: Extent::Changed {
+            ranges: changed,
+            touch,
+        },
         parent: Some(parent.tree()),
         read_mode: ReadMode::ChangedBlocks,
         reasons,
@@ -574,5 +684,24 @@ impl NodeStore for StoreNodes<'_> {
             self.counters.metadata_bytes.add(stored);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_in_flight_stay_within_their_memory() {
+        for (workers, log2, expected) in [
+            (2, 24, 4),
+            (16, 24, 11),
+            (64, 24, 11),
+            (2, 26, 2),
+            (1, 20, 3),
+        ] {
+            let found = segments_in_flight(workers, 1 << log2);
+            assert_eq!(found, expected, "{workers} workers, segments of 2^{log2}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! All stages run on one thread over one segment, so that the bytes are still in the cache when the
 //! next stage wants them; what waits is counted where it waits.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use undercroft_format::extent::Extent;
@@ -15,7 +16,7 @@ use super::chunker::{Chunker, Cut};
 use super::reader::FilledSegment;
 use crate::clock::Stopwatch;
 use crate::progress::{Counter, Progress};
-use crate::repository::error::Result;
+use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::{RecordBatch, RecordEncoder};
 use crate::repository::session::{DoneSegment, Held, SegmentPlace, Session};
 
@@ -170,6 +171,9 @@ impl SegmentWork<'_> {
         if held == Held::Whole {
             return Ok(Some(id));
         }
+        if self.parent.is_some() {
+            self.check_kept(map, hashed)?;
+        }
         self.store_new(hashed, state)?;
         // Asked for as a part of the whole segment, the map need not be asked for again: at worst it is
         // sent in vain.
@@ -177,6 +181,27 @@ impl SegmentWork<'_> {
             self.store_map(id, &bytes, state)?;
         }
         Ok(Some(id))
+    }
+
+    /// Fails if a chunk that the map keeps from the parent is not in the repository: what did not change
+    /// was not read, so nothing here could store it again.
+    fn check_kept(&self, map: &SegmentMap, hashed: &[HashedChunk<'_>]) -> Result<()> {
+        let read: HashSet<ChunkId> = hashed.iter().map(|chunk| chunk.id).collect();
+        let mut kept: Vec<ObjectId> = map
+            .chunks()
+            .filter(|chunk| !read.contains(chunk))
+            .map(ObjectId::from)
+            .collect();
+        kept.sort_unstable();
+        kept.dedup();
+        let known = self.session.probe(&kept)?;
+        match kept.iter().zip(known).find(|(_, known)| !known) {
+            None => Ok(()),
+            Some((id, _)) => Err(RepositoryError::MissingObject {
+                kind: ObjectKind::Chunk,
+                id: *id,
+            }),
+        }
     }
 
     /// Chunker and hasher: each chunk is hashed right after it was cut.

@@ -1,14 +1,15 @@
 //! A name space in a directory of the operating system.
 
+use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file::BlockFile;
 use super::os_file::OsFile;
-use super::storage::{Entry, Storage, check_path};
+use super::storage::{Entry, Storage, check_len, check_path};
 
 /// Permissions of new directories.
 const PRIVATE_DIR: u32 = 0o700;
@@ -88,12 +89,7 @@ impl Storage for LocalStorage {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            let name = entry.file_name().into_string().map_err(|name| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{name:?} is not a name of ours"),
-                )
-            })?;
+            let name = text(entry.file_name())?;
             entries.push(Entry {
                 name,
                 len: metadata.len(),
@@ -102,6 +98,24 @@ impl Storage for LocalStorage {
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
+    }
+
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        let mut names = fs::read_dir(self.path(dir)?)?
+            .map(|entry| text(entry?.file_name()))
+            .collect::<io::Result<Vec<String>>>()?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Snapshots are read by the ten thousand: this asks the system for no more than it must.
+    fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(self.path(path)?)?;
+        let len = file.metadata()?.len();
+        check_len(len, limit)?;
+        let mut bytes = vec![0; len as usize];
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
@@ -121,4 +135,11 @@ impl Storage for LocalStorage {
         let stat = rustix::fs::statvfs(&self.root).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+fn text(name: OsString) -> io::Result<String> {
+    name.into_string().map_err(|name| {
+        let message = format!("{name:?} is not a name of ours");
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
 }

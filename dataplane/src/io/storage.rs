@@ -71,6 +71,19 @@ pub trait Storage: Send + Sync + Debug {
     /// end is an error, never a short list: what a caller does not see, it may delete.
     fn list(&self, dir: &str) -> io::Result<Vec<Entry>>;
 
+    /// The names in a directory, sorted: a listing without looking at what is behind them, which costs
+    /// less.
+    ///
+    /// # Errors
+    /// As [`Storage::list`].
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        Ok(self
+            .list(dir)?
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect())
+    }
+
     /// Makes the names in a directory durable.
     ///
     /// # Errors
@@ -93,10 +106,7 @@ pub trait Storage: Send + Sync + Debug {
     fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
         let file = self.open(path, false)?;
         let len = file.len()?;
-        if len > limit {
-            let message = format!("the file has {len} bytes, more than the {limit} it may have");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
+        check_len(len, limit)?;
         let mut bytes = vec![0; len as usize];
         let actual = file.read_at(&mut bytes, 0)?;
         if actual < bytes.len() {
@@ -136,6 +146,15 @@ pub trait Storage: Send + Sync + Debug {
         self.rename(&temporary, path)?;
         self.sync_dir(parent_of(path))
     }
+}
+
+/// Refuses a file that is longer than `limit` bytes.
+pub(super) fn check_len(len: u64, limit: u64) -> io::Result<()> {
+    if len <= limit {
+        return Ok(());
+    }
+    let message = format!("the file has {len} bytes, more than the {limit} it may have");
+    Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
 /// The directory part of a path; `""` for names in the root.

@@ -186,6 +186,7 @@ impl Collector<'_> {
             self.report.packs += 1;
             self.report.bytes_before += len;
         }
+        self.progress.total_bytes.add(self.report.bytes_before);
         let timer = crate::clock::Stopwatch::start();
         self.mark(&roots.snapshots, &mut packs)?;
         self.report.mark_ms = timer.elapsed().as_millis() as u64;
@@ -276,7 +277,8 @@ impl Collector<'_> {
                 walked: Fingerprints::with_capacity(maps as usize),
                 references: 0,
             };
-            for stored in snapshots {
+            for (walked, stored) in (pass * snapshots.len() as u64..).zip(snapshots) {
+                self.examined(walked, passes * snapshots.len() as u64);
                 if self.progress.is_stopping() {
                     return Err(RepositoryError::Cancelled);
                 }
@@ -298,7 +300,15 @@ impl Collector<'_> {
                 }
             }
         }
+        self.examined(1, 1);
         self.keep_newest_copy(packs, twice)
+    }
+
+    /// Tells how far the mark is: packs count as gone through in step with the walk over the snapshots.
+    fn examined(&self, walked: u64, all: u64) {
+        let bytes = u128::from(self.report.bytes_before) * u128::from(walked) / u128::from(all);
+        let done = &self.progress.done_bytes;
+        done.add((bytes as u64).saturating_sub(done.get()));
     }
 
     fn mark_snapshot(&self, stored: &StoredSnapshot, mark: &mut Mark) -> Result<()> {
@@ -396,6 +406,7 @@ impl Collector<'_> {
         }
         // What frees most for the room that its copies take goes first.
         rewrite.sort_by_key(|pack| pack.live_bytes * 1000 / pack.len.max(1));
+        self.progress.total_bytes.add(freed);
         let batch_len = REWRITE_BATCH_PACKS * u64::from(self.repository.config().pack_len_target);
         let mut rest = rewrite.as_slice();
         while !rest.is_empty() {
@@ -442,6 +453,8 @@ impl Collector<'_> {
     fn rewrite(&mut self, packs: &[Sweeping]) -> Result<()> {
         if self.options.dry_run {
             self.report.packs_rewritten += packs.len() as u64;
+            let len: u64 = packs.iter().map(|pack| pack.len).sum();
+            self.progress.done_bytes.add(len);
             self.report.bytes_rewritten += packs.iter().map(|pack| pack.live_bytes).sum::<u64>();
             self.report.bytes_freed += packs.iter().map(|p| p.len - p.live_bytes).sum::<u64>();
             return Ok(());
@@ -460,6 +473,7 @@ impl Collector<'_> {
         self.report.bytes_rewritten += figures.bytes;
         for pack in packs {
             self.report.packs_rewritten += 1;
+            self.progress.done_bytes.add(pack.len);
             self.report.bytes_freed += pack.len;
             self.remove(pack)?;
         }

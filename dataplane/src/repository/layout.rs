@@ -6,6 +6,8 @@ use undercroft_format::id::{PackId, SessionId, SnapshotId};
 pub const CONFIG: &str = "config";
 /// The owner's lock file.
 pub const LOCK: &str = "lock";
+/// Marker: the index may have forgotten packs that snapshots need.
+pub const UNCHECKED: &str = "unchecked";
 /// Directory of packs, in 256 directories by the first byte of their id.
 pub const PACKS: &str = "packs";
 /// Directory of snapshot files.

@@ -66,6 +66,16 @@ impl Session for LocalSession {
         self.store.probe(ids)
     }
 
+    fn distrust(&self, id: ObjectId) -> Result<()> {
+        let index = self.store.repository.lookup().index();
+        let mut places = Vec::new();
+        index.find(&[id], &mut places)?;
+        if let Some(place) = places[0] {
+            index.forget(place.pack, &[id])?;
+        }
+        Ok(())
+    }
+
     fn claim(&self, id: ObjectId) -> bool {
         self.store.packer().claim(id)
     }

@@ -70,8 +70,7 @@ impl OwnerLock {
             .filter(|c| !c.is_control())
             .take(1000)
             .collect();
-        let body = format!("epoch {}\n{owner}\n", self.epoch);
-        let content = format!("{body}{:016x}\n", checksum(body.as_bytes()));
+        let content = content(self.epoch, &owner);
         self.file.seek(SeekFrom::Start(0))?;
         self.file.set_len(0)?;
         self.file.write_all(content.as_bytes())
@@ -96,9 +95,13 @@ fn parse(text: &str) -> Option<(u64, String)> {
     let mut lines = text.lines();
     let epoch = lines.next()?.strip_prefix("epoch ")?.parse().ok()?;
     let owner = lines.next()?.to_owned();
-    let body_len = text.match_indices('\n').nth(1)?.0 + 1;
-    let sum = u64::from_str_radix(lines.next()?, 16).ok()?;
-    (sum == checksum(&text.as_bytes()[..body_len])).then_some((epoch, owner))
+    // There is one way to write it.
+    (text == content(epoch, &owner)).then_some((epoch, owner))
+}
+
+fn content(epoch: u64, owner: &str) -> String {
+    let body = format!("epoch {epoch}\n{owner}\n");
+    format!("{body}{:016x}\n", checksum(body.as_bytes()))
 }
 
 /// True if the lock file's content is what an owner wrote: for a scrub. An empty file is one that was
@@ -122,5 +125,16 @@ mod tests {
         assert_eq!(first.epoch(), 1);
         drop(first);
         assert_eq!(OwnerLock::acquire(dir.path(), "gc").unwrap().epoch(), 2);
+    }
+
+    #[test]
+    fn any_flipped_bit_of_the_content_is_found() {
+        let good = content(70, "backup, process 7");
+        assert!(content_is_intact(good.as_bytes()));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone().into_bytes();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(!content_is_intact(&bad), "bit {bit}");
+        }
     }
 }

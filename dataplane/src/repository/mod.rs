@@ -2,8 +2,8 @@
 //!
 //! In the order in which a backup meets them: [`keys`] and [`record`] turn objects into payloads,
 //! [`session`] asks [`lookup`] what is known and gives what is new to [`packer`], which tells [`index`];
-//! [`snapshots`] publishes. [`gc`], [`verify`] and [`repair`] look after what is stored, through
-//! [`pack_reader`] and [`walk`]. [`registry`], [`pins`] and [`lock`] settle who may do what at once:
+//! [`snapshots`] publishes. [`gc`], [`verify`], [`repair`] and [`loss`] look after what is stored,
+//! through [`pack_reader`] and [`walk`]. [`registry`], [`pins`] and [`lock`] settle who may do what at once:
 //!
 //! | | session | reader | collection, repair |
 //! | --- | --- | --- | --- |
@@ -24,6 +24,7 @@ pub mod local_records;
 pub mod local_session;
 pub mod lock;
 pub mod lookup;
+pub mod loss;
 pub mod maintenance;
 pub mod objects;
 pub mod open;

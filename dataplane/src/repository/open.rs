@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use undercroft_format::chunker::ChunkerSpec;
 use undercroft_format::config::{CONFIG_LEN_MAX, Config, KeyMaterial, MasterKey};
-use undercroft_format::id::{PackId, RepositoryId};
+use undercroft_format::id::{PackId, RepositoryId, SnapshotId};
 use undercroft_format::units::SegmentSize;
 use zeroize::Zeroizing;
 
@@ -16,7 +16,7 @@ use super::index::{ChunkIndex, IndexOptions, MemoryIndex, PackContents as IndexI
 use super::keys::{Keys, Unlock, wrap_master};
 use super::lock::OwnerLock;
 use super::pack_reader::{PackListing, list_packs, read_contents};
-use super::{LocalRepository, Parts, layout};
+use super::{LocalRepository, Parts, layout, loss};
 use crate::io::{Engine, LocalStorage, Storage, create_private_dir};
 use crate::net::address::{AddressError, RemoteAddress};
 use crate::progress::Progress;
@@ -92,6 +92,8 @@ pub enum OpenNote {
     PacksDropped(usize),
     /// A pack could not be read.
     PackUnreadable(PackId, String),
+    /// Snapshots were marked as incomplete: they name what is in no pack that is there.
+    SnapshotsIncomplete(Vec<SnapshotId>),
 }
 
 /// Writes a new repository into `storage` and returns its recovery key if it is encrypted.
@@ -220,6 +222,13 @@ pub fn open_local(
         beside_owner: lock.is_none(),
         lock,
     });
+    let owned = matches!(options.access, Access::Own(_));
+    if owned && loss::is_noted(&**repository.storage())? {
+        let losers = loss::mark_losers(&repository)?;
+        if !losers.is_empty() {
+            notes.push(OpenNote::SnapshotsIncomplete(losers));
+        }
+    }
     Ok((repository, notes))
 }
 
@@ -238,6 +247,7 @@ pub fn rebuild_index(
     let dir = root.join(layout::INDEX);
     let io = |action| RepositoryError::io(action, layout::INDEX);
     if dir.exists() {
+        loss::note_loss(storage)?;
         std::fs::remove_dir_all(&dir).map_err(io("removing"))?;
     }
     let listing = list_packs(storage)?;
@@ -333,9 +343,12 @@ fn read_index(
     match RocksIndex::open(&root.join(layout::INDEX), options) {
         Ok(index) => Ok(Arc::new(index)),
         Err(error) => {
-            notes.push(OpenNote::IndexInMemory(describe(&error)));
             let index = MemoryIndex::default();
             let listing = list_packs(storage)?;
+            // Nobody has stored anything yet: the first owner makes the index.
+            if !listing.sealed.is_empty() {
+                notes.push(OpenNote::IndexInMemory(describe(&error)));
+            }
             align(
                 storage,
                 config.repository,
@@ -387,23 +400,26 @@ fn align(
     listing: &PackListing,
     notes: &mut Vec<OpenNote>,
 ) -> Result<()> {
-    let present: HashSet<PackId> = listing.sealed.iter().map(|(id, _)| *id).collect();
-    let mut indexed: HashMap<PackId, u64> = HashMap::new();
-    let mut dropped = 0;
-    for pack in index.packs()? {
-        if present.contains(&pack.id) {
-            indexed.insert(pack.id, pack.len);
-        } else {
-            let entries = index.entries_of(pack.number)?;
-            index.remove_pack(pack.number, &entries)?;
-            dropped += 1;
-        }
+    let present: HashMap<PackId, u64> = listing.sealed.iter().copied().collect();
+    // A file of another length is not the pack that the index knows.
+    let (indexed, gone): (Vec<_>, Vec<_>) = index
+        .packs()?
+        .into_iter()
+        .partition(|pack| present.get(&pack.id) == Some(&pack.len));
+    if !gone.is_empty() {
+        loss::note_loss(storage)?;
     }
+    let dropped = gone.len();
+    for pack in gone {
+        let entries = index.entries_of(pack.number)?;
+        index.remove_pack(pack.number, &entries)?;
+    }
+    let indexed: HashSet<PackId> = indexed.into_iter().map(|pack| pack.id).collect();
     let mut added = 0;
     for (id, _) in listing
         .sealed
         .iter()
-        .filter(|(id, _)| !indexed.contains_key(id))
+        .filter(|(id, _)| !indexed.contains(id))
     {
         match read_contents(storage, repository, *id) {
             Ok(pack) => {

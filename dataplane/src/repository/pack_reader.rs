@@ -50,6 +50,10 @@ pub fn list_packs(storage: &dyn Storage) -> Result<PackListing> {
                 None => (entry.name.as_str(), false),
             };
             match name.parse::<PackId>() {
+                // In another directory it is nobody's: whoever looks for a pack looks in its own.
+                Ok(id) if layout::pack_dir(id) != path => {
+                    listing.foreign.push(format!("{path}/{}", entry.name));
+                }
                 Ok(id) if open => listing.open.push((id, entry.len)),
                 Ok(id) => listing.sealed.push((id, entry.len)),
                 Err(_) => listing.foreign.push(format!("{path}/{}", entry.name)),

@@ -40,6 +40,10 @@ const WRITE_BUFFERS: usize = 5;
 const JOBS_MAX: usize = 8;
 /// Requests to the device at once: four 256 KiB pieces per write are enough to keep it busy.
 const QUEUE_DEPTH: u32 = 16;
+/// Room is reserved for a pack only while the disk has this many times as much free ...
+const RESERVE_TIMES: u64 = 4;
+/// ... and this many bytes beside, which the index and others may need at any time.
+const RESERVE_BESIDE: u64 = 256 << 20;
 
 /// What a packer needs to know.
 pub struct PackerContext {
@@ -474,6 +478,14 @@ struct Writer<'a> {
     context: &'a PackerContext,
     shared: &'a Shared,
     queue: Box<dyn Queue>,
+    reserved: Vec<Reservation>,
+}
+
+/// A file that was given more room than it has used.
+struct Reservation {
+    file: Arc<dyn BlockFile>,
+    /// End of what was written, or is on its way.
+    end: u64,
 }
 
 impl Writer<'_> {
@@ -507,6 +519,7 @@ impl Writer<'_> {
             context,
             shared,
             queue,
+            reserved: Vec::new(),
         };
         for job in jobs {
             if !shared.has_failed()
@@ -528,7 +541,11 @@ impl Writer<'_> {
                 offset,
             } => {
                 if offset == 0 && len == self.context.write_len {
-                    self.reserve(&*file);
+                    self.reserve(&file);
+                }
+                let end = offset + len as u64;
+                if let Some(reserved) = self.reservation(&file) {
+                    reserved.end = reserved.end.max(end);
                 }
                 let piece = Piece {
                     file,
@@ -553,6 +570,11 @@ impl Writer<'_> {
             } => {
                 self.reap(0)?;
                 self.seal(id, &*file, len)?;
+                self.reserved
+                    .retain(|reserved| !Arc::ptr_eq(&reserved.file, &file));
+                if !self.has_room(0) {
+                    self.give_back();
+                }
                 let number = self.context.index.insert_pack(id, kind, len, &entries)?;
                 let mut held = [Some(number)];
                 self.context.registry.hold(self.context.session, &mut held);
@@ -576,12 +598,36 @@ impl Writer<'_> {
     }
 
     /// Gives a pack that is going to be long its blocks and its length at once: writes within both need
-    /// no lock on the file. Sealing cuts what was too much. Where it fails, for lack of room perhaps,
-    /// the writes find out for themselves.
-    fn reserve(&self, file: &dyn BlockFile) {
+    /// no lock on the file. Sealing cuts what was too much. Where it fails, the writes find out for
+    /// themselves.
+    fn reserve(&mut self, file: &Arc<dyn BlockFile>) {
         let len = (self.context.pack_len_target + (1 << 20)).next_multiple_of(PACK_ALIGNMENT);
-        if file.preallocate(0, len).is_ok() {
+        if self.has_room(len) && file.preallocate(0, len).is_ok() {
             let _ = file.set_len(len);
+            self.reserved.push(Reservation {
+                file: file.clone(),
+                end: 0,
+            });
+        }
+    }
+
+    /// Whether the disk has so much room that `len` bytes of it can be set aside unused.
+    fn has_room(&self, len: u64) -> bool {
+        let free = self.context.storage.free_space().unwrap_or(u64::MAX);
+        free.saturating_sub(RESERVE_BESIDE) >= len.saturating_mul(RESERVE_TIMES)
+    }
+
+    fn reservation(&mut self, file: &Arc<dyn BlockFile>) -> Option<&mut Reservation> {
+        self.reserved
+            .iter_mut()
+            .find(|reserved| Arc::ptr_eq(&reserved.file, file))
+    }
+
+    /// Cuts the open packs to what was written: a full disk must not be full of what nobody wrote.
+    fn give_back(&mut self) {
+        for reserved in self.reserved.drain(..) {
+            // At worst the room stays taken until the pack is sealed.
+            let _ = reserved.file.set_len(reserved.end);
         }
     }
 
@@ -589,8 +635,14 @@ impl Writer<'_> {
     fn reap(&mut self, left: usize) -> Result<()> {
         while self.queue.in_flight() > left {
             let Some(done) = self.queue.wait() else { break };
-            done.result
-                .map_err(|error| RepositoryError::io("writing", layout::PACKS)(error.source))?;
+            let Err(error) = done.result else { continue };
+            let error = RepositoryError::io("writing", layout::PACKS)(error.source);
+            if !error.is_disk_full() || self.reserved.is_empty() {
+                return Err(error);
+            }
+            // Unlike a failed sync, a write that found no room has lost nothing that was written before.
+            self.give_back();
+            self.queue.submit(done.transfer);
         }
         Ok(())
     }

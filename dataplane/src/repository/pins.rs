@@ -31,6 +31,9 @@ pub struct Pin {
 impl Pin {
     /// Pins snapshot `id` of the repository at `root`. `None` where the repository cannot be written:
     /// then nobody can collect there either.
+    ///
+    /// On a full disk the pin stays empty. It still keeps packs in place, and the snapshot's chunks as
+    /// long as the snapshot is published; if it is forgotten, a collection fails until the reader is done.
     pub fn set(root: &Path, id: SnapshotId, entropy: &dyn Entropy) -> Result<Option<Self>> {
         let source = root.join(layout::snapshot(id));
         let name = SessionId::from_bytes(entropy.array()?);
@@ -45,9 +48,9 @@ impl Pin {
             .map_err(|errno| RepositoryError::io("locking", layout::PINS)(errno.into()))?;
         let missing = |_| RepositoryError::NoSuchSnapshot { id };
         let content = std::fs::read(&source).map_err(missing)?;
-        (&pin.file)
-            .write_all(&content)
-            .map_err(RepositoryError::io("writing", layout::PINS))?;
+        if (&pin.file).write_all(&content).is_err() {
+            let _ = pin.file.set_len(0);
+        }
         std::fs::metadata(&source).map_err(missing)?;
         // A collection that met the file before it was locked took it for a dead reader's.
         if !pin.path.exists() {

@@ -32,6 +32,8 @@ pub struct RepairReport {
     pub records_lost: u64,
     /// Snapshot files that cannot be read; they are in `damaged/`.
     pub snapshots_removed: Vec<SnapshotId>,
+    /// Snapshots whose damaged mark of protection was written anew.
+    pub markers_rewritten: Vec<SnapshotId>,
     /// Snapshots that lost something.
     pub snapshots_incomplete: Vec<SnapshotId>,
     /// Snapshots marked as incomplete earlier that are whole again.
@@ -78,6 +80,7 @@ pub fn repair(
             report.snapshots_removed.push(id);
         }
     }
+    mend_markers(repository, &mut report)?;
     report.affected = present.affected(repository, &snapshots)?;
     for stored in snapshots {
         let is_affected = report
@@ -89,11 +92,36 @@ pub fn repair(
         } else if stored.incomplete {
             report.snapshots_whole_again.push(stored.id);
         }
-        repository
-            .snapshots()
-            .mark_incomplete(stored.id, is_affected)?;
+        if is_affected || stored.incomplete {
+            repository
+                .snapshots()
+                .mark_incomplete(stored.id, is_affected)?;
+        }
     }
     Ok(report)
+}
+
+/// Writes damaged marks of protection anew: a mark counts by its presence, whatever it says.
+fn mend_markers(repository: &LocalRepository, report: &mut RepairReport) -> Result<()> {
+    let snapshots = repository.snapshots();
+    for id in snapshots.list()?.protected {
+        let path = layout::protected(id);
+        if snapshots.marker_is_intact(&path) {
+            continue;
+        }
+        report.damage.push(Damage {
+            path,
+            position: None,
+            problem: "the marker's content is damaged".into(),
+        });
+        match snapshots.protect(id, true) {
+            Ok(()) => report.markers_rewritten.push(id),
+            // The mark of a snapshot that is gone protects nothing.
+            Err(RepositoryError::NoSuchSnapshot { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Copies the good records of damaged packs to new ones, then takes the old files out of service.

@@ -112,6 +112,13 @@ pub trait Session: Send + Sync {
     /// is answered with true stays until the session ends.
     fn probe(&self, ids: &[ObjectId]) -> Result<Vec<bool>>;
 
+    /// Tells that the record of `id` is damaged: [`probe`](Self::probe) does not know it any more, so that
+    /// it is stored again.
+    fn distrust(&self, id: ObjectId) -> Result<()> {
+        let _ = id;
+        Ok(())
+    }
+
     /// Claims an id that [`probe`](Self::probe) did not know. True if the caller must store it; false
     /// if another worker of this session does.
     fn claim(&self, id: ObjectId) -> bool;

@@ -70,13 +70,13 @@ impl Snapshots {
     /// # Errors
     /// Any failure: a short listing never passes for a complete one.
     pub fn list(&self) -> Result<SnapshotListing> {
-        let entries = self
+        let names = self
             .storage
-            .list(layout::SNAPSHOTS)
+            .names(layout::SNAPSHOTS)
             .map_err(RepositoryError::io("listing", layout::SNAPSHOTS))?;
         let mut listing = SnapshotListing::default();
-        for entry in entries {
-            let name = entry.name.as_str();
+        for name in &names {
+            let name = name.as_str();
             let marked = |suffix: &str| name.strip_suffix(suffix).and_then(|id| id.parse().ok());
             if let Ok(id) = name.parse() {
                 listing.ids.push(id);
@@ -122,8 +122,9 @@ impl Snapshots {
                 Ok(snapshot) => snapshots.push(StoredSnapshot {
                     id,
                     snapshot,
-                    protected: listing.protected.contains(&id),
-                    incomplete: listing.incomplete.contains(&id),
+                    // Names are listed in order, and so are ids.
+                    protected: listing.protected.binary_search(&id).is_ok(),
+                    incomplete: listing.incomplete.binary_search(&id).is_ok(),
                 }),
                 // Forgotten since it was listed.
                 Err(RepositoryError::NoSuchSnapshot { .. }) => {}
@@ -234,7 +235,10 @@ impl Snapshots {
         if !self.exists(&layout::snapshot(id))? {
             return Err(RepositoryError::NoSuchSnapshot { id });
         }
-        if present == self.exists(path)? {
+        let there = self.exists(path)?;
+        // A damaged marker counts, and is written anew.
+        let is_right = !there || self.marker_is_intact(path);
+        if present == there && is_right {
             return Ok(());
         }
         if present {
@@ -258,6 +262,6 @@ impl Snapshots {
 }
 
 /// A marker's presence is what counts; its content lets a scrub find a damaged directory block.
-fn marker_content(path: &str) -> Vec<u8> {
+pub(super) fn marker_content(path: &str) -> Vec<u8> {
     format!("{path}\n{:016x}\n", checksum(path.as_bytes())).into_bytes()
 }

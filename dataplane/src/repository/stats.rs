@@ -1,12 +1,13 @@
 //! Figures of a repository.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use undercroft_format::pack::{ObjectKind, PackKind};
 
-use super::error::Result;
+use super::error::{RepositoryError, Result};
 use super::pack_reader::{list_packs, read_contents};
 use super::{LocalRepository, Repository};
 
@@ -60,7 +61,14 @@ pub fn stats(repository: &Arc<LocalRepository>) -> Result<Stats> {
     }
     stats.vms = vms.len() as u64;
     for (id, len) in list_packs(&**repository.storage())?.sealed {
-        let contents = read_contents(&**repository.storage(), repository.config().repository, id)?;
+        let read = read_contents(&**repository.storage(), repository.config().repository, id);
+        let contents = match read {
+            // A collection removed it since it was listed.
+            Err(RepositoryError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                continue;
+            }
+            read => read?,
+        };
         stats.packs += 1;
         match contents.kind {
             PackKind::Data => stats.data_pack_bytes += len,

@@ -1,15 +1,15 @@
 //! The scrub of a repository: is everything that was written still there, and what does it mean if not.
 //!
 //! Every pack is read once, front to back, several at a time, and every byte of it is accounted for by
-//! a checksum. With `deep`, records are decoded and hashed to their ids, and the maps of all snapshots
-//! are walked to find objects that are not there at all. Packs alone are asked what is there: the index
-//! is a cache, and is itself checked against the seal that its last owner left.
+//! a checksum. Then the maps of all snapshots are walked, to find objects that are not there at all. With
+//! `deep`, records are decoded and hashed to their ids. Packs alone are asked what is there: the index is
+//! a cache, and is itself checked against the seal that its last owner left.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use undercroft_format::id::{ObjectId, PackId, SnapshotId};
+use undercroft_format::id::{ObjectId, PackId, SessionId, SnapshotId};
 use undercroft_format::pack::{ObjectKind, PackKind};
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::units::DiskRange;
@@ -26,10 +26,13 @@ use super::{LocalRepository, Repository, layout, lock};
 use crate::progress::Progress;
 use crate::restore::decode::describe;
 
+/// Longer than any file of a session.
+const SESSION_LEN_MAX: u64 = 64;
+
 /// What to verify.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct VerifyOptions {
-    /// Decode every record, hash it to its id, and walk the maps of all snapshots.
+    /// Decode every record and hash it to its id.
     pub deep: bool,
     /// Only these snapshots are walked; all if empty. With some given, only packs that they use are read.
     pub snapshots: Vec<SnapshotId>,
@@ -76,7 +79,8 @@ pub fn verify(
     check_small_files(repository, &mut report.damage)?;
     let listing = list_packs(&**repository.storage())?;
     report.unsealed_packs = listing.open.len() as u64;
-    let mut packs = listing.sealed;
+    let listed = listing.sealed;
+    let mut packs = listed.clone();
     if !options.snapshots.is_empty() {
         let used = packs_of(repository, &selected, &packs)?;
         packs.retain(|(id, _)| used.contains(id));
@@ -88,13 +92,31 @@ pub fn verify(
         report.records += found.records;
         report.damage.extend(found.damage);
     }
-    if options.deep || !report.damage.is_empty() {
-        report.affected = present.affected(repository, &selected)?;
+    report.affected = present.affected(repository, &selected)?;
+    if !report.affected.is_empty() {
+        let known: HashSet<PackId> = listed.iter().map(|(id, _)| *id).collect();
+        let mut newer = list_packs(&**repository.storage())?.sealed;
+        let left_packs: HashSet<PackId> = newer.iter().map(|(id, _)| *id).collect();
+        newer.retain(|(id, _)| !known.contains(id));
+        if !newer.is_empty() {
+            // A collection moved records while packs were read.
+            let (_, moved) = scrub_packs(repository, &newer, options.deep, threads, progress)?;
+            present.merge(moved);
+            report.affected = present.affected(repository, &selected)?;
+        }
         // A snapshot forgotten meanwhile may have lost chunks to a collection, rightly so.
         let left = repository.snapshots().list()?.ids;
         report
             .affected
             .retain(|range| left.contains(&range.snapshot));
+        if !report.affected.is_empty() {
+            for pack in repository.lookup().index().packs()? {
+                if !left_packs.contains(&pack.id) {
+                    let path = layout::pack(pack.id);
+                    report.damage.push(problem(&path, "the pack is gone"));
+                }
+            }
+        }
     }
     Ok(report)
 }
@@ -113,6 +135,11 @@ fn check_small_files(repository: &LocalRepository, damage: &mut Vec<Damage>) -> 
             damage.push(problem(&path, "the marker's content is damaged"));
         }
     }
+    let unchecked = layout::UNCHECKED;
+    if super::loss::is_noted(&**storage)? && !repository.snapshots().marker_is_intact(unchecked) {
+        damage.push(problem(unchecked, "the marker's content is damaged"));
+    }
+    check_sessions(repository, damage)?;
     if let Ok(content) = storage.read(layout::LOCK, 4096)
         && !lock::content_is_intact(&content)
     {
@@ -131,6 +158,27 @@ fn check_small_files(repository: &LocalRepository, damage: &mut Vec<Damage>) -> 
             }
             Ok(SealState::Clean | SealState::Open) => {}
             Err(error) => damage.push(problem(layout::INDEX, &describe(&error))),
+        }
+    }
+    Ok(())
+}
+
+/// A session's file says its id, which is its name.
+fn check_sessions(repository: &LocalRepository, damage: &mut Vec<Damage>) -> Result<()> {
+    let storage = repository.storage();
+    let entries = storage
+        .list(layout::SESSIONS)
+        .map_err(RepositoryError::io("listing", layout::SESSIONS))?;
+    for entry in entries {
+        let Ok(id) = entry.name.parse::<SessionId>() else {
+            continue;
+        };
+        let path = layout::session(id);
+        match storage.read(&path, SESSION_LEN_MAX) {
+            Ok(content) if content == id.to_string().as_bytes() => {}
+            // It ended since it was listed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            _ => damage.push(problem(&path, "the content is damaged")),
         }
     }
     Ok(())
@@ -201,8 +249,9 @@ fn packs_of(
 
 /// Which objects have a good record somewhere.
 pub struct Presence {
-    good: Fingerprints,
-    /// Maps all of whose chunks are present: need not be looked at again.
+    /// What each scrub found good.
+    good: Vec<Fingerprints>,
+    /// Nodes and maps below which everything is present: need not be looked at again.
     complete: Fingerprints,
 }
 
@@ -210,9 +259,18 @@ impl Presence {
     /// The objects that a scrub of all packs found good.
     pub fn new(good: Fingerprints) -> Self {
         Self {
-            good,
+            good: vec![good],
             complete: Fingerprints::with_capacity(1024),
         }
+    }
+
+    /// Adds what another scrub found good.
+    fn merge(&mut self, other: Self) {
+        self.good.extend(other.good);
+    }
+
+    fn has(&self, id: ObjectId) -> bool {
+        self.good.iter().any(|good| good.contains(&id))
     }
 
     /// The ranges of the disks of `snapshots` that cannot be restored.
@@ -227,7 +285,7 @@ impl Presence {
                 && metadata
                     .chunks
                     .iter()
-                    .any(|(id, _)| !self.good.contains(&(*id).into()))
+                    .any(|(id, _)| !self.has((*id).into()))
             {
                 affected.push(AffectedRange {
                     snapshot: stored.id,
@@ -240,7 +298,8 @@ impl Presence {
             let mut search = Search {
                 presence: self,
                 affected: &mut affected,
-                entered: None,
+                problems: 0,
+                entered: Vec::new(),
             };
             walk_snapshot(
                 repository.objects(),
@@ -256,11 +315,14 @@ impl Presence {
 struct Search<'a> {
     presence: &'a mut Presence,
     affected: &'a mut Vec<AffectedRange>,
-    entered: Option<ObjectId>,
+    /// Problems met so far, and how many those were when each of the nodes and maps around was entered.
+    problems: u64,
+    entered: Vec<u64>,
 }
 
 impl Search<'_> {
     fn push(&mut self, place: &Place<'_>, range: DiskRange, problem: String) {
+        self.problems += 1;
         let disk = &place.snapshot.disks[place.disk].label;
         if let Some(last) = self.affected.last_mut()
             && last.snapshot == place.id
@@ -282,18 +344,25 @@ impl Search<'_> {
 
 impl Visitor for Search<'_> {
     fn enter(&mut self, object: ObjectId) -> bool {
-        self.entered = Some(object);
-        !self.presence.complete.contains(&object)
+        let enters = !self.presence.complete.contains(&object);
+        if enters {
+            self.entered.push(self.problems);
+        }
+        enters
+    }
+
+    fn leave(&mut self, object: ObjectId) {
+        if self.entered.pop() == Some(self.problems) {
+            self.presence.complete.insert(&object);
+        }
     }
 
     fn map(&mut self, place: &Place<'_>, map: &SegmentMap) -> Result<()> {
         let start = place.range().start;
-        let mut complete = true;
         for (at, extent) in map.placed() {
             if let undercroft_format::extent::Extent::Data { chunk, len, .. } = extent
-                && !self.presence.good.contains(&(*chunk).into())
+                && !self.presence.has((*chunk).into())
             {
-                complete = false;
                 let from = start + u64::from(at);
                 let error = RepositoryError::MissingObject {
                     kind: ObjectKind::Chunk,
@@ -302,9 +371,6 @@ impl Visitor for Search<'_> {
                 let range = DiskRange::new(from, from + u64::from(*len));
                 self.push(place, range, format!("{error}, or is damaged"));
             }
-        }
-        if complete && let Some(id) = self.entered {
-            self.presence.complete.insert(&id);
         }
         Ok(())
     }

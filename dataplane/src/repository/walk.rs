@@ -23,6 +23,11 @@ pub trait Visitor {
 
     /// A node or map that could not be read; an error ends the walk.
     fn unreadable(&mut self, place: &Place<'_>, error: RepositoryError) -> Result<()>;
+
+    /// A node or map that was entered, and everything below it, is done.
+    fn leave(&mut self, object: ObjectId) {
+        let _ = object;
+    }
 }
 
 /// Where in a snapshot a walk is.
@@ -62,20 +67,28 @@ pub fn walk_snapshot(
     snapshot: &Snapshot,
     visitor: &mut dyn Visitor,
 ) -> Result<()> {
-    for (disk, manifest) in snapshot.disks.iter().enumerate() {
-        let tree = manifest.tree();
-        let Some(root) = tree.root else { continue };
-        let level = levels(tree.segments);
-        let place = Place {
-            id,
-            snapshot,
-            disk,
-            first: SegmentNumber(0),
-            count: span(level),
-        };
-        walk_below(objects, root.into(), level, &place, visitor)?;
-    }
-    Ok(())
+    (0..snapshot.disks.len()).try_for_each(|disk| walk_disk(objects, id, snapshot, disk, visitor))
+}
+
+/// Walks the tree of one disk of a snapshot, by its ordinal.
+pub fn walk_disk(
+    objects: &Objects,
+    id: SnapshotId,
+    snapshot: &Snapshot,
+    disk: usize,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
+    let tree = snapshot.disks[disk].tree();
+    let Some(root) = tree.root else { return Ok(()) };
+    let level = levels(tree.segments);
+    let place = Place {
+        id,
+        snapshot,
+        disk,
+        first: SegmentNumber(0),
+        count: span(level),
+    };
+    walk_below(objects, root.into(), level, &place, visitor)
 }
 
 fn span(level: u8) -> u64 {
@@ -92,6 +105,18 @@ fn walk_below(
     if !visitor.enter(id) {
         return Ok(());
     }
+    walk_entered(objects, id, level, place, visitor)?;
+    visitor.leave(id);
+    Ok(())
+}
+
+fn walk_entered(
+    objects: &Objects,
+    id: ObjectId,
+    level: u8,
+    place: &Place<'_>,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
     if level == 0 {
         return match objects.segment_map(SegmentMapId::from(id)) {
             Ok(map) => visitor.map(place, &map),

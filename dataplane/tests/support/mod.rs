@@ -16,7 +16,7 @@ use base64::Engine as _;
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use undercroft_dataplane::ingest::backup::{BackupJob, BackupReport, DiskJob, backup};
-use undercroft_dataplane::ingest::source::{DiskSource, Source};
+use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
 use undercroft_dataplane::io::{BlockFile, Engine, SimEngine, Storage};
 use undercroft_dataplane::progress::Progress;
 use undercroft_dataplane::repository::entropy::{Entropy, SeededEntropy};
@@ -350,7 +350,9 @@ pub fn disk_job(disk: DiskInput, unreadable: Option<Range<u64>>) -> DiskJob {
         source: Source::Disk(DiskSource::new(Arc::new(file), true).expect("memory has a length")),
         source_name: disk.label.clone(),
         label: disk.label,
-        changed_blocks: disk.changed_blocks,
+        changed_blocks: disk
+            .changed_blocks
+            .map(|text| ChangedBlocks::new(io::Cursor::new(text))),
         lineage: Vec::new(),
         state: [0; 32],
     }
@@ -633,6 +635,10 @@ impl Storage for Watched {
 
     fn list(&self, dir: &str) -> io::Result<Vec<undercroft_dataplane::io::Entry>> {
         self.inner.list(dir)
+    }
+
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.inner.names(dir)
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
