@@ -211,6 +211,8 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
         ],
         // The first failure, in the words of another thread.
         RepositoryError::SessionFailed(text) if text.contains("No space left") => hint(DISK_FULL),
+        // It is transparent: the chain of causes does not show it.
+        RepositoryError::Index(error) => index_hint(error).into_iter().collect(),
         RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }
