@@ -20,9 +20,9 @@ use crate::progress::Progress;
 const QUEUE_DEPTH: u32 = 16;
 /// Bytes of a pack that are read together: long enough for the device, and short, because memory that
 /// is used for the first time costs more than reading into it.
-const SLICE_LEN_MAX: u64 = 4 << 20;
+const SLICE_LEN_MAX: u64 = 2 << 20;
 /// Slices in memory beyond those that workers check.
-const SLICES_AHEAD: usize = 2;
+const SLICES_AHEAD: usize = 6;
 /// A file in the packs' directory that is longer than this is no pack of ours.
 const PACK_LEN_MAX: u64 = 128 << 20;
 /// O_DIRECT reads begin and end at multiples of this.
