@@ -13,6 +13,7 @@
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
 //! - [`snapshot`], [`config`], [`reason`]: the roots and the set-up
+//! - [`wire`]: what proxies and repository servers say to each other
 //! - [`codec`]: how all of them are written
 
 pub mod chunker;
@@ -29,3 +30,4 @@ pub mod segment;
 pub mod snapshot;
 pub mod source;
 pub mod units;
+pub mod wire;
