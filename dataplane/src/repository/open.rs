@@ -414,9 +414,7 @@ pub enum Location {
 #[non_exhaustive]
 pub enum LocationError {
     /// A kind of location that this version does not speak.
-    #[error(
-        "repositories at {scheme}:// are not supported by this version: give a directory"
-    )]
+    #[error("repositories at {scheme}:// are not supported by this version: give a directory")]
     Unsupported {
         /// The scheme.
         scheme: String,
