@@ -15,9 +15,10 @@ use super::file::BlockFile;
 /// at once, already reach the device's limit; larger ones only make the queue's unit of fairness coarser.
 pub const REQUEST_LEN_MAX: usize = 256 * 1024;
 
-/// Largest write given to a device at once. Writes that allocate blocks take the file's lock one after
-/// the other (ext4, XFS): in a profile of a full backup, short ones spent 7 % of all CPU spinning on it.
-pub const WRITE_REQUEST_LEN_MAX: usize = 2 << 20;
+/// Largest write given to a device at once. Into blocks that are there, 256 to 512 KiB at 8 to 16 at once
+/// reach 3.0 GB/s on the reference disks and 2 MiB ones 2.4; blocks are reserved before
+/// ([`super::BlockFile::preallocate`]), because writes that allocate take the file's lock one by one.
+pub const WRITE_REQUEST_LEN_MAX: usize = 512 << 10;
 
 /// What drives the disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -49,12 +49,12 @@ pub trait BlockFile: Send + Sync + Debug {
     /// What the system says; devices have a fixed size.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Reserves room for the first `len` bytes without changing the file's size. Where the file system
-    /// cannot, nothing happens.
+    /// Reserves room for `len` bytes at `offset` without changing the file's size; they read as before.
+    /// Where the file system cannot, nothing happens.
     ///
     /// # Errors
     /// No room, above all.
-    fn preallocate(&self, len: u64) -> io::Result<()>;
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Makes `len` bytes at `offset` read as zero, releasing their room where possible. The file's size
     /// stays.

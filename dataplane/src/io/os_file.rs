@@ -225,11 +225,11 @@ impl BlockFile for OsFile {
         Ok(rustix::fs::ftruncate(&self.buffered, len)?)
     }
 
-    fn preallocate(&self, len: u64) -> io::Result<()> {
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 || self.block_device {
             return Ok(());
         }
-        match rustix::fs::fallocate(&self.buffered, FallocateFlags::KEEP_SIZE, 0, len) {
+        match rustix::fs::fallocate(&self.buffered, FallocateFlags::KEEP_SIZE, offset, len) {
             Err(errno) if is_unsupported(errno) => Ok(()),
             other => Ok(other?),
         }
@@ -475,8 +475,8 @@ mod tests {
     fn preallocation_keeps_the_size() {
         let dir = scratch();
         let file = OsFile::create_new(dir.path().join("f"), false).expect("new");
-        file.preallocate(1 << 20).expect("there is room");
-        file.preallocate(0).expect("nothing to do");
+        file.preallocate(0, 1 << 20).expect("there is room");
+        file.preallocate(0, 0).expect("nothing to do");
         file.advise_dont_need();
         assert_eq!(file.len().expect("known"), 0);
     }

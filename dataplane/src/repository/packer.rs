@@ -580,7 +580,7 @@ impl Writer<'_> {
     /// the writes find out for themselves.
     fn reserve(&self, file: &dyn BlockFile) {
         let len = (self.context.pack_len_target + (1 << 20)).next_multiple_of(PACK_ALIGNMENT);
-        if file.preallocate(len).is_ok() {
+        if file.preallocate(0, len).is_ok() {
             let _ = file.set_len(len);
         }
     }

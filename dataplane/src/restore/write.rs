@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, TryRecvError};
 use undercroft_format::units::{DiskRange, SegmentNumber, SegmentSize};
 
 use super::Target;
-use crate::io::{BlockFile, Buffer, BufferPool, Direction, Engine, Piece, Queue, Transfer};
+use crate::io::{BlockFile, Buffer, BufferPool, Direction, Done, Engine, Piece, Queue, Transfer};
 use crate::progress::Progress;
 use crate::repository::error::{RepositoryError, Result};
 
@@ -57,13 +57,22 @@ impl DiskWriter<'_> {
             }
         };
         let mut result = Ok(());
-        for segment in segments {
-            if result.is_ok() {
-                result = self.write(segment, &mut *queue);
-            }
+        loop {
+            // With writes under way, waiting for them comes first: the queue sends what is left of them.
+            let next = match queue.in_flight() {
+                0 => segments.recv().map_err(TryRecvError::from),
+                SEGMENTS_IN_FLIGHT.. => Err(TryRecvError::Empty),
+                _ => segments.try_recv(),
+            };
+            let done = match next {
+                Ok(_) if result.is_err() => Ok(()),
+                Ok(segment) => self.write(segment, &mut *queue),
+                Err(TryRecvError::Empty) => reap(&mut *queue),
+                Err(TryRecvError::Disconnected) if queue.in_flight() > 0 => reap(&mut *queue),
+                Err(TryRecvError::Disconnected) => return result,
+            };
+            result = result.and(done);
         }
-        let last = reap(&mut *queue, 0);
-        result.and(last)
     }
 
     fn write(&self, segment: DecodedSegment, queue: &mut dyn Queue) -> Result<()> {
@@ -96,21 +105,21 @@ impl DiskWriter<'_> {
             buffer,
             pieces,
         });
-        reap(queue, SEGMENTS_IN_FLIGHT - 1)
+        Ok(())
     }
 }
 
-/// Waits until at most `left` transfers are in flight.
-fn reap(queue: &mut dyn Queue, left: usize) -> Result<()> {
-    let mut result = Ok(());
-    while queue.in_flight() > left {
-        let Some(done) = queue.wait() else { break };
-        if let Err(error) = done.result {
+/// Waits for one transfer.
+fn reap(queue: &mut dyn Queue) -> Result<()> {
+    match queue.wait() {
+        Some(Done {
+            result: Err(error), ..
+        }) => {
             let place = format!("the target at byte {}", error.file_offset);
-            result = result.and(Err(RepositoryError::io("writing", &place)(error.source)));
+            Err(RepositoryError::io("writing", &place)(error.source))
         }
+        _ => Ok(()),
     }
-    result
 }
 
 /// Writes segments in order to a stream; gaps are zeros. Like [`DiskWriter::run`] otherwise.

@@ -89,7 +89,7 @@ impl BlockFile for SimFile {
         Ok(())
     }
 
-    fn preallocate(&self, _len: u64) -> io::Result<()> {
+    fn preallocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
         self.check_writable()?;
         self.state.lock().faults.check_power()
     }
