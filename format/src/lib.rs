@@ -13,6 +13,7 @@
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
 //! - [`snapshot`], [`config`], [`reason`]: the roots and the set-up
+//! - [`trust`]: tokens, enrolment, and the names, roles and scopes of peers
 //! - [`codec`]: how all of them are written
 
 pub mod chunker;
@@ -28,4 +29,5 @@ pub mod reason;
 pub mod segment;
 pub mod snapshot;
 pub mod source;
+pub mod trust;
 pub mod units;
