@@ -105,7 +105,7 @@ impl PeerIdentity {
         let repository = object
             .repository
             .expect("the caller names the repository of a verb that is done to one");
-        if self.scope.has_repository(repository) {
+        if self.scope.has_repository(repository.as_str()) {
             return Ok(());
         }
         Err(Denied::Repository {
@@ -143,8 +143,8 @@ impl PeerIdentity {
 #[cfg(test)]
 mod tests {
     use super::super::scope::Scope;
-    use super::super::scope::tests::scope;
     use super::super::serial::Serial;
+    use super::super::tests::support::scope;
     use super::*;
 
     fn peer(role: Role, scope: Scope) -> PeerIdentity {

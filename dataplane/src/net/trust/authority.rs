@@ -26,7 +26,7 @@ use super::change::Change;
 use super::credentials::{self, Credentials};
 use super::error::{Result, TrustError};
 use super::file::{self, Stamp};
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, fingerprint_of};
 use super::floor::ServerTime;
 use super::identity::PeerIdentity;
 use super::key::KeyPair;
@@ -140,7 +140,7 @@ impl Authority {
                 problem: "holds a certificate that is not its key's: put back a copy of it",
             });
         }
-        let fingerprint = Fingerprint::of(&authority.certificate);
+        let fingerprint = fingerprint_of(&authority.certificate);
         let (registry, stamp) = load_registry(dir, fingerprint)?;
         let floor = time_file::load(dir)?.max(registry.written);
         let time = Arc::new(ServerTime::new(clock, floor));
@@ -165,7 +165,7 @@ impl Authority {
 
     /// The fingerprint of the authority's certificate: what tokens carry.
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.certificate)
+        fingerprint_of(&self.certificate)
     }
 
     /// The authority's certificate.
@@ -183,7 +183,7 @@ impl Authority {
     /// # Errors
     /// [`TrustError::NameTaken`], [`TrustError::Full`].
     pub fn issue_token(&self, options: &TokenOptions) -> Result<(Token, IssuedToken)> {
-        let secret = Secret::generate(&*self.entropy)?;
+        let secret = Secret::from_bytes(self.entropy.array().map_err(TrustError::randomness)?);
         let issued = self.change(|registry, now| {
             registry.forget_old(now);
             if let Some(name) = &options.name
@@ -358,8 +358,8 @@ impl Authority {
                 .signer
                 .identity(&issued.identity, &issued.key, issued.issued)?;
             Ok(Answer::Granted(Grant {
-                certificate,
-                authority: self.certificate.clone(),
+                certificate: certificate.to_vec(),
+                authority: self.certificate.to_vec(),
             }))
         });
         granted.unwrap_or_else(|error| Answer::Refused(unavailable(&error)))
@@ -452,7 +452,7 @@ fn create(dir: &Path, clock: &dyn WallClock, entropy: &dyn Entropy) -> Result<()
     let key = KeyPair::generate(entropy)?;
     let serial = Serial::from_random(entropy.array().map_err(TrustError::randomness)?);
     let certificate = certificate::authority(&key, serial, now)?;
-    let registry = Registry::new(Fingerprint::of(&certificate), now);
+    let registry = Registry::new(fingerprint_of(&certificate), now);
     // What an interrupted start made belongs to an authority that never was.
     file::remove(&dir.join(layout::SERVER))?;
     file::replace(&registry_path, &registry.encode())?;

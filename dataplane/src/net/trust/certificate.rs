@@ -26,8 +26,6 @@ pub const SERVER_NAME: &str = "repository.undercroft.internal";
 pub const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long before its end a certificate is renewed.
 pub const RENEWAL_LEAD: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Longest certificate or request for one, in bytes.
-pub(super) const CERTIFICATE_LEN_MAX: usize = 8 << 10;
 /// Certificates begin this much earlier than they are made, for peers whose clocks are slow.
 const BACKDATING: Duration = Duration::from_secs(24 * 3600);
 
@@ -190,7 +188,7 @@ fn params(name: &str, serial: Serial, now: UnixMs) -> CertificateParams {
 mod tests {
     use super::super::identity::identity_of;
     use super::super::role::Role;
-    use super::super::scope::tests::scope;
+    use super::super::tests::support::scope;
     use super::*;
     use crate::repository::entropy::SeededEntropy;
 

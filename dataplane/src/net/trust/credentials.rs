@@ -9,11 +9,12 @@ use rustls::pki_types::CertificateDer;
 use undercroft_format::codec::{DecodeError, Problem, Reader};
 use zeroize::Zeroizing;
 
-use super::certificate::{CERTIFICATE_LEN_MAX, facts};
+use super::certificate::facts;
 use super::envelope::{Kind, put_bytes, read_bytes};
 use super::error::{Result, TrustError};
 use super::file;
 use super::key::KeyPair;
+use super::message::CERTIFICATE_LEN_MAX;
 
 /// The kind of the file `authority`.
 pub(super) const AUTHORITY: Kind = kind("authority", b"UCTRAUT\x01");
@@ -86,8 +87,8 @@ impl Credentials {
 #[cfg(test)]
 mod tests {
     use super::super::certificate;
-    use super::super::envelope::assert_only_whole;
     use super::super::serial::Serial;
+    use super::super::tests::support::assert_only_whole;
     use super::super::time::UnixMs;
     use super::*;
     use crate::repository::entropy::SeededEntropy;

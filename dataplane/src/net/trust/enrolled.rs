@@ -18,15 +18,16 @@ use rustls::sign::CertifiedKey;
 use undercroft_format::codec::{DecodeError, Problem};
 use zeroize::Zeroizing;
 
-use super::certificate::{CERTIFICATE_LEN_MAX, RENEWAL_LEAD, facts};
+use super::certificate::{RENEWAL_LEAD, facts};
 use super::credentials::Credentials;
 use super::envelope::{Kind, put_bytes, read_bytes};
 use super::error::{Result, TrustError};
 use super::file;
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, fingerprint_of};
 use super::identity::{PeerIdentity, identity_of};
 use super::key::KeyPair;
 use super::layout;
+use super::message::CERTIFICATE_LEN_MAX;
 use super::time::{UnixMs, WallClock};
 use super::tls;
 use super::token::SecretHash;
@@ -153,7 +154,7 @@ impl Enrolled {
 
     /// The fingerprint of the authority that is trusted.
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.authority)
+        fingerprint_of(&self.authority)
     }
 
     /// True if the certificate should be renewed: see [`Renewal`](super::enrolment::Renewal).
@@ -168,9 +169,13 @@ impl Enrolled {
 
     /// The settings to connect with, to the name [`SERVER_NAME`](super::SERVER_NAME).
     pub fn client_config(&self, clock: &Arc<dyn WallClock>) -> Result<ClientConfig> {
+        tls::enrolled_config(&self.authority, self.certified()?, clock)
+    }
+
+    pub(super) fn certified(&self) -> Result<Arc<CertifiedKey>> {
         let chain = vec![self.credentials.certificate.clone()];
-        let certified = CertifiedKey::new(chain, self.credentials.key.for_tls()?);
-        tls::enrolled_config(&self.authority, Arc::new(certified), clock)
+        let key = self.credentials.key.for_tls()?;
+        Ok(Arc::new(CertifiedKey::new(chain, key)))
     }
 }
 
@@ -212,8 +217,8 @@ fn decode_pending(bytes: &[u8]) -> Result<(SecretHash, KeyPair), DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::super::certificate;
-    use super::super::envelope::assert_only_whole;
     use super::super::serial::Serial;
+    use super::super::tests::support::assert_only_whole;
     use super::*;
     use crate::repository::entropy::SeededEntropy;
 

@@ -17,7 +17,7 @@ use super::certificate;
 use super::credentials::Credentials;
 use super::enrolled::{ClientStore, Enrolled};
 use super::error::{Result, TrustError};
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, fingerprint_of};
 use super::key::KeyPair;
 use super::message::{Answer, EnrolRequest, Grant, RenewRequest};
 use super::name::IdentityName;
@@ -155,7 +155,7 @@ impl Enrolment {
     /// Checks the answer and keeps what was granted.
     pub fn finish(self, answer: &[u8]) -> Result<Enrolled, EnrolError> {
         let grant = granted(answer)?;
-        let found = Fingerprint::of(&grant.authority);
+        let found = fingerprint_of(&grant.authority);
         if found != self.authority {
             return Err(EnrolError::Trust(TrustError::WrongAuthority {
                 found,
@@ -209,9 +209,9 @@ impl Renewal {
     /// Checks the answer and keeps what was granted, in place of the present certificate.
     pub fn finish(self, answer: &[u8]) -> Result<Enrolled, EnrolError> {
         let grant = granted(answer)?;
-        if grant.authority != *self.present.authority() {
+        if grant.authority[..] != self.present.authority()[..] {
             return Err(EnrolError::Trust(TrustError::WrongAuthority {
-                found: Fingerprint::of(&grant.authority),
+                found: fingerprint_of(&grant.authority),
                 expected: self.present.fingerprint(),
             }));
         }
@@ -237,10 +237,10 @@ fn granted(answer: &[u8]) -> Result<Grant, EnrolError> {
 /// What was granted, if it was signed by the authority beside it and is for `key`.
 fn accept(grant: Grant, key: KeyPair) -> Result<Enrolled> {
     let credentials = Credentials {
-        certificate: grant.certificate,
+        certificate: grant.certificate.into(),
         key,
     };
-    Enrolled::new(credentials, grant.authority)?.ok_or(TrustError::BadGrant {
+    Enrolled::new(credentials, grant.authority.into())?.ok_or(TrustError::BadGrant {
         problem: "is a certificate that does not fit this machine's key or the authority",
     })
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
-use super::time::{UnixMs, WallClock};
+use super::time::{UnixMs, WallClock, to_tls};
 
 /// A clock that never shows less than it did.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl ServerTime {
 
 impl TimeProvider for ServerTime {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(self.now().to_tls())
+        Some(to_tls(self.now()))
     }
 }
 

@@ -140,7 +140,7 @@ fn unescape(text: &str) -> Option<String> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::scope::tests::{any_scope, scope};
+    use super::super::tests::support::{any_scope, scope};
     use super::*;
 
     fn serial() -> Serial {

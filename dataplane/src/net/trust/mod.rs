@@ -12,6 +12,8 @@
 //! - [`enrolment`], [`enrolled`]: the client's side
 //! - [`tls`], [`handshake`]: the settings of both, and what their failures mean
 //!
+//! The nouns and what is sent are encoded in [`undercroft_format::trust`].
+//!
 //! Nothing here opens a connection or is asynchronous; `ring`, `rustls`, `webpki` and `rcgen` do the
 //! cryptography. docs/trust.md has the formats and the reasons.
 
@@ -23,7 +25,6 @@ mod credentials;
 mod decide;
 pub mod enrolled;
 pub mod enrolment;
-mod envelope;
 pub mod error;
 mod file;
 pub mod fingerprint;
@@ -32,22 +33,19 @@ pub mod handshake;
 pub mod identity;
 mod key;
 mod layout;
-pub mod message;
-pub mod name;
-pub mod pattern;
-pub mod refusal;
 pub mod registry;
 pub mod retention;
-pub mod role;
-pub mod scope;
-pub mod serial;
+#[cfg(test)]
+mod tests;
 pub mod time;
 mod time_file;
 pub mod tls;
-pub mod token;
 pub mod verb;
 mod verify_client;
 mod verify_server;
+
+use undercroft_format::trust::envelope;
+pub use undercroft_format::trust::{message, name, pattern, refusal, role, scope, serial, token};
 
 pub use access::{Denied, Object};
 pub use authority::{Authority, TokenOptions};

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use undercroft_format::codec::{DecodeError, Problem, Reader, put_string, put_varint};
 
 use super::certificate::PublicKey;
-use super::envelope::Kind;
+use super::envelope::{Kind, put_option, read_option};
 use super::fingerprint::Fingerprint;
 use super::identity::PeerIdentity;
 use super::name::IdentityName;
@@ -242,34 +242,16 @@ fn read_identity(reader: &mut Reader<'_>) -> Result<PeerIdentity, DecodeError> {
     })
 }
 
-pub(super) fn put_option<T>(out: &mut Vec<u8>, value: Option<&T>, put: impl Fn(&mut Vec<u8>, &T)) {
-    out.push(u8::from(value.is_some()));
-    if let Some(value) = value {
-        put(out, value);
-    }
-}
-
-pub(super) fn read_option<'a, T>(
-    reader: &mut Reader<'a>,
-    read: impl Fn(&mut Reader<'a>) -> Result<T, DecodeError>,
-) -> Result<Option<T>, DecodeError> {
-    if reader.bool()? {
-        read(reader).map(Some)
-    } else {
-        Ok(None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::envelope::assert_only_whole;
-    use super::super::scope::tests::scope;
+    use super::super::tests::support::assert_only_whole;
+    use super::super::tests::support::scope;
     use super::*;
 
     #[test]
     fn registries_round_trip_and_any_changed_byte_is_found() {
         let now = UnixMs::from_seconds(1_764_000_000);
-        let mut registry = Registry::new(Fingerprint::of(b"ca"), now);
+        let mut registry = Registry::new(Fingerprint::from_bytes([0xca; 32]), now);
         let name: IdentityName = "proxy-1".parse().unwrap();
         for n in 0..3_u8 {
             let serial = Serial::from_random([n; 8]);

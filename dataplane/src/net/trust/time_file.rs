@@ -51,7 +51,7 @@ fn decode(bytes: &[u8]) -> Result<UnixMs, DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::envelope::assert_only_whole;
+    use super::super::tests::support::assert_only_whole;
     use super::*;
 
     #[test]

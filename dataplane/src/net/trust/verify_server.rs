@@ -8,7 +8,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, fingerprint_of};
 use super::tls::root;
 
 /// Trusts the authority with a fingerprint. The server sends that authority's certificate along with its
@@ -39,7 +39,7 @@ impl ServerCertVerifier for TokenAuthority {
     ) -> Result<ServerCertVerified, Error> {
         let authority = intermediates
             .iter()
-            .find(|certificate| Fingerprint::of(certificate) == self.fingerprint)
+            .find(|certificate| fingerprint_of(certificate) == self.fingerprint)
             .ok_or(CertificateError::UnknownIssuer)?;
         let roots = root(authority)?;
         WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())

@@ -1,18 +1,17 @@
 //! What enrolment and renewal send, whatever carries it: one request, one answer, each in an
 //! [envelope](super::envelope).
 
-use rustls::pki_types::CertificateDer;
-use undercroft_format::codec::{DecodeError, Problem, put_string};
+use crate::codec::{DecodeError, Problem, put_string};
 
-use super::certificate::CERTIFICATE_LEN_MAX;
-use super::envelope::{Kind, put_bytes, read_bytes};
+use super::envelope::{Kind, put_bytes, put_option, read_bytes, read_option};
 use super::name::IdentityName;
 use super::refusal::Refusal;
-use super::registry::{put_option, read_option};
 use super::role::Role;
 use super::scope::Scope;
 use super::token::Secret;
 
+/// Longest certificate or request for one, in bytes.
+pub const CERTIFICATE_LEN_MAX: usize = 8 << 10;
 /// Longest request or answer, in bytes: a carrier need not take more.
 pub const MESSAGE_LEN_MAX: usize = 20 << 10;
 
@@ -82,10 +81,10 @@ pub enum Answer {
 /// A new certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The certificate.
-    pub certificate: CertificateDer<'static>,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
     /// That of the authority that signed it.
-    pub authority: CertificateDer<'static>,
+    pub authority: Vec<u8>,
 }
 
 impl EnrolRequest {
@@ -153,9 +152,9 @@ impl Answer {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = ANSWER.unwrap(bytes)?;
         let at = reader.clone();
-        let certificate = |reader: &mut _| -> Result<CertificateDer<'static>, DecodeError> {
+        let certificate = |reader: &mut _| -> Result<Vec<u8>, DecodeError> {
             let bytes = read_bytes(reader, "length of a certificate", CERTIFICATE_LEN_MAX)?;
-            Ok(bytes.to_vec().into())
+            Ok(bytes.to_vec())
         };
         let answer = match reader.u8()? {
             1 => Self::Granted(Grant {
@@ -179,11 +178,10 @@ mod tests {
     use super::super::serial::Serial;
     use super::super::time::UnixMs;
     use super::*;
-    use crate::repository::entropy::SeededEntropy;
 
     fn enrol_request(scope: Option<Scope>) -> EnrolRequest {
         EnrolRequest {
-            secret: Secret::generate(&SeededEntropy::new(1)).unwrap(),
+            secret: Secret::from_bytes([0xa5; 16]),
             role: Role::Ingest,
             name: "proxy-1".parse().unwrap(),
             scope,
@@ -241,8 +239,8 @@ mod tests {
         assert_eq!(RenewRequest::decode(&request.encode()), Ok(request.clone()));
         assert_only_whole(&request.encode(), RenewRequest::decode);
         let granted = Answer::Granted(Grant {
-            certificate: vec![1; 300].into(),
-            authority: vec![2; 400].into(),
+            certificate: vec![1; 300],
+            authority: vec![2; 400],
         });
         let refused = refusals().into_iter().map(Answer::Refused);
         for answer in refused.chain([granted]) {
@@ -266,8 +264,8 @@ mod tests {
     #[test]
     fn the_longest_answer_fits_a_message() {
         let answer = Answer::Granted(Grant {
-            certificate: vec![1; CERTIFICATE_LEN_MAX].into(),
-            authority: vec![2; CERTIFICATE_LEN_MAX].into(),
+            certificate: vec![1; CERTIFICATE_LEN_MAX],
+            authority: vec![2; CERTIFICATE_LEN_MAX],
         });
         assert!(Answer::decode(&answer.encode()).is_ok());
     }

@@ -1,6 +1,6 @@
 //! Why a server refuses a certificate: the same words on both sides.
 
-use undercroft_format::codec::{DecodeError, Problem, Reader, put_string};
+use crate::codec::{DecodeError, Problem, Reader, put_string};
 
 use super::name::IdentityName;
 use super::role::Role;
@@ -115,7 +115,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
+    /// Appends it.
+    pub fn put(&self, out: &mut Vec<u8>) {
         out.push(self.code());
         match self {
             Self::TokenUnknown | Self::Scope | Self::Request | Self::Full | Self::Unavailable => {}
@@ -145,7 +146,8 @@ impl Refusal {
         }
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads what `put` wrote.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let at = reader.clone();
         Ok(match reader.u8()? {
             1 => Self::TokenUnknown,

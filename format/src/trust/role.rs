@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use undercroft_format::codec::{DecodeError, Problem, Reader};
+use crate::codec::{DecodeError, Problem, Reader};
 
 /// The role of an identity. It says what its holder may do; its scope says to which VMs and repositories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +35,7 @@ impl Role {
     }
 
     /// The number for it in tokens, files and messages.
-    pub(super) const fn code(self) -> u8 {
+    pub const fn code(self) -> u8 {
         match self {
             Self::Ingest => 1,
             Self::Restore => 2,
@@ -43,11 +43,13 @@ impl Role {
         }
     }
 
-    pub(super) fn from_code(code: u8) -> Option<Self> {
+    /// The role with a number.
+    pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.code() == code)
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads one.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let at = reader.clone();
         Self::from_code(reader.u8()?).ok_or_else(|| at.error(Problem::Invalid("role")))
     }

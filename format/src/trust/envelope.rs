@@ -10,13 +10,13 @@
 //!
 //! The hash finds accidents. Against intent there are the file's permissions, and TLS around messages.
 
-use undercroft_format::codec::{DecodeError, Problem, Reader};
+use crate::codec::{DecodeError, Problem, Reader, put_varint};
 
 const HASH_LEN: usize = 32;
 
 /// A kind of file or message.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
+pub struct Kind {
     /// Names it in errors.
     pub object: &'static str,
     /// Its first bytes.
@@ -71,13 +71,13 @@ impl Kind {
 }
 
 /// Appends the length of `bytes`, then `bytes`.
-pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    undercroft_format::codec::put_varint(out, bytes.len() as u64);
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// Length-prefixed bytes, at most `limit`.
-pub(super) fn read_bytes<'a>(
+pub fn read_bytes<'a>(
     reader: &mut Reader<'a>,
     field: &'static str,
     limit: usize,
@@ -86,9 +86,29 @@ pub(super) fn read_bytes<'a>(
     reader.take(len)
 }
 
+/// Appends 1 and `value`, or 0.
+pub fn put_option<T>(out: &mut Vec<u8>, value: Option<&T>, put: impl Fn(&mut Vec<u8>, &T)) {
+    out.push(u8::from(value.is_some()));
+    if let Some(value) = value {
+        put(out, value);
+    }
+}
+
+/// Reads what [`put_option`] wrote.
+pub fn read_option<'a, T>(
+    reader: &mut Reader<'a>,
+    read: impl Fn(&mut Reader<'a>) -> Result<T, DecodeError>,
+) -> Result<Option<T>, DecodeError> {
+    if reader.bool()? {
+        read(reader).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
 /// Checks that `decode` accepts `bytes` and refuses them with any byte changed, left out or added.
 #[cfg(test)]
-pub(super) fn assert_only_whole<T>(bytes: &[u8], decode: impl Fn(&[u8]) -> Result<T, DecodeError>) {
+pub fn assert_only_whole<T>(bytes: &[u8], decode: impl Fn(&[u8]) -> Result<T, DecodeError>) {
     assert!(decode(bytes).is_ok());
     for place in 0..bytes.len() {
         let mut damaged = bytes.to_vec();

@@ -1,9 +1,8 @@
 //! What an identity's role extends to: VMs and repositories.
 
-use undercroft_format::codec::{DecodeError, Problem, Reader, put_string, put_varint};
+use crate::codec::{DecodeError, Problem, Reader, put_string, put_varint};
 
 use super::pattern::{PATTERN_LEN_MAX, Pattern};
-use crate::net::address::RepositoryName;
 
 /// Most patterns of VMs, and most of repositories.
 pub const PATTERNS_MAX: usize = 32;
@@ -91,10 +90,10 @@ impl Scope {
     }
 
     /// True if the repository is in scope.
-    pub fn has_repository(&self, name: &RepositoryName) -> bool {
+    pub fn has_repository(&self, name: &str) -> bool {
         self.repositories
             .iter()
-            .any(|pattern| pattern.matches(name.as_str()))
+            .any(|pattern| pattern.matches(name))
     }
 
     /// True if every VM is in scope.
@@ -121,7 +120,8 @@ impl Scope {
         self.vms.iter().chain(&self.repositories)
     }
 
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
+    /// Appends it.
+    pub fn put(&self, out: &mut Vec<u8>) {
         for list in [&self.vms, &self.repositories] {
             put_varint(out, list.len() as u64);
             list.iter()
@@ -129,7 +129,8 @@ impl Scope {
         }
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads what `put` wrote.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let at = reader.clone();
         let vms = read_patterns(reader)?;
         let repositories = read_patterns(reader)?;
@@ -186,8 +187,8 @@ pub(super) mod tests {
     fn a_scope_has_what_one_of_its_patterns_matches() {
         let scope = scope(&["web*", "db1"], &["main"]);
         assert!(scope.has_vm("web7") && scope.has_vm("db1") && !scope.has_vm("db2"));
-        assert!(scope.has_repository(&"main".parse().unwrap()));
-        assert!(!scope.has_repository(&"other".parse().unwrap()));
+        assert!(scope.has_repository("main"));
+        assert!(!scope.has_repository("other"));
         assert!(!scope.has_all_vms());
         assert!(Scope::everything().has_all_vms());
     }

@@ -17,10 +17,9 @@ use std::sync::LazyLock;
 use data_encoding::{Encoding, Specification};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::error::{Result, TrustError};
 use super::fingerprint::{FINGERPRINT_LEN, Fingerprint};
 use super::role::Role;
-use crate::repository::entropy::Entropy;
+use crate::codec::{DecodeError, Reader};
 
 const PREFIX: &str = "uct1";
 const SECRET_LEN: usize = 16;
@@ -82,19 +81,17 @@ pub enum TokenError {
 }
 
 impl Secret {
-    /// A new secret.
-    pub(super) fn generate(entropy: &dyn Entropy) -> Result<Self> {
-        entropy.array().map(Self).map_err(TrustError::randomness)
+    /// A secret of random bytes.
+    pub const fn from_bytes(bytes: [u8; SECRET_LEN]) -> Self {
+        Self(bytes)
     }
 
-    pub(super) fn read(
-        reader: &mut undercroft_format::codec::Reader<'_>,
-    ) -> Result<Self, undercroft_format::codec::DecodeError> {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         reader.array().map(Self)
     }
 
     /// Its bytes, to be sent to the server that issued it.
-    pub(super) fn as_bytes(&self) -> &[u8; SECRET_LEN] {
+    pub fn as_bytes(&self) -> &[u8; SECRET_LEN] {
         &self.0
     }
 
@@ -114,11 +111,13 @@ impl fmt::Debug for Secret {
 }
 
 impl SecretHash {
-    pub(super) const fn from_bytes(bytes: [u8; 32]) -> Self {
+    /// A hash that was kept.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    pub(super) const fn as_bytes(&self) -> &[u8; 32] {
+    /// Its bytes, to be kept.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
@@ -196,15 +195,11 @@ impl FromStr for Token {
         if found != check(checked) {
             return Err(TokenError::Mistyped);
         }
-        let array = |bytes: &[u8]| bytes.try_into().expect("it has that length");
+        let (fingerprint, secret) = checked[1..].split_at(FINGERPRINT_LEN);
         Ok(Self {
             role: Role::from_code(checked[0]).ok_or(TokenError::UnknownRole)?,
-            authority: Fingerprint::from_bytes(array(&checked[1..1 + FINGERPRINT_LEN])),
-            secret: Secret(
-                checked[1 + FINGERPRINT_LEN..]
-                    .try_into()
-                    .expect("what follows the fingerprint is the secret"),
-            ),
+            authority: Fingerprint::from_bytes(fingerprint.try_into().expect("32 bytes")),
+            secret: Secret(secret.try_into().expect("what follows is the secret")),
         })
     }
 }
@@ -240,7 +235,7 @@ mod tests {
     fn token() -> Token {
         Token {
             role: Role::Restore,
-            authority: Fingerprint::of(b"certificate"),
+            authority: Fingerprint::from_bytes([0x77; 32]),
             secret: Secret([0xa5; SECRET_LEN]),
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use undercroft_format::codec::{DecodeError, Problem, Reader};
+use crate::codec::{DecodeError, Problem, Reader};
 
 /// Bytes of a serial number.
 pub const SERIAL_LEN: usize = 8;
@@ -37,7 +37,8 @@ impl Serial {
         &self.0
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads one.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let at = reader.clone();
         Self::from_bytes(reader.take(SERIAL_LEN)?)
             .ok_or_else(|| at.error(Problem::Invalid("serial number")))

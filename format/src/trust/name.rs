@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use undercroft_format::codec::{DecodeError, Problem, Reader};
+use crate::codec::{DecodeError, Problem, Reader};
 
 use super::serial::Serial;
 
@@ -28,7 +28,8 @@ impl IdentityName {
         &self.0
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads one.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let at = reader.clone();
         reader
             .string("length of a name", IDENTITY_NAME_LEN_MAX as u64)?
