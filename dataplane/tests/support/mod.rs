@@ -201,7 +201,7 @@ impl BlockFile for MemoryFile {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    fn preallocate(&self, _: u64) -> io::Result<()> {
+    fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
         Ok(())
     }
 
@@ -679,8 +679,8 @@ impl BlockFile for WatchedFile {
             .tell("set_len", &self.path, self.inner.set_len(len))
     }
 
-    fn preallocate(&self, len: u64) -> io::Result<()> {
-        self.inner.preallocate(len)
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.preallocate(offset, len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
