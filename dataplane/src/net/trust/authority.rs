@@ -19,22 +19,22 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
-use rustls::sign::CertifiedKey;
 
+use super::authority_files::{
+    ServerCredentials, create, load_authority, load_or_renew_server, load_registry,
+};
 use super::certificate::{self, PublicKey, RENEWAL_LEAD, Signer};
 use super::change::Change;
-use super::credentials::{self, Credentials};
 use super::error::{Result, TrustError};
 use super::file::{self, Stamp};
 use super::fingerprint::{Fingerprint, fingerprint_of};
 use super::floor::ServerTime;
 use super::identity::PeerIdentity;
-use super::key::KeyPair;
 use super::layout;
 use super::message::{Answer, EnrolRequest, Grant, RenewRequest};
 use super::name::IdentityName;
 use super::refusal::Refusal;
-use super::registry::{IssuedIdentity, IssuedToken, REGISTRY, Registry, TOKENS_MAX};
+use super::registry::{IssuedIdentity, IssuedToken, Registry, TOKENS_MAX};
 use super::role::Role;
 use super::scope::Scope;
 use super::serial::Serial;
@@ -47,9 +47,6 @@ use crate::repository::entropy::Entropy;
 pub const TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// The longest that a token can be used.
 pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Tokens and identities are remembered so long after their end, to say why they are refused.
-const MEMORY: Duration = Duration::from_secs(90 * 24 * 3600);
-
 /// What a token is to be for.
 #[derive(Clone, Debug)]
 pub struct TokenOptions {
@@ -77,28 +74,6 @@ struct State {
     registry: Arc<Registry>,
     stamp: Option<Stamp>,
     server: Arc<ServerCredentials>,
-}
-
-/// What the server shows to clients.
-#[derive(Debug)]
-pub(super) struct ServerCredentials {
-    pub certified: Arc<CertifiedKey>,
-    pub not_after: UnixMs,
-}
-
-impl ServerCredentials {
-    /// The chain has the authority's certificate too: who has only a token knows it by its fingerprint.
-    fn new(
-        credentials: &Credentials,
-        authority: &CertificateDer<'static>,
-        not_after: UnixMs,
-    ) -> Result<Self> {
-        let chain = vec![credentials.certificate.clone(), authority.clone()];
-        Ok(Self {
-            certified: Arc::new(CertifiedKey::new(chain, credentials.key.for_tls()?)),
-            not_after,
-        })
-    }
 }
 
 impl Authority {
@@ -131,15 +106,7 @@ impl Authority {
             });
         }
         let change = Change::begin(dir)?;
-        let path = dir.join(layout::AUTHORITY);
-        let authority = Credentials::load(credentials::AUTHORITY, &path)?
-            .ok_or_else(|| TrustError::Missing { path: path.clone() })?;
-        if !authority.fit(&authority.certificate)? {
-            return Err(TrustError::Unusable {
-                path,
-                problem: "holds a certificate that is not its key's: put back a copy of it",
-            });
-        }
+        let authority = load_authority(dir)?;
         let fingerprint = fingerprint_of(&authority.certificate);
         let (registry, stamp) = load_registry(dir, fingerprint)?;
         let floor = time_file::load(dir)?.max(registry.written);
@@ -292,7 +259,14 @@ impl Authority {
     }
 
     /// Answers a request to be enrolled.
+    ///
+    /// Who has no token costs the server a look at the list in memory: no signature, no file, no lock.
     pub fn enrol(&self, request: &EnrolRequest) -> Answer {
+        match self.registry() {
+            Ok(registry) if registry.tokens.contains_key(&request.secret.hash()) => {}
+            Ok(_) => return Answer::Refused(Refusal::TokenUnknown),
+            Err(error) => return Answer::Refused(unavailable(&error)),
+        }
         self.answer(&request.request, |registry, key, serial, now| {
             registry.enrol(request, key, serial, now)
         })
@@ -417,83 +391,6 @@ impl std::fmt::Debug for Authority {
             .field("fingerprint", &self.fingerprint())
             .finish_non_exhaustive()
     }
-}
-
-impl Registry {
-    fn has_old(&self, now: UnixMs) -> bool {
-        let horizon = now.before(MEMORY);
-        self.tokens.values().any(|token| token.not_after < horizon)
-            || self
-                .identities
-                .values()
-                .any(|entry| entry.not_after < horizon)
-    }
-
-    fn forget_old(&mut self, now: UnixMs) {
-        let horizon = now.before(MEMORY);
-        self.tokens.retain(|_, token| token.not_after >= horizon);
-        self.identities
-            .retain(|_, entry| entry.not_after >= horizon);
-    }
-}
-
-/// Makes an authority. Its own file comes last: with it, all is there.
-fn create(dir: &Path, clock: &dyn WallClock, entropy: &dyn Entropy) -> Result<()> {
-    let registry_path = dir.join(layout::REGISTRY);
-    if let Some((bytes, _)) = file::read(&registry_path, REGISTRY.len_max)? {
-        let registry = Registry::decode(&bytes).map_err(TrustError::damaged(&registry_path))?;
-        if !registry.tokens.is_empty() || !registry.identities.is_empty() {
-            return Err(TrustError::Missing {
-                path: dir.join(layout::AUTHORITY),
-            });
-        }
-    }
-    let now = clock.now();
-    let key = KeyPair::generate(entropy)?;
-    let serial = Serial::from_random(entropy.array().map_err(TrustError::randomness)?);
-    let certificate = certificate::authority(&key, serial, now)?;
-    let registry = Registry::new(fingerprint_of(&certificate), now);
-    // What an interrupted start made belongs to an authority that never was.
-    file::remove(&dir.join(layout::SERVER))?;
-    file::replace(&registry_path, &registry.encode())?;
-    time_file::save(dir, now)?;
-    Credentials { certificate, key }.save(credentials::AUTHORITY, &dir.join(layout::AUTHORITY))
-}
-
-fn load_registry(dir: &Path, authority: Fingerprint) -> Result<(Registry, Stamp)> {
-    let path = dir.join(layout::REGISTRY);
-    let Some((bytes, stamp)) = file::read(&path, REGISTRY.len_max)? else {
-        return Err(TrustError::Missing { path });
-    };
-    let registry = Registry::decode(&bytes).map_err(TrustError::damaged(&path))?;
-    if registry.authority != authority {
-        return Err(TrustError::Foreign { path });
-    }
-    Ok((registry, stamp))
-}
-
-/// The server's credentials, made anew if there are none or their end is near.
-fn load_or_renew_server(
-    dir: &Path,
-    authority: &CertificateDer<'static>,
-    signer: &Signer,
-    entropy: &dyn Entropy,
-    now: UnixMs,
-) -> Result<ServerCredentials> {
-    let path = dir.join(layout::SERVER);
-    if let Some(credentials) = Credentials::load(credentials::SERVER, &path)? {
-        let facts = certificate::facts(&credentials.certificate, authority)
-            .ok_or_else(|| TrustError::Foreign { path: path.clone() })?;
-        if now.after(RENEWAL_LEAD) < facts.not_after {
-            return ServerCredentials::new(&credentials, authority, facts.not_after);
-        }
-    }
-    let key = KeyPair::generate(entropy)?;
-    let serial = Serial::from_random(entropy.array().map_err(TrustError::randomness)?);
-    let certificate = signer.server(&PublicKey(key.public()?), serial, now)?;
-    let credentials = Credentials { certificate, key };
-    credentials.save(credentials::SERVER, &path)?;
-    ServerCredentials::new(&credentials, authority, certificate::not_after(now))
 }
 
 fn unavailable(error: &TrustError) -> Refusal {

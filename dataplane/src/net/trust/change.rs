@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::{Result, TrustError};
+use super::file;
 use super::layout;
 
 /// The right to change the files, until dropped. The lock is the kernel's: it goes with its holder,
@@ -27,6 +28,7 @@ impl Change {
             .mode(0o600)
             .open(&path)
             .map_err(TrustError::io("opening", &path))?;
+        file::give_away(&path, &file).map_err(TrustError::io("opening", &path))?;
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(Self { _lock: file }),

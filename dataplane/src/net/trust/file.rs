@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -19,11 +19,27 @@ pub(super) struct Stamp {
 
 /// Makes the directory at `path`, for its owner alone, if it is not there.
 pub(super) fn create_directory(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(TrustError::io("creating", path))
+    let create = || -> io::Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+        give_away(path, &File::open(path)?)
+    };
+    create().map_err(TrustError::io("creating", path))
+}
+
+/// What root makes at `path` belongs to the owner of the directory around it: a server that runs as
+/// another user must be able to read what its administrator changed.
+pub(super) fn give_away(path: &Path, file: &File) -> io::Result<()> {
+    let around = std::fs::metadata(directory_of(path))?;
+    if rustix::process::geteuid().is_root() && around.uid() != 0 {
+        fchown(file, Some(around.uid()), Some(around.gid()))?;
+    }
+    Ok(())
 }
 
 /// Replaces the file at `path`: after a crash it has the old content or the new one. Durable on return.
@@ -40,6 +56,7 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> Result<()> {
             .create_new(true)
             .mode(0o600)
             .open(&temporary)?;
+        give_away(path, &file)?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
@@ -103,8 +120,15 @@ fn stamp_of(metadata: &std::fs::Metadata) -> Stamp {
 }
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let parent = path.parent().expect("a file stands in a directory");
-    File::open(parent)?.sync_all()
+    File::open(directory_of(path))?.sync_all()
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 
 pub mod access;
 pub mod authority;
+mod authority_files;
 mod certificate;
 mod change;
 mod credentials;
@@ -29,6 +30,7 @@ pub mod error;
 mod file;
 pub mod fingerprint;
 pub mod floor;
+mod forget;
 pub mod handshake;
 pub mod identity;
 mod key;

@@ -47,6 +47,40 @@ fn all_files_are_for_their_owner_alone() {
 }
 
 #[test]
+fn what_root_makes_belongs_to_the_owner_of_the_store() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let store = tempfile::tempdir().unwrap();
+    chown(store.path(), Some(1234), Some(4321)).unwrap();
+    let world = World::new(1);
+    let dir = store.path().join(DIRECTORY);
+    let authority =
+        Authority::open_or_create(&dir, world.clock.clone(), world.entropy.clone()).unwrap();
+    let options = TokenOptions {
+        role: Role::Ingest,
+        scope: Scope::everything(),
+        name: None,
+        lifetime: HOUR,
+    };
+    authority.issue_token(&options).unwrap();
+    for path in std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .chain([dir])
+    {
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(
+            (metadata.uid(), metadata.gid()),
+            (1234, 4321),
+            "{}",
+            path.display()
+        );
+    }
+}
+
+#[test]
 fn any_changed_byte_in_any_file_is_told_with_its_name() {
     let world = World::new(1);
     world.enrolled(Role::Ingest, "p");
