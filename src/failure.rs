@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use undercroft_control::{PolicyError, SelectError};
+use undercroft_dataplane::net::trust::TrustError;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::index::IndexError;
 use undercroft_dataplane::repository::layout;
@@ -145,6 +146,7 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
     let at_target = error
         .downcast_ref::<Problem>()
         .is_some_and(|problem| problem.at_target);
+    let is_trust = error.chain().any(|cause| cause.is::<TrustError>());
     for cause in error.chain() {
         if let Some(RepositoryError::Damaged { path, .. }) = cause.downcast_ref() {
             has_config = path != layout::CONFIG;
@@ -157,8 +159,15 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
         } else if let Some(error) = cause.downcast_ref::<IndexError>() {
             in_repository = true;
             hints.extend(index_hint(error));
+        } else if let Some(error) = cause.downcast_ref::<TrustError>() {
+            hints.extend(trust_hint(error));
         } else if let Some(error) = cause.downcast_ref::<DecodeError>() {
-            hints.extend(decode_hint(error, has_config));
+            let is_version = matches!(error.problem, DecodeProblem::Version { .. });
+            hints.extend(
+                (is_version || !is_trust)
+                    .then(|| decode_hint(error, has_config))
+                    .flatten(),
+            );
         } else if let Some(error) = cause.downcast_ref::<io::Error>() {
             hints.extend(io_hint(error, in_repository));
         } else if let Some(error) = cause.downcast_ref::<SelectError>() {
@@ -223,6 +232,20 @@ fn index_hint(error: &IndexError) -> Option<String> {
         return Some("make the index anew from the packs: `undercroft rebuild-index`".into());
     }
     error.is_disk_full().then(|| DISK_FULL.into())
+}
+
+fn trust_hint(error: &TrustError) -> Option<String> {
+    match error {
+        TrustError::Damaged { .. } | TrustError::Missing { .. } | TrustError::Foreign { .. } => Some(
+            "files of trust are put back together, from one copy: docs/trust.md says how, and what to do without one"
+                .into(),
+        ),
+        TrustError::NoAuthority { .. } => Some(
+            "--store names the directory that has the server's repositories and its directory `trust`"
+                .into(),
+        ),
+        _ => None,
+    }
 }
 
 fn decode_hint(error: &DecodeError, has_config: bool) -> Option<String> {

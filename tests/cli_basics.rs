@@ -214,6 +214,7 @@ Commands:
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
+  repository     Say who may use a repository server
   bench          Measure each stage of the pipeline, and the whole, on this machine
   completions    Print completions for a shell
   man            Write manual pages, one per command
@@ -239,6 +240,7 @@ fn every_command_has_help() {
         "prune",
         "gc",
         "stats",
+        "repository",
         "bench",
         "completions",
         "man",

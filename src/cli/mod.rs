@@ -12,6 +12,7 @@ mod protect;
 mod prune;
 mod rebuild_index;
 mod repair;
+mod repository;
 mod restore;
 mod show;
 mod snapshots;
@@ -58,6 +59,7 @@ enum Command {
     Prune(prune::Args),
     Gc(gc::Args),
     Stats(stats::Args),
+    Repository(repository::Args),
     Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -82,6 +84,7 @@ impl Cli {
             Command::Prune(args) => prune::run(&settings, args),
             Command::Gc(args) => gc::run(&settings, args),
             Command::Stats(args) => stats::run(&settings, args),
+            Command::Repository(args) => repository::run(&settings, args),
             Command::Bench(args) => bench::run(&settings, args),
             Command::Completions(args) => completions::run(args),
             Command::Man(args) => man::run(&settings, args),
