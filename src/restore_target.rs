@@ -522,3 +522,52 @@ impl Drop for Finish {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use undercroft_format::snapshot::{DiskFigures, ReadMode};
+    use undercroft_format::units::{DiskLength, SegmentSize};
+
+    use super::*;
+
+    fn disk(label: &str) -> DiskManifest {
+        DiskManifest {
+            label: label.to_owned(),
+            size: DiskLength::new(0),
+            segment_size: SegmentSize::DEFAULT,
+            grid_phase: 0,
+            root: None,
+            read_mode: ReadMode::Full,
+            reasons: Vec::new(),
+            source: String::new(),
+            lineage: Vec::new(),
+            figures: DiskFigures::default(),
+        }
+    }
+
+    #[test]
+    fn metadata_named_like_a_restored_disk_is_refused() {
+        let destination = Destination::Directory("out".into());
+        for overwrite in [Overwrite::Never, Overwrite::Force] {
+            let plan = Plan {
+                destination: &destination,
+                overwrite,
+            };
+            let disks = [&disk("root"), &disk("data")];
+            let check = |name| plan.check_metadata(name, &disks);
+            assert!(check("root.xml").is_ok());
+            let refused = check("data.raw").unwrap_err().to_string();
+            assert!(refused.contains("the same file out/data.raw"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn partial_names_fit_where_the_name_does() {
+        for len in [1, 235, 236, FILE_NAME_LEN_MAX] {
+            let path = Path::new("out").join("x".repeat(len));
+            let partial = partial_of(&path);
+            let name = partial.file_name().unwrap().len();
+            assert!(name <= FILE_NAME_LEN_MAX, "{len}: {name}");
+        }
+    }
+}
