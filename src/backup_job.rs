@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -209,14 +209,15 @@ fn is_stdin(path: &Path) -> bool {
 fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
     if is_stdin(path) {
         // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
-        let stdin = std::io::stdin()
+        let stdin = io::stdin()
             .as_fd()
             .try_clone_to_owned()
             .context("opening standard input")?;
         return Ok(Source::Stream(Box::new(Stoppable(stdin.into()))));
     }
     let opening = || format!("opening the source {}", path.display());
-    let kind = fs::metadata(path).with_context(opening)?.file_type();
+    let metadata = fs::metadata(path).map_err(|error| cannot(opening(), error))?;
+    let kind = metadata.file_type();
     if kind.is_dir() {
         return Err(Problem::new(format!(
             "the source {} is a directory: a disk is a file or a block device",
@@ -238,6 +239,15 @@ fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
         return Ok(Source::Stream(Box::new(Stoppable(file))));
     }
     Ok(Source::Disk(DiskSource::open(path)?))
+}
+
+fn cannot(doing: String, error: io::Error) -> anyhow::Error {
+    let problem = match error.kind() {
+        io::ErrorKind::NotFound => Problem::new(doing)
+            .hint("check the path; a relative one begins at the current directory"),
+        _ => Problem::new(doing),
+    };
+    anyhow::Error::new(error).context(problem)
 }
 
 /// Whether `path` lies below the directory `root`, links followed.
@@ -333,7 +343,7 @@ fn read_at_most(path: &Path, limit: u64, what: &str) -> anyhow::Result<Vec<u8>> 
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-        .with_context(|| format!("reading the {what} {}", path.display()))?;
+        .map_err(|error| cannot(format!("reading the {what} {}", path.display()), error))?;
     if bytes.len() as u64 > limit {
         return Err(Problem::new(format!(
             "the {what} {} is longer than {limit} bytes",

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use serde::Serialize;
 use undercroft_control::{PolicyError, SelectError};
 use undercroft_dataplane::net::trust::TrustError;
 use undercroft_dataplane::repository::error::RepositoryError;
@@ -79,35 +80,65 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// Tells of a failure on stderr and gives the exit code. `program` is how this run's repository is
-/// reached: it begins the commands in hints.
-pub fn exit_code(result: anyhow::Result<Outcome>, program: &str) -> ExitCode {
+/// A failure in JSON.
+#[derive(Serialize)]
+struct Report {
+    error: String,
+    causes: Vec<String>,
+    hints: Vec<String>,
+    exit_code: u8,
+}
+
+impl Report {
+    fn of(error: &anyhow::Error, program: &str) -> Self {
+        let mut causes: Vec<String> = Vec::new();
+        let text = error.to_string();
+        for cause in error.chain().skip(1) {
+            let cause = cause.to_string();
+            // Transparent wrappings say the same again.
+            if !causes.last().unwrap_or(&text).ends_with(&cause) {
+                causes.push(cause);
+            }
+        }
+        let hints = hints(error).into_iter();
+        Self {
+            error: text,
+            causes,
+            hints: hints
+                .map(|hint| hint.replace("`undercroft ", &format!("`{program} ")))
+                .collect(),
+            exit_code: if is_usage(error) { 2 } else { 1 },
+        }
+    }
+
+    fn lines(&self) -> String {
+        let mut text = format!("Error: {}\n", self.error);
+        for cause in &self.causes {
+            text += &format!("Caused by: {cause}\n");
+        }
+        for hint in &self.hints {
+            text += &format!("Hint: {hint}\n");
+        }
+        text
+    }
+}
+
+/// Tells of a failure on stderr, as text or as a line of JSON, and gives the exit code. `program` is how
+/// this run's repository is reached: it begins the commands in hints.
+pub fn exit_code(result: anyhow::Result<Outcome>, program: &str, json: bool) -> ExitCode {
     let error = match result {
         Ok(Outcome::Done) => return ExitCode::SUCCESS,
         Ok(Outcome::Damage) => return ExitCode::from(3),
         Err(error) => error,
     };
-    let mut text = format!("Error: {error}\n");
-    let mut last = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        // Transparent wrappings say the same again.
-        if !last.ends_with(&cause) {
-            text += &format!("Caused by: {cause}\n");
-            last = cause;
-        }
-    }
-    for hint in hints(&error) {
-        let hint = hint.replace("`undercroft ", &format!("`{program} "));
-        text += &format!("Hint: {hint}\n");
-    }
+    let report = Report::of(&error, program);
+    let text = match serde_json::to_string(&report) {
+        Ok(line) if json => line + "\n",
+        _ => report.lines(),
+    };
     // Nobody is left to be told if this fails.
     let _ = io::stderr().write_all(text.as_bytes());
-    if is_usage(&error) {
-        ExitCode::from(2)
-    } else {
-        ExitCode::from(1)
-    }
+    ExitCode::from(report.exit_code)
 }
 
 /// Writes a warning to stderr.
@@ -197,6 +228,9 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
             "create one: `undercroft init`".into(),
             "or name another one by --repo DIR or UNDERCROFT_REPO".into(),
         ],
+        RepositoryError::ConfigLost { .. } => hint(
+            "put back a copy of the file `config`, which never changes: it holds the key, and without it nothing can be read. A new repository belongs in another directory",
+        ),
         RepositoryError::AlreadyExists { .. } => {
             hint("use it as it is: `undercroft snapshots`; or name another directory by --repo DIR")
         }

@@ -25,5 +25,6 @@ use clap::Parser;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let program = cli.global.program();
-    failure::exit_code(cli.run(), &program)
+    let json = cli.global.json;
+    failure::exit_code(cli.run(), &program, json)
 }

@@ -210,8 +210,8 @@ struct Bar(ProgressBar);
 impl Bar {
     fn new(name: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_prefix(name);
-        Self(bar)
+        // Not `set_prefix`, which draws at once, in a style that is not ours.
+        Self(bar.with_prefix(name))
     }
 }
 

@@ -54,12 +54,16 @@ pub fn emit_to_stderr<T: Serialize>(
 /// Adds ranges that cannot be restored to `text`, a line each.
 pub fn write_affected<'a>(text: &mut String, ranges: impl IntoIterator<Item = &'a AffectedRange>) {
     for affected in ranges {
+        // No disk is labelled so: it is the VM's metadata.
+        let what = match affected.disk.as_str() {
+            "" => "metadata".to_owned(),
+            label => format!("disk {label}"),
+        };
         line!(
             text,
-            "  {} {} disk {}: bytes {}..{} ({}): {}",
+            "  {} {} {what}: bytes {}..{} ({}): {}",
             affected.snapshot.short(),
             affected.vm,
-            affected.disk,
             affected.range.start,
             affected.range.end,
             Size(affected.range.len()),
@@ -148,7 +152,27 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use undercroft_format::units::DiskRange;
+
     use super::*;
+
+    #[test]
+    fn metadata_is_no_disk_without_a_name() {
+        let affected = |disk: &str| AffectedRange {
+            snapshot: undercroft_format::id::SnapshotId::from_bytes([1; 16]),
+            vm: "web01".into(),
+            disk: disk.into(),
+            range: DiskRange { start: 0, end: 6 },
+            problem: "lost".into(),
+        };
+        let mut text = String::new();
+        write_affected(&mut text, &[affected("root"), affected("")]);
+        assert_eq!(
+            text,
+            "  01010101 web01 disk root: bytes 0..6 (6 B): lost\n  \
+             01010101 web01 metadata: bytes 0..6 (6 B): lost\n"
+        );
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

@@ -45,7 +45,7 @@ pub struct GlobalArgs {
     recovery_key_file: Option<PathBuf>,
     /// Print the result as JSON: sizes in bytes, times in RFC 3339
     #[arg(long, global = true)]
-    json: bool,
+    pub json: bool,
     /// Progress of long work on standard error
     #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
     progress: ProgressMode,

@@ -391,6 +391,7 @@ fn sources_that_cannot_be_backed_up_say_why() {
     assert_snapshot!(backup(&["missing.raw"]), @r#"
 1: Error: opening the source missing.raw
 Caused by: No such file or directory (os error 2)
+Hint: check the path; a relative one begins at the current directory
 "#);
     assert_snapshot!(backup(&["."]), @r#"
 1: Error: the source . is a directory: a disk is a file or a block device
@@ -415,6 +416,7 @@ Hint: the disks are labelled: root, data
     assert_snapshot!(backup(&["root.raw", "--changed-blocks", "missing.cbt"]), @r#"
 1: Error: reading the changed-block bitmap missing.cbt
 Caused by: No such file or directory (os error 2)
+Hint: check the path; a relative one begins at the current directory
 "#);
     assert_eq!(bench.ids().len(), 2, "none of them made a snapshot");
 }
@@ -787,13 +789,12 @@ fn changed_blocks_read_only_what_changed() {
         report["disks"][0]["read_bytes"].as_u64().unwrap() < MIB as u64,
         "{report}"
     );
-    let ranges = bench.json(&["diff", "web01@latest-1", "web01@latest", "--disk", "root"]);
-    let covered = ranges.as_array().unwrap().iter().any(|range| {
-        let start = range["start"].as_u64().unwrap();
-        assert_eq!(range["disk"], "root");
-        start <= 3 << 16 && start + range["length"].as_u64().unwrap() >= 4 << 16
+    let differ = bench.json(&["diff", "web01@latest-1", "web01@latest", "--disk", "root"]);
+    assert_eq!(differ[0]["disk"], "root");
+    let covered = differ[0]["ranges"].as_array().unwrap().iter().any(|range| {
+        range["start"].as_u64().unwrap() <= 3 << 16 && range["end"].as_u64().unwrap() >= 4 << 16
     });
-    assert!(covered, "{ranges}");
+    assert!(covered, "{differ}");
     // A bitmap that is too short is no error.
     bench.write("short.cbt", b"AA==");
     let run = bench.run(&[
@@ -817,6 +818,82 @@ fn changed_blocks_read_only_what_changed() {
         run.stdout.contains("full:bitmap-too-short"),
         "{}",
         run.stdout
+    );
+}
+
+#[test]
+fn diff_tells_machines_what_it_tells_people() {
+    let bench = Bench::with_snapshots();
+    bench.write("empty.raw", b"");
+    bench.write("data.raw", &noise(2, 2 * MIB));
+    bench.ok(&["backup", "--vm", "web01", "data.raw", "empty.raw"]);
+    let differ = bench.json(&["diff", "web01@latest-1", "web01@latest"]);
+    let (before, after) = (&bench.ids()[1], &bench.ids()[2]);
+    let of = |label: &str| {
+        let disks = differ.as_array().unwrap();
+        disks.iter().find(|disk| disk["disk"] == label).unwrap()
+    };
+    assert_eq!(of("root")["only_in"], **before);
+    assert_eq!(of("root")["size_b"], Value::Null);
+    assert_eq!(of("empty")["only_in"], **after);
+    assert_eq!(of("empty")["size_b"], 0);
+    assert_eq!(of("data")["only_in"], Value::Null);
+    assert_eq!(
+        (&of("data")["size_a"], &of("data")["size_b"]),
+        (&MIB.into(), &(2 * MIB).into())
+    );
+    assert_eq!(of("data")["ranges"][0]["end"], 2 * MIB);
+    let text = bench.ok(&["diff", "web01@latest-1", "web01@latest"]);
+    assert!(text.contains("(size 1.00 MiB -> 2.00 MiB)"), "{text}");
+}
+
+#[test]
+fn failures_come_as_json_too() {
+    let bench = Bench::with_snapshots();
+    for (args, code) in [
+        (&["show", "web02@latest", "--json"][..], 1),
+        (&["backup", "--vm", "x", "--json"], 2),
+    ] {
+        let run = bench.run(args);
+        assert_eq!((run.code, &*run.stdout), (code, ""), "{args:?}");
+        let last: Value = serde_json::from_str(run.stderr.lines().last().unwrap()).unwrap();
+        assert_eq!(last["exit_code"], code, "{last}");
+        assert!(!last["error"].as_str().unwrap().is_empty(), "{last}");
+        assert!(!last["hints"].as_array().unwrap().is_empty(), "{last}");
+        assert!(last["causes"].is_array(), "{last}");
+    }
+}
+
+#[test]
+fn a_repository_that_lost_its_config_is_not_made_anew() {
+    let bench = Bench::with_snapshots();
+    fs::remove_file(bench.path("repo/config")).unwrap();
+    for args in [&["snapshots"][..], &["init"]] {
+        let text = bench.error(args);
+        assert!(text.contains("its config is lost"), "{text}");
+        assert!(text.contains("Hint: put back a copy"), "{text}");
+        assert!(!text.contains("undercroft init"), "{text}");
+    }
+    assert!(!bench.path("repo/config").exists());
+}
+
+#[test]
+fn verify_advises_what_mends_the_damage() {
+    let bench = Bench::with_snapshots();
+    bench.write("repo/lock", b"epoch x");
+    let run = bench.run(&["verify"]);
+    assert_eq!(run.code, 3, "{}", run.stdout);
+    assert!(!run.stderr.contains("repair"), "{}", run.stderr);
+    let index = fs::read_dir(bench.path("repo/index")).unwrap();
+    let tables = index.map(|entry| entry.unwrap().path());
+    let current = tables.into_iter().find(|path| path.ends_with("CURRENT"));
+    fs::write(current.unwrap(), b"MANIFEST-9\n").unwrap();
+    let run = bench.run(&["verify"]);
+    assert_eq!(run.code, 3, "{}", run.stdout);
+    assert!(
+        run.stderr.contains("run: undercroft rebuild-index\n"),
+        "{}",
+        run.stderr
     );
 }
 

@@ -1,9 +1,10 @@
 //! `undercroft diff`.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::repository::diff::diff_disks;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
+use undercroft_format::id::SnapshotId;
 use undercroft_format::ranges::RangeSet;
 
 use crate::access;
@@ -17,7 +18,8 @@ use crate::units::{Size, count};
 /// Compared by what the snapshots refer to, without reading disk data; needs no key. A disk that only
 /// one of the two has differs as a whole.
 ///
-/// JSON: an array of objects with disk, start, length, in bytes.
+/// JSON: an array with an object per disk: disk, only_in (the id of the one snapshot that has it, or
+/// null), size_a, size_b (null where it is not), bytes, ranges (start, end).
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The one snapshot
@@ -29,17 +31,16 @@ pub struct Args {
     disk: Option<String>,
 }
 
+/// What differs in a disk, in bytes.
 #[derive(Serialize)]
-struct ChangedRange<'a> {
-    disk: &'a str,
-    start: u64,
-    length: u64,
-}
-
 struct DiskDifference<'a> {
     disk: &'a str,
+    only_in: Option<SnapshotId>,
+    size_a: Option<u64>,
+    size_b: Option<u64>,
+    bytes: u64,
+    #[serde(serialize_with = "serialize_ranges")]
     ranges: RangeSet,
-    note: Option<String>,
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
@@ -51,8 +52,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     for label in labels(a, b, args.disk.as_deref())? {
         differences.push(difference(&*read.repository, label, a, b)?);
     }
-    let json: Vec<_> = differences.iter().flat_map(ranges).collect();
-    report::emit(settings, &json, |text| {
+    report::emit(settings, &differences, |text| {
         for difference in &differences {
             write(text, difference);
         }
@@ -90,46 +90,40 @@ fn difference<'a>(
     a: &StoredSnapshot,
     b: &StoredSnapshot,
 ) -> anyhow::Result<DiskDifference<'a>> {
-    let (ranges, note) = match (a.snapshot.disk(disk), b.snapshot.disk(disk)) {
-        (Some(in_a), Some(in_b)) => {
-            let note = (in_a.size != in_b.size).then(|| {
-                format!(
-                    "size {} -> {}",
-                    Size(in_a.size.get()),
-                    Size(in_b.size.get())
-                )
-            });
-            (diff_disks(repository.objects(), in_a, in_b)?, note)
-        }
+    let (in_a, in_b) = (a.snapshot.disk(disk), b.snapshot.disk(disk));
+    let (ranges, only_in) = match (in_a, in_b) {
+        (Some(in_a), Some(in_b)) => (diff_disks(repository.objects(), in_a, in_b)?, None),
         (one, other) => {
             let only = if one.is_some() { a } else { b };
             let size = one.or(other).map_or(0, |disk| disk.size.get());
-            let note = format!("only in {}", only.id.short());
-            (RangeSet::whole(size), Some(note))
+            (RangeSet::whole(size), Some(only.id))
         }
     };
-    Ok(DiskDifference { disk, ranges, note })
-}
-
-fn ranges<'a>(difference: &'a DiskDifference<'_>) -> impl Iterator<Item = ChangedRange<'a>> {
-    let ranges = difference.ranges.ranges().iter();
-    ranges.map(|range| ChangedRange {
-        disk: difference.disk,
-        start: range.start,
-        length: range.len(),
+    Ok(DiskDifference {
+        disk,
+        only_in,
+        size_a: in_a.map(|disk| disk.size.get()),
+        size_b: in_b.map(|disk| disk.size.get()),
+        bytes: ranges.bytes(),
+        ranges,
     })
 }
 
+fn serialize_ranges<S: Serializer>(ranges: &RangeSet, serializer: S) -> Result<S::Ok, S::Error> {
+    ranges.ranges().serialize(serializer)
+}
+
 fn write(text: &mut String, difference: &DiskDifference<'_>) {
-    let note = match &difference.note {
-        Some(note) => format!(" ({note})"),
-        None => String::new(),
+    let note = match (difference.only_in, difference.size_a, difference.size_b) {
+        (Some(id), ..) => format!(" (only in {})", id.short()),
+        (None, Some(a), Some(b)) if a != b => format!(" (size {} -> {})", Size(a), Size(b)),
+        _ => String::new(),
     };
     line!(
         text,
         "{}: {} in {}{note}",
         difference.disk,
-        Size(difference.ranges.bytes()),
+        Size(difference.bytes),
         count(difference.ranges.ranges().len() as u64, "range"),
     );
     for range in difference.ranges.ranges() {

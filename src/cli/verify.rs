@@ -3,6 +3,8 @@
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
+use undercroft_dataplane::repository::damage::Damage;
+use undercroft_dataplane::repository::layout;
 use undercroft_dataplane::repository::verify::{VerifyOptions, VerifyReport};
 
 use crate::access::{self, PinnedRead};
@@ -91,9 +93,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     })?;
     let damaged = !found.damage.is_empty() || !found.affected.is_empty();
     if damaged {
-        warn(
-            "damage was found; to set it aside, so that the next backup sends the data again, run: undercroft repair",
-        );
+        warn(format_args!("damage was found; {}", way_out(&found)));
     }
     Ok(Outcome::of(damaged))
 }
@@ -109,13 +109,37 @@ fn open(settings: &Settings, key: Key, asked: &[SnapshotSpec]) -> anyhow::Result
     })
 }
 
+/// What mends the damage that was found.
+fn way_out(found: &VerifyReport) -> &'static str {
+    let in_index = |damage: &Damage| damage.path.starts_with(layout::INDEX);
+    let in_lock = |damage: &Damage| damage.path == layout::LOCK;
+    let none_of_data = found.affected.is_empty()
+        && found
+            .damage
+            .iter()
+            .all(|damage| in_index(damage) || in_lock(damage));
+    if !none_of_data {
+        return "to set it aside, so that the next backup sends the data again, run: undercroft repair";
+    }
+    match found.damage.iter().any(in_index) {
+        true => {
+            "no stored data is concerned; to make the index anew, run: undercroft rebuild-index"
+        }
+        false => {
+            "no stored data is concerned: the next command that owns the repository writes its lock anew"
+        }
+    }
+}
+
 fn write(text: &mut String, found: &VerifyReport) {
     if found.damage.is_empty() && found.affected.is_empty() {
         line!(text, "No damage");
         return;
     }
-    line!(text, "DAMAGED:");
-    report::write_damage(text, &found.damage);
+    if !found.damage.is_empty() {
+        line!(text, "DAMAGED:");
+        report::write_damage(text, &found.damage);
+    }
     if found.affected.is_empty() {
         line!(text, "No range of a disk is affected");
     } else {

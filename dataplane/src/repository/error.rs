@@ -70,6 +70,12 @@ pub enum RepositoryError {
         /// Where it was looked for.
         location: String,
     },
+    /// There is no config, but what it belongs to is there.
+    #[error("{location} has packs or snapshots of a repository, but its config is lost")]
+    ConfigLost {
+        /// Where.
+        location: String,
+    },
     /// There is one already.
     #[error("{location} is already an Undercroft repository")]
     AlreadyExists {

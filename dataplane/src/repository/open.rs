@@ -113,6 +113,11 @@ pub fn create(
             location: location.to_owned(),
         });
     }
+    if holds_data(storage) {
+        return Err(RepositoryError::ConfigLost {
+            location: location.to_owned(),
+        });
+    }
     let repository = RepositoryId::from_bytes(entropy.array()?);
     let master = MasterKey::from_bytes(entropy.array()?);
     let (keys, recovery) = match &options.passphrase {
@@ -146,6 +151,12 @@ pub fn create(
     Ok(recovery)
 }
 
+/// Whether there are packs or snapshots: of a repository, even where its config is not.
+fn holds_data(storage: &dyn Storage) -> bool {
+    let holds = |dir: &&str| storage.list(dir).is_ok_and(|entries| !entries.is_empty());
+    [layout::PACKS, layout::SNAPSHOTS].iter().any(holds)
+}
+
 /// Creates a repository in the directory `root`, which is made if it does not exist.
 pub fn create_local(root: &Path, options: &CreateOptions) -> Result<Option<Zeroizing<String>>> {
     let location = root.display().to_string();
@@ -154,7 +165,8 @@ pub fn create_local(root: &Path, options: &CreateOptions) -> Result<Option<Zeroi
         std::fs::create_dir_all(parent).map_err(io("creating"))?;
     }
     create_private_dir(root).map_err(io("creating"))?;
-    if !root.join(layout::CONFIG).exists() {
+    let storage = LocalStorage::new(root.to_owned());
+    if !root.join(layout::CONFIG).exists() && !holds_data(&storage) {
         let known = |name: &std::ffi::OsStr| {
             layout::DIRECTORIES.iter().any(|dir| name == *dir) || name == "config.tmp"
         };
@@ -165,12 +177,7 @@ pub fn create_local(root: &Path, options: &CreateOptions) -> Result<Option<Zeroi
             return Err(RepositoryError::NotEmpty { location });
         }
     }
-    create(
-        &LocalStorage::new(root.to_owned()),
-        options,
-        &SystemEntropy,
-        &location,
-    )
+    create(&storage, options, &SystemEntropy, &location)
 }
 
 /// Reads the config of the repository in `storage`.
@@ -178,12 +185,13 @@ pub fn read_config(storage: &dyn Storage, location: &str) -> Result<Config> {
     let bytes = storage
         .read(layout::CONFIG, CONFIG_LEN_MAX)
         .map_err(|error| {
-            if error.kind() == std::io::ErrorKind::NotFound {
-                RepositoryError::NotARepository {
-                    location: location.to_owned(),
+            let location = location.to_owned();
+            match error.kind() {
+                std::io::ErrorKind::NotFound if holds_data(storage) => {
+                    RepositoryError::ConfigLost { location }
                 }
-            } else {
-                RepositoryError::io("reading", layout::CONFIG)(error)
+                std::io::ErrorKind::NotFound => RepositoryError::NotARepository { location },
+                _ => RepositoryError::io("reading", layout::CONFIG)(error),
             }
         })?;
     Config::decode(&bytes).map_err(RepositoryError::damaged(layout::CONFIG))
