@@ -2,7 +2,7 @@
 
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ChecksumType, ColumnFamilyDescriptor,
-    DBCompressionType, DBRecoveryMode, InfoLogger, LogLevel, Options,
+    DBCompressionType, DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME, InfoLogger, LogLevel, Options,
 };
 use undercroft_format::id::RepositoryId;
 
@@ -82,7 +82,7 @@ pub(super) fn database(create: bool) -> Options {
     options
 }
 
-/// The four families.
+/// The four families, and the one that RocksDB insists on.
 pub(super) fn families(budget: &Budget, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
     let chunks = chunks(budget, cache);
     let mut small = Options::default();
@@ -93,6 +93,9 @@ pub(super) fn families(budget: &Budget, cache: &Cache) -> Vec<ColumnFamilyDescri
     blocks.set_checksum_type(ChecksumType::XXH3);
     small.set_block_based_table_factory(&blocks);
     vec![
+        // Nothing is in it, but the log is given as much room as the largest memtable takes, and that of
+        // a family with RocksDB's own options takes 64 MiB.
+        ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, small.clone()),
         ColumnFamilyDescriptor::new(CHUNKS, chunks),
         ColumnFamilyDescriptor::new(PACKS, small.clone()),
         ColumnFamilyDescriptor::new(LOST, small.clone()),
@@ -136,5 +139,30 @@ fn log(level: LogLevel, message: &str) {
         LogLevel::Debug | LogLevel::Info | LogLevel::Header => {
             tracing::debug!(target: "rocksdb", "{message}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::repository::index::RocksIndex;
+
+    #[test]
+    fn a_new_index_sets_little_room_aside() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let options = IndexOptions {
+            repository: RepositoryId::from_bytes([1; 16]),
+            memory_budget: 1 << 30,
+            read_only: false,
+        };
+        let index = RocksIndex::build(&dir.path().join("index"), std::iter::empty(), options)
+            .expect("an empty index");
+        let files = std::fs::read_dir(dir.path().join("index")).expect("a listing");
+        let blocks = files.map(|file| file.expect("a file").metadata().expect("its size").blocks());
+        let taken = blocks.sum::<u64>() * 512;
+        assert!(taken < 32 * MIB, "{taken} bytes");
+        drop(index);
     }
 }
