@@ -1,7 +1,7 @@
 //! The `undercroft` command: backs up the disks of virtual machines into a deduplicating repository.
 //!
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
-//! [`access`] opens repositories and [`catalog`] finds snapshots in them; [`work`] runs long work under
+//! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them; [`work`] runs long work under
 //! [`progress`]; [`report`] writes results to stdout, [`failure`] errors and hints to stderr.
 
 mod access;
@@ -10,6 +10,7 @@ mod catalog;
 mod cli;
 mod failure;
 mod progress;
+mod remote;
 mod report;
 mod restore_target;
 mod settings;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 
 use anyhow::Context;
@@ -32,7 +32,7 @@ impl Work {
             .thread_name(|number| format!("undercroft-cpu-{number}"))
             .build()
             .context("starting threads")?;
-        stop_on_signals(progress.clone()).context("watching for signals")?;
+        stop_on_signals(&progress).context("watching for signals")?;
         Ok(Self {
             _display: Display::start(settings, activity, progress.clone())?,
             progress,
@@ -70,7 +70,15 @@ impl<R: Read> Read for Stoppable<R> {
 
 /// The first Ctrl-C or SIGTERM asks to stop cleanly, the second ends the process where it stands; the
 /// repository is safe either way.
-fn stop_on_signals(progress: Arc<Progress>) -> io::Result<()> {
+///
+/// The signals go to the work that was started last.
+fn stop_on_signals(progress: &Arc<Progress>) -> io::Result<()> {
+    static CURRENT: Mutex<Weak<Progress>> = Mutex::new(Weak::new());
+    static WATCHING: AtomicBool = AtomicBool::new(false);
+    *CURRENT.lock().expect("no holder panics") = Arc::downgrade(progress);
+    if WATCHING.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
     for signal in [SIGINT, SIGTERM] {
         flag::register(signal, stop_flag().clone())?;
     }
@@ -78,11 +86,15 @@ fn stop_on_signals(progress: Arc<Progress>) -> io::Result<()> {
     thread::Builder::new()
         .name("undercroft-signals".into())
         .spawn(move || {
+            let mut times = 0;
             for signal in signals.forever() {
-                if progress.is_stopping() {
+                times += 1;
+                if times > 1 {
                     low_level::exit(128 + signal);
                 }
-                progress.stop();
+                if let Some(progress) = CURRENT.lock().expect("no holder panics").upgrade() {
+                    progress.stop();
+                }
                 let _ = writeln!(
                     io::stderr(),
                     "\nStopping as soon as that leaves everything clean; once more to stop at once."

@@ -80,7 +80,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     };
     let destination = Destination::of(&args.to);
     let disks = choose(&read, args.disk.as_deref(), &destination)?;
-    let plan = Plan::new(settings.root()?, &destination, overwrite)?;
+    let plan = Plan::new(settings.local_root()?, &destination, overwrite)?;
     let work = Work::start(
         settings,
         Activity {
