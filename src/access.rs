@@ -6,11 +6,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::io::LocalStorage;
+use undercroft_dataplane::net::client::RemoteRepository;
+use undercroft_dataplane::net::client::repository::Held;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::keys::Unlock;
 use undercroft_dataplane::repository::maintenance::Maintenance;
 use undercroft_dataplane::repository::open::{
-    Access, OpenNote, OpenOptions, open_local, read_config,
+    Access, Location, OpenNote, OpenOptions, open_local, read_config,
 };
 use undercroft_dataplane::repository::pins::Pin;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
@@ -20,6 +22,7 @@ use undercroft_format::id::SnapshotId;
 
 use crate::catalog::Catalog;
 use crate::failure::{one_line, warn};
+use crate::remote;
 use crate::settings::{Key, Settings};
 use crate::units::local_time;
 
@@ -29,6 +32,10 @@ pub fn ingest<R>(
     command: &str,
     work: impl FnOnce(&Arc<dyn Repository>) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
+    if let Location::Remote(address) = settings.location()? {
+        let repository: Arc<dyn Repository> = remote::open(settings, address, Key::Needed)?;
+        return work(&repository);
+    }
     own(settings, command, Key::Needed, |repository| {
         let repository: Arc<dyn Repository> = repository.clone();
         work(&repository)
@@ -42,6 +49,9 @@ pub fn maintain<R>(
     key: Key,
     work: impl FnOnce(&dyn Maintenance) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
+    if let Location::Remote(address) = settings.location()? {
+        return work(&remote::open(settings, address, key)?);
+    }
     own(settings, command, key, |repository| work(repository))
 }
 
@@ -79,11 +89,17 @@ pub fn owner(settings: &Settings, command: &str) -> String {
 
 /// Opens to look at the repository; others may own it meanwhile.
 pub fn inspect(settings: &Settings, key: Key) -> anyhow::Result<Box<dyn Maintenance>> {
+    if let Location::Remote(address) = settings.location()? {
+        return Ok(Box::new(remote::open(settings, address, key)?));
+    }
     Ok(Box::new(open(settings, Access::Read, key)?))
 }
 
 /// Opens to see snapshots alone, which is fast.
 pub fn list(settings: &Settings) -> anyhow::Result<Arc<dyn Repository>> {
+    if let Location::Remote(address) = settings.location()? {
+        return Ok(remote::open(settings, address, Key::IfGiven)?);
+    }
     Ok(open(settings, Access::List, Key::IfGiven)?)
 }
 
@@ -95,7 +111,13 @@ pub struct PinnedRead {
     pub maintenance: Box<dyn Maintenance>,
     /// The snapshots, in the order in which they were asked for.
     pub snapshots: Vec<StoredSnapshot>,
-    _pins: Vec<Pin>,
+    _kept: Kept,
+}
+
+/// What keeps the snapshots.
+enum Kept {
+    Pins { _pins: Vec<Pin> },
+    Held { _held: Vec<Held> },
 }
 
 /// Opens to read data of the snapshots that `specs` mean.
@@ -120,6 +142,9 @@ pub fn read_chosen(
     key: Key,
     choose: impl FnOnce(&Catalog) -> anyhow::Result<Vec<SnapshotId>>,
 ) -> anyhow::Result<PinnedRead> {
+    if let Location::Remote(address) = settings.location()? {
+        return hold_remote(settings, remote::open(settings, address, key)?, choose);
+    }
     let root = settings.root()?;
     let listed = open_with(settings, Access::List, None)?;
     let ids = choose(&Catalog::read(settings, &*listed)?)?;
@@ -137,7 +162,26 @@ pub fn read_chosen(
         maintenance: Box::new(repository.clone()),
         repository,
         snapshots,
-        _pins: pins,
+        _kept: Kept::Pins { _pins: pins },
+    })
+}
+
+fn hold_remote(
+    settings: &Settings,
+    repository: Arc<RemoteRepository>,
+    choose: impl FnOnce(&Catalog) -> anyhow::Result<Vec<SnapshotId>>,
+) -> anyhow::Result<PinnedRead> {
+    let ids = choose(&Catalog::read(settings, &*repository)?)?;
+    let snapshots = ids
+        .iter()
+        .map(|id| Ok(repository.snapshots().read(*id)?))
+        .collect::<anyhow::Result<_>>()?;
+    let held = repository.hold(&ids)?;
+    Ok(PinnedRead {
+        maintenance: Box::new(repository.clone()),
+        repository,
+        snapshots,
+        _kept: Kept::Held { _held: held },
     })
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -31,6 +31,7 @@ const LABEL_LEN_MAX: usize = 255 - RESTORED_SUFFIX.len();
 const STREAM_LABEL: &str = "stream";
 
 /// What was asked for.
+#[derive(Clone)]
 pub struct Request {
     pub vm: String,
     pub disks: Vec<String>,
@@ -49,7 +50,7 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
     }
     check_count("tags", request.tags.len(), TAGS_MAX)?;
     let named = name_disks(&request.disks, &request.sources)?;
-    let root = settings.root()?;
+    let root = settings.local_root()?;
     let mut disks = Vec::with_capacity(named.len());
     for (label, path) in named {
         disks.push(DiskJob {
@@ -58,7 +59,7 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
             label,
             changed_blocks: None,
             lineage: Vec::new(),
-            state: [0; 32],
+            state: file_state(&path),
         });
     }
     for text in &request.changed_blocks {
@@ -79,6 +80,51 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
         resume: None,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
+}
+
+/// What tells one state of a file from another without reading it. A block device has no such thing: its
+/// size, and what the user says of it by `--lineage`, have to do.
+fn file_state(path: &Path) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    if let Ok(meta) = fs::metadata(path)
+        && meta.file_type().is_file()
+    {
+        hasher.update(&meta.size().to_le_bytes());
+        hasher.update(&meta.mtime().to_le_bytes());
+        hasher.update(&meta.mtime_nsec().to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Completes the disks' states once the parent is known: a session goes on only where the same would be
+/// read in the same way.
+pub fn complete_states(job: &mut BackupJob) {
+    let parent = job.parent.as_ref().map(|parent| parent.id);
+    for disk in &mut job.disks {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&disk.state);
+        for (key, value) in &disk.lineage {
+            for text in [key, value] {
+                hasher.update(&(text.len() as u64).to_le_bytes());
+                hasher.update(text.as_bytes());
+            }
+        }
+        if let (Some(_), Some(parent)) = (&disk.changed_blocks, parent) {
+            hasher.update(parent.as_bytes());
+        }
+        disk.state = *hasher.finalize().as_bytes();
+    }
+}
+
+/// True if the job can be begun anew: what came from a pipe is gone.
+pub fn can_begin_anew(request: &Request) -> bool {
+    let sources = request.sources.iter().map(PathBuf::as_path);
+    let disks = request.disks.iter().filter_map(|disk| disk.split_once('='));
+    sources
+        .chain(disks.map(|(_, path)| Path::new(path)))
+        .all(|path| {
+            !is_stdin(path) && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo())
+        })
 }
 
 /// Bytes of all disks whose size is known before they are read.
@@ -206,7 +252,7 @@ fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
+fn open_source(path: &Path, repository: Option<&Path>) -> anyhow::Result<Source> {
     if is_stdin(path) {
         // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
         let stdin = io::stdin()
@@ -226,7 +272,7 @@ fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
         .hint("name the disk's file, or pipe an archive in: tar c DIR | undercroft backup --vm NAME -")
         .into());
     }
-    if is_inside(path, repository) {
+    if repository.is_some_and(|repository| is_inside(path, repository)) {
         return Err(Problem::new(format!(
             "the source {} lies inside the repository",
             path.display()
@@ -299,9 +345,12 @@ fn add_changed_blocks(disks: &mut [DiskJob], text: &str) -> anyhow::Result<()> {
         .hint("leave out --changed-blocks, or name a file or block device")
         .into());
     }
-    let bitmap =
-        File::open(path).with_context(|| format!("reading the changed-block bitmap {path}"))?;
+    let bitmap = File::open(path)
+        .map_err(|error| cannot(format!("reading the changed-block bitmap {path}"), error))?;
     disk.changed_blocks = Some(ChangedBlocks::new(bitmap));
+    // Another bitmap means that other ranges are read.
+    let states = [disk.state, file_state(Path::new(path))];
+    disk.state = *blake3::hash(states.as_flattened()).as_bytes();
     Ok(())
 }
 

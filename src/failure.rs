@@ -12,6 +12,7 @@ use undercroft_dataplane::repository::index::IndexError;
 use undercroft_dataplane::repository::layout;
 use undercroft_dataplane::repository::open::LocationError;
 use undercroft_format::codec::{DecodeError, Problem as DecodeProblem};
+use undercroft_format::wire::failure::FailureCode;
 
 /// What a command that did not fail came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,9 +257,37 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
         RepositoryError::SessionFailed(text) if text.contains("No space left") => hint(DISK_FULL),
         // Transparent: the chain of causes goes past it.
         RepositoryError::Index(error) => index_hint(error).into_iter().collect(),
+        RepositoryError::Interrupted { session, .. } => vec![format!(
+            "what was finished is kept for a while: run the same command with --resume {session}"
+        )],
+        RepositoryError::Connection(_) => {
+            hint("see that the server runs and that UDP gets through to its port")
+        }
+        RepositoryError::Remote(failure) => remote_hint(failure.code),
         RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }
+}
+
+fn remote_hint(code: FailureCode) -> Vec<String> {
+    let hint = match code {
+        FailureCode::NoSuchRepository => {
+            "create one: `undercroft init`; or name another: --repo quic://HOST:PORT/NAME"
+        }
+        FailureCode::AlreadyExists => "use it as it is: `undercroft snapshots`",
+        FailureCode::DiskFull => {
+            "make room on the server: `undercroft prune --keep-last N --gc`, or `undercroft gc`"
+        }
+        FailureCode::KeyNeeded => {
+            "the server has no key: run the command on the server's machine, with the server stopped"
+        }
+        FailureCode::NoSuchSession | FailureCode::DisksChanged => {
+            "leave out --resume: what was stored is found, and not stored again"
+        }
+        FailureCode::Draining | FailureCode::Busy => "try again later",
+        _ => return Vec::new(),
+    };
+    vec![hint.to_owned()]
 }
 
 fn index_hint(error: &IndexError) -> Option<String> {

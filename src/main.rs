@@ -1,8 +1,9 @@
 //! The `undercroft` command: backs up the disks of virtual machines into a deduplicating repository.
 //!
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
-//! [`access`] opens repositories and [`catalog`] finds snapshots in them; [`work`] runs long work under
-//! [`progress`] until [`signals`] stop it; [`report`] writes results to stdout, [`failure`] errors and hints to stderr.
+//! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
+//! [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
+//! [`failure`] errors and hints to stderr.
 
 mod access;
 mod backup_job;
@@ -10,6 +11,7 @@ mod catalog;
 mod cli;
 mod failure;
 mod progress;
+mod remote;
 mod report;
 mod restore_target;
 mod settings;

@@ -85,7 +85,7 @@ pub struct OpenTarget {
 impl<'a> Plan<'a> {
     /// Checks the destination, and makes it if it is a directory that does not exist.
     pub fn new(
-        repository: &Path,
+        repository: Option<&Path>,
         destination: &'a Destination,
         overwrite: Overwrite,
     ) -> anyhow::Result<Self> {
@@ -99,7 +99,9 @@ impl<'a> Plan<'a> {
             Destination::File(path) if path.exists() => Some(path.as_path()),
             Destination::File(path) => path.parent(),
         };
-        if let Some(place) = place.filter(|place| is_inside(place, repository)) {
+        let inside =
+            |place: &&Path| repository.is_some_and(|repository| is_inside(place, repository));
+        if let Some(place) = place.filter(inside) {
             return Err(Problem::new(format!(
                 "the target {} lies inside the repository",
                 place.display()

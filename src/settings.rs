@@ -13,6 +13,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use undercroft_dataplane::io::{Engine, EngineRequest, choose};
+use undercroft_dataplane::net::address::ServerAddress;
 use undercroft_dataplane::repository::keys::Unlock;
 use undercroft_dataplane::repository::open::Location;
 use zeroize::Zeroizing;
@@ -29,8 +30,8 @@ const SECRET_LEN_MAX: u64 = 64 << 10;
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// The repository: a directory
-    #[arg(long, global = true, value_name = "DIR", env = REPOSITORY_VARIABLE, hide_env_values = true)]
+    /// The repository: a directory, or quic://HOST:PORT/NAME behind a server
+    #[arg(long, global = true, value_name = "REPO", env = REPOSITORY_VARIABLE, hide_env_values = true)]
     repo: Option<String>,
     /// File whose first line is the passphrase (default: $UNDERCROFT_PASSPHRASE, or a question)
     #[arg(long, global = true, value_name = "FILE")]
@@ -150,15 +151,38 @@ impl Settings {
         })
     }
 
-    /// The directory of the repository.
+    /// The directory of the repository, for what works on a directory alone.
     pub fn root(&self) -> anyhow::Result<&Path> {
-        match &self.repo {
-            Some(Location::Local(root)) => Ok(root),
-            Some(Location::Remote(address)) => Err(Problem::usage(format!(
-                "{address}: this version does not talk to repository servers yet"
+        match self.location()? {
+            Location::Local(root) => Ok(root),
+            Location::Remote(address) => Err(Problem::usage(format!(
+                "{address} is behind a server: this command works on the directory of a repository"
             ))
-            .hint("give the directory of a repository")
+            .hint("run it on the server's machine, with the server stopped: --repo STORE/NAME")
             .into()),
+        }
+    }
+
+    /// The directory of the repository, if it is on this machine.
+    pub fn local_root(&self) -> anyhow::Result<Option<&Path>> {
+        Ok(match self.location()? {
+            Location::Local(root) => Some(root),
+            Location::Remote(_) => None,
+        })
+    }
+
+    /// The server that was named, if the repository is behind one.
+    pub fn server(&self) -> Option<&ServerAddress> {
+        match &self.repo {
+            Some(Location::Remote(address)) => Some(&address.server),
+            _ => None,
+        }
+    }
+
+    /// Where the repository is.
+    pub fn location(&self) -> anyhow::Result<&Location> {
+        match &self.repo {
+            Some(location) => Ok(location),
             None => Err(Problem::usage("no repository was given")
                 .hint(format!(
                     "name it by --repo DIR, or once for all: export {REPOSITORY_VARIABLE}=DIR"

@@ -214,7 +214,8 @@ Commands:
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
-  repository     Say who may use a repository server
+  enroll         Get a certificate from a repository server
+  repository     Run a repository server, look at it, and say who may use it
   bench          Measure each stage of the pipeline, and the whole, on this machine
   completions    Print completions for a shell
   man            Write manual pages, one per command
@@ -250,7 +251,7 @@ fn every_command_has_help() {
             help.contains(&format!("Usage: undercroft {command}")),
             "{help}"
         );
-        assert!(help.contains("--repo <DIR>"), "{help}");
+        assert!(help.contains("--repo <REPO>"), "{help}");
         let json = ["completions"].contains(&command) || help.contains("JSON:");
         assert!(json, "{command} does not say what its JSON holds");
     }

@@ -434,13 +434,14 @@ fn a_copy_that_stands_in_for_a_held_one_is_not_collected() {
     let header = RecordHeader::new(record.info, record.payload);
     let sessions = [1, 2].map(|number| {
         let id = SessionId::from_bytes([number; 16]);
-        SessionStore::begin(&repository, id, 1 << 20).expect("begun")
+        SessionStore::begin(&repository, id, 1 << 20, b"").expect("begun")
     });
     for session in &sessions {
         assert_eq!(session.probe(&[id]).expect("answered"), [false]);
     }
     for session in &sessions {
-        session.append(&header, record.payload).expect("stored");
+        let records = [(header, record.payload)];
+        session.append_all(&records).expect("stored");
     }
     for session in &sessions {
         session.checkpoint().expect("durable");

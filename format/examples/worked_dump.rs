@@ -28,6 +28,14 @@ use undercroft_format::trust::scope::Scope;
 use undercroft_format::trust::time::UnixMs;
 use undercroft_format::trust::token::{Secret, Token};
 use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
+use undercroft_format::wire::failure::{Failure, FailureCode};
+use undercroft_format::wire::fetch::RecordPrefix;
+use undercroft_format::wire::frame::Body;
+use undercroft_format::wire::hello::{Hello, Open};
+use undercroft_format::wire::lane::{Answers, AskObjects, PushBuilder, SegmentDone};
+use undercroft_format::wire::ledger::Ledger;
+use undercroft_format::wire::message::Message;
+use undercroft_format::wire::session::{Begin, DiskState, DoneSegment, SegmentPlace};
 
 const REPOSITORY: RepositoryId = RepositoryId::from_bytes([0x11; 16]);
 const SESSION: SessionId = SessionId::from_bytes([0x22; 16]);
@@ -463,6 +471,73 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
                 b"uct1-0oO 1iIlL".to_vec(),
             ],
         ),
+        ("wire", wire_seeds()),
+    ]
+}
+
+/// A frame of most families, and a session's file.
+fn wire_seeds() -> Vec<Vec<u8>> {
+    let begin = Begin {
+        vm: "web01".into(),
+        disks: vec![DiskState {
+            label: "root".into(),
+            size: DiskLength::new(40 << 20),
+            state: [3; 32],
+        }],
+        resume: None,
+    };
+    let place = SegmentPlace {
+        disk: 0,
+        number: SegmentNumber(2),
+    };
+    let done = DoneSegment {
+        map: Some(segment_map().encode_with_id().0),
+        data_bytes: 4096,
+        replaced_bytes: 0,
+    };
+    let mut ledger = Ledger::begin(SESSION, &begin);
+    let noted = ledger.done(ledger.epoch(), place, done);
+    noted.expect("the disk is there");
+    ledger.settle(&[(place, done)]);
+    let payload = b"a chunk";
+    let info = RecordInfo {
+        id: ObjectId::from_bytes([7; 32]),
+        kind: ObjectKind::Chunk,
+        encoding: Encoding::RAW,
+        stored_len: payload.len() as u32,
+        plain_len: payload.len() as u32,
+    };
+    let header = RecordHeader::new(info, payload);
+    let mut push = PushBuilder::default();
+    push.push(&header, payload);
+    let prefix = RecordPrefix {
+        tag: 1,
+        pack: PACK,
+        position: 64,
+        header,
+    };
+    let failure = Failure {
+        place: Some((PACK, 64)),
+        object: Some((ObjectKind::Chunk, info.id)),
+        ..Failure::new(FailureCode::CorruptObject, "checksum mismatch")
+    };
+    vec![
+        Hello::ours("undercroft").frame(),
+        Open {
+            name: "backup1".into(),
+        }
+        .frame(),
+        begin.frame(),
+        SegmentDone { place, done }.frame(),
+        AskObjects { ids: vec![info.id] }.frame(),
+        Answers {
+            known: vec![true, false, true],
+        }
+        .frame(),
+        push.finish(),
+        Message::Record([&prefix.encode()[..], payload].concat()).frame(),
+        failure.frame(),
+        ledger.encode(),
     ]
 }
 

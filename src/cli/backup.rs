@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
+use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::ingest::backup::{BackupReport, backup};
 use undercroft_dataplane::progress::{Progress, Waits};
 use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_format::id::SessionId;
+use undercroft_format::wire::failure::FailureCode;
 
 use crate::access;
 use crate::backup_job::{self, Request};
@@ -59,7 +62,15 @@ pub struct Args {
     /// Where a disk's state came from, as in root:vdi-uuid=3f9c...
     #[arg(long, value_name = "LABEL:KEY=VALUE")]
     lineage: Vec<String>,
+    /// Go on with an interrupted session of a repository server: only what it had not finished is read
+    #[arg(long, value_name = "SESSION")]
+    resume: Option<SessionId>,
 }
+
+/// How long a server is waited for after a session was interrupted.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How long to wait between two tries.
+const TRY_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -82,29 +93,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         tags: args.tags,
         lineage: args.lineage,
     };
-    let mut job = backup_job::plan(settings, request)?;
-    let report = access::ingest(settings, "backup", |repository| {
-        if let Some(spec) = &args.parent {
-            let catalog = Catalog::read(settings, &**repository)?;
-            let parent = catalog.resolve(spec).map_err(|error| {
-                error.context(Problem::new("the parent cannot be had").hint(
-                    "without --parent the disks are read in full, and only what is new is stored",
-                ))
-            })?;
-            catalog.warn_unreadable();
-            job.parent = Some(parent.clone());
-        }
-        let work = Work::start(
-            settings,
-            Activity {
-                name: "backup",
-                total_bytes: backup_job::disk_bytes(&job),
-            },
-        )?;
-        let vm = job.vm.clone();
-        backup(repository.clone(), job, &work.threads, &work.progress)
-            .map_err(|error| explain(error, &vm, &work.progress))
-    })?;
+    let report = run_through(settings, &request, args.parent.as_ref(), args.resume)?;
     report.warnings.iter().for_each(warn);
     let json = Report {
         snapshot: SnapshotView::fresh(report.id, &report.snapshot),
@@ -116,6 +105,88 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     };
     report::emit(settings, &json, |text| write(text, &report))?;
     Ok(Outcome::Done)
+}
+
+/// Backs up, and goes on where a session was interrupted when its server is back.
+fn run_through(
+    settings: &Settings,
+    request: &Request,
+    parent: Option<&SnapshotSpec>,
+    mut resume: Option<SessionId>,
+) -> anyhow::Result<BackupReport> {
+    let asked = resume;
+    let mut waiting: Option<Stopwatch> = None;
+    loop {
+        let error = match attempt(settings, request, parent, resume) {
+            Ok(report) => return Ok(report),
+            Err(error) => error,
+        };
+        let can_go_on = backup_job::can_begin_anew(request) && !is_stopping();
+        match error.chain().find_map(|cause| cause.downcast_ref()) {
+            Some(RepositoryError::Interrupted { session, .. }) if can_go_on => {
+                warn(format_args!(
+                    "session {session} was interrupted; going on as soon as the server answers"
+                ));
+                resume = Some(*session);
+                waiting = Some(Stopwatch::start());
+            }
+            Some(RepositoryError::Connection(_))
+                if can_go_on && waiting.is_some_and(|since| since.elapsed() < PATIENCE) => {}
+            // Interrupted for too long: what it stored is found all the same.
+            Some(RepositoryError::Remote(failure))
+                if can_go_on && resume != asked && failure.code == FailureCode::NoSuchSession =>
+            {
+                warn("the interrupted session is gone; beginning anew");
+                resume = asked;
+                continue;
+            }
+            Some(RepositoryError::Remote(failure))
+                if can_go_on && waiting.is_some() && failure.code == FailureCode::Draining => {}
+            _ => return Err(error),
+        }
+        wait();
+    }
+}
+
+/// Waits a moment, or until the user asks to stop.
+fn wait() {
+    let clock = Stopwatch::start();
+    while clock.elapsed() < TRY_EVERY && !is_stopping() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn attempt(
+    settings: &Settings,
+    request: &Request,
+    parent: Option<&SnapshotSpec>,
+    resume: Option<SessionId>,
+) -> anyhow::Result<BackupReport> {
+    let mut job = backup_job::plan(settings, request.clone())?;
+    access::ingest(settings, "backup", |repository| {
+        if let Some(spec) = parent {
+            let catalog = Catalog::read(settings, &**repository)?;
+            let parent = catalog.resolve(spec).map_err(|error| {
+                error.context(Problem::new("the parent cannot be had").hint(
+                    "without --parent the disks are read in full, and only what is new is stored",
+                ))
+            })?;
+            catalog.warn_unreadable();
+            job.parent = Some(parent.clone());
+        }
+        backup_job::complete_states(&mut job);
+        job.resume = resume;
+        let work = Work::start(
+            settings,
+            Activity {
+                name: "backup",
+                total_bytes: backup_job::disk_bytes(&job),
+            },
+        )?;
+        let vm = job.vm.clone();
+        backup(repository.clone(), job, &work.threads, &work.progress)
+            .map_err(|error| explain(error, &vm, &work.progress))
+    })
 }
 
 fn explain(error: RepositoryError, vm: &str, progress: &Progress) -> anyhow::Error {

@@ -3,13 +3,17 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use undercroft_dataplane::io::LocalStorage;
-use undercroft_dataplane::repository::open::{CreateOptions, create_local, read_config};
+use undercroft_dataplane::repository::entropy::SystemEntropy;
+use undercroft_dataplane::repository::open::{
+    CreateOptions, Location, create_local, new_config, read_config,
+};
 use undercroft_format::chunker::ChunkerSpec;
 use undercroft_format::config::PACK_LEN_TARGET_MAX;
 use undercroft_format::id::RepositoryId;
 use undercroft_format::units::SegmentSize;
 
 use crate::failure::{Outcome, Problem, warn};
+use crate::remote;
 use crate::report::{self, line};
 use crate::settings::Settings;
 use crate::units::{Size, parse_size};
@@ -63,7 +67,7 @@ struct Report<'a> {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let root = settings.root()?;
+    let location = settings.location()?;
     if settings.has_passphrase_file() && !args.encrypt {
         return Err(
             Problem::usage("--passphrase-file was given without --encrypt")
@@ -87,9 +91,20 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         passphrase,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     };
-    let recovery_key = create_local(root, &options)?;
-    let location = root.display().to_string();
-    let config = read_config(&LocalStorage::new(root.to_owned()), &location)?;
+    let (config, recovery_key, location) = match location {
+        Location::Local(root) => {
+            let recovery_key = create_local(root, &options)?;
+            let location = root.display().to_string();
+            let config = read_config(&LocalStorage::new(root.clone()), &location)?;
+            (config, recovery_key, location)
+        }
+        Location::Remote(address) => {
+            // Made here: neither the passphrase nor the recovery key goes to the server.
+            let (config, recovery_key) = new_config(&options, &SystemEntropy)?;
+            remote::connect(settings, &address.server)?.create(&address.name, &config)?;
+            (config, recovery_key, address.to_string())
+        }
+    };
     let report = Report {
         id: config.repository,
         location,

@@ -4,6 +4,7 @@ mod backup;
 mod bench;
 mod completions;
 mod diff;
+mod enroll;
 mod forget;
 mod gc;
 mod init;
@@ -26,7 +27,8 @@ use crate::settings::{GlobalArgs, Settings};
 
 /// High-throughput backup of virtual machine disks into a deduplicating repository
 ///
-/// The repository is a directory, given by --repo or UNDERCROFT_REPO. A SNAPSHOT is named by the first
+/// The repository is a directory, or quic://HOST:PORT/NAME behind a server, given by --repo or
+/// UNDERCROFT_REPO. A SNAPSHOT is named by the first
 /// digits of its id (`3f9c`), by `VM@latest`, `VM@latest-2`, or by `VM@TIME` with a date or a time
 /// (`web01@2026-11-22T03:00`): the newest one up to the end of that day, minute or second.
 #[derive(Parser)]
@@ -60,6 +62,7 @@ enum Command {
     Prune(prune::Args),
     Gc(gc::Args),
     Stats(stats::Args),
+    Enroll(enroll::Args),
     Repository(repository::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -85,6 +88,7 @@ impl Cli {
             Command::Prune(args) => prune::run(&settings, args),
             Command::Gc(args) => gc::run(&settings, args),
             Command::Stats(args) => stats::run(&settings, args),
+            Command::Enroll(args) => enroll::run(&settings, args),
             Command::Repository(args) => repository::run(&settings, args),
             Command::Bench(args) => bench::run(&settings, args),
             Command::Completions(args) => completions::run(args),

@@ -84,7 +84,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let read = access::read_pinned(settings, Key::Needed, std::slice::from_ref(&args.snapshot))?;
     let stored = &read.snapshots[0];
     let disks = choose(&read, args.disk.as_deref(), &destination)?;
-    let plan = Plan::new(settings.root()?, &destination, overwrite)?;
+    let plan = Plan::new(settings.local_root()?, &destination, overwrite)?;
     let work = Work::start(
         settings,
         Activity {

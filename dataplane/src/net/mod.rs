@@ -1,4 +1,19 @@
-//! The repository behind a server: its address, and trust between the two ends.
+//! Repositories over QUIC: a server that owns them, clients that use them as if they were local.
+//!
+//! - [`address`]: where a repository is; [`trust`]: who may do what
+//! - [`transport`]: how `quinn` is set up; [`conversation`]: frames over its streams
+//! - [`convert`]: errors, there and back
+//! - [`server`]: owns a store's repositories; [`client`]: the traits of [`repository`](crate::repository)
+//!   for a repository behind a server; [`status`]: what a server tells an administrator
+//!
+//! Both sides do their work on ordinary threads; only the driving of sockets and connections is
+//! asynchronous, on a few threads of a runtime of their own. `docs/protocol.md` has the bytes.
 
 pub mod address;
+pub mod client;
+pub mod conversation;
+pub mod convert;
+pub mod server;
+pub mod status;
+pub mod transport;
 pub mod trust;

@@ -3,9 +3,10 @@
 use std::io;
 
 use undercroft_format::codec::{DecodeError, Problem};
-use undercroft_format::id::{ObjectId, PackId, SegmentMapId, SnapshotId};
+use undercroft_format::id::{ObjectId, PackId, SegmentMapId, SessionId, SnapshotId};
 use undercroft_format::pack::ObjectKind;
 use undercroft_format::units::DiskRange;
+use undercroft_format::wire::failure::{Failure, FailureCode};
 
 use super::index::IndexError;
 
@@ -132,6 +133,20 @@ pub enum RepositoryError {
     /// The user asked to stop.
     #[error("stopped on request")]
     Cancelled,
+    /// The repository server says so.
+    #[error("{}", .0.text)]
+    Remote(Failure),
+    /// The repository server could not be talked to.
+    #[error("talking to the repository server")]
+    Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A session lost its server; what was acknowledged is kept there for a while.
+    #[error("session {session} was interrupted")]
+    Interrupted {
+        /// The session, to go on with.
+        session: SessionId,
+        /// How.
+        source: Box<RepositoryError>,
+    },
     /// The secret source of randomness failed.
     #[error("reading the system's random numbers: {0}")]
     Entropy(String),
@@ -159,6 +174,9 @@ pub enum RecordProblem {
     /// The bytes could not be read.
     #[error("reading it failed: {0}")]
     Unreadable(String),
+    /// What the repository server found.
+    #[error("{0}")]
+    Reported(String),
 }
 
 /// Result of a repository operation.
@@ -189,6 +207,7 @@ impl RepositoryError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
             ),
             Self::Index(error) => error.is_disk_full(),
+            Self::Remote(failure) => failure.code == FailureCode::DiskFull,
             _ => false,
         }
     }
@@ -200,6 +219,9 @@ impl RepositoryError {
             && matches!(source.problem, Problem::Version { .. })
         {
             return false;
+        }
+        if let Self::Remote(failure) = self {
+            return failure.code == FailureCode::Damaged;
         }
         matches!(
             self,

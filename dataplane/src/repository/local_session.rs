@@ -30,7 +30,7 @@ impl LocalSession {
         let keys = repository.keys()?.clone();
         let id = SessionId::from_bytes(repository.entropy().array()?);
         Ok(Self {
-            store: SessionStore::begin(repository, id, WRITE_LEN)?,
+            store: SessionStore::begin(repository, id, WRITE_LEN, id.to_string().as_bytes())?,
             sealer: keys.sealer(id),
             keys,
         })
@@ -116,11 +116,13 @@ pub struct SessionStore {
 }
 
 impl SessionStore {
-    /// Begins session `id`, which writes packs `write_len` bytes at a time.
+    /// Begins session `id`, or goes on with it, and writes packs `write_len` bytes at a time. Its file
+    /// says `content` from then on.
     pub fn begin(
         repository: &Arc<LocalRepository>,
         id: SessionId,
         write_len: usize,
+        content: &[u8],
     ) -> Result<Self> {
         // First, so that no collection takes the file for a dead session's.
         repository.registry().begin(id);
@@ -134,7 +136,7 @@ impl SessionStore {
             repository: repository.clone(),
             keeps_file: AtomicBool::new(false),
         };
-        store.write_file(id.to_string().as_bytes())?;
+        store.write_file(content)?;
         Ok(store)
     }
 
@@ -172,7 +174,7 @@ impl SessionStore {
             .exists(&path)
             .map_err(RepositoryError::io("looking for", &path))?;
         if !published {
-            self.repository.registry().unpin(self.id);
+            self.repository.registry().unpin(self.id, parent.id);
         }
         Ok(published)
     }
@@ -188,13 +190,22 @@ impl SessionStore {
             .collect())
     }
 
-    /// Appends a record that came encoded, unless the session has the object already. Returns the bytes
-    /// that it takes.
-    pub fn append(&self, header: &RecordHeader, payload: &[u8]) -> Result<u64> {
-        if !self.packer().claim(header.info.id) {
-            return Ok(0);
+    /// Appends records that came encoded, without those that the session has on their way already. Those
+    /// of one kind of pack stay together. Returns the bytes that they take.
+    pub fn append_all(&self, records: &[(RecordHeader, &[u8])]) -> Result<u64> {
+        let claimed: Vec<&(RecordHeader, &[u8])> = records
+            .iter()
+            .filter(|(header, _)| self.packer().claim(header.info.id))
+            .collect();
+        let mut stored = 0;
+        for kind in [PackKind::Data, PackKind::Meta] {
+            let of_kind = claimed
+                .iter()
+                .filter(|(header, _)| header.info.kind.pack_kind() == kind)
+                .map(|(header, payload)| (header, *payload));
+            stored += self.packer().append_all(kind, of_kind)?;
         }
-        self.packer().append_checked(header, payload)
+        Ok(stored)
     }
 
     /// For each map whether the repository has it and all chunks that it names; then the session holds
@@ -211,17 +222,49 @@ impl SessionStore {
         Ok(held)
     }
 
+    /// For each map whether it and all chunks that it names are durable; then the session holds them all.
+    /// What is still on its way does not count.
+    pub fn has_durably(&self, maps: &[SegmentMapId]) -> Result<Vec<bool>> {
+        let mut durable = Vec::with_capacity(maps.len());
+        for id in maps {
+            durable.push(self.holds_durably(&[(*id).into()])? && self.chunks_are_durable(*id)?);
+        }
+        Ok(durable)
+    }
+
+    /// Whether all objects are durable; then the session holds them.
+    pub fn holds_durably(&self, ids: &[ObjectId]) -> Result<bool> {
+        let mut answers = self.repository.lookup().probe(ids)?;
+        self.repository.registry().hold(self.id, &mut answers);
+        Ok(answers.iter().all(Option::is_some))
+    }
+
+    fn chunks_are_durable(&self, map: SegmentMapId) -> Result<bool> {
+        match self.chunks_of(map)? {
+            Some(chunks) => self.holds_durably(&chunks),
+            None => Ok(false),
+        }
+    }
+
     fn holds_chunks_of(&self, map: SegmentMapId) -> Result<bool> {
+        match self.chunks_of(map)? {
+            Some(chunks) => Ok(self.probe(&chunks)?.into_iter().all(|known| known)),
+            None => Ok(false),
+        }
+    }
+
+    /// The chunks that a map names, each once; `None` if the map is damaged.
+    fn chunks_of(&self, map: SegmentMapId) -> Result<Option<Vec<ObjectId>>> {
         let map = match self.repository.objects().segment_map(map) {
             Ok(map) => map,
             // The client sends it again, and the damage is no obstacle then.
-            Err(error) if error.is_damage() => return Ok(false),
+            Err(error) if error.is_damage() => return Ok(None),
             Err(error) => return Err(error),
         };
         let mut chunks: Vec<ObjectId> = map.chunks().map(ObjectId::from).collect();
         chunks.sort_unstable();
         chunks.dedup();
-        Ok(self.probe(&chunks)?.into_iter().all(|known| known))
+        Ok(Some(chunks))
     }
 
     /// Makes durable what was appended before; the session goes on.

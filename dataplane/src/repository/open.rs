@@ -108,6 +108,7 @@ pub fn create(
     let exists = storage
         .exists(layout::CONFIG)
         .map_err(RepositoryError::io("looking for", layout::CONFIG))?;
+    // Before a passphrase is wrapped, which takes long.
     if exists {
         return Err(RepositoryError::AlreadyExists {
             location: location.to_owned(),
@@ -118,6 +119,16 @@ pub fn create(
             location: location.to_owned(),
         });
     }
+    let (config, recovery) = new_config(options, entropy)?;
+    publish_config(storage, &config, location)?;
+    Ok(recovery)
+}
+
+/// The config of a new repository, and its recovery key if it is encrypted.
+pub fn new_config(
+    options: &CreateOptions,
+    entropy: &dyn Entropy,
+) -> Result<(Config, Option<Zeroizing<String>>)> {
     let repository = RepositoryId::from_bytes(entropy.array()?);
     let master = MasterKey::from_bytes(entropy.array()?);
     let (keys, recovery) = match &options.passphrase {
@@ -137,6 +148,22 @@ pub fn create(
         index_memory_max: options.index_memory_max,
         keys,
     };
+    Ok((config, recovery))
+}
+
+/// Makes the repository that `config` describes in `storage`.
+///
+/// # Errors
+/// [`RepositoryError::AlreadyExists`] if there is one already.
+pub fn publish_config(storage: &dyn Storage, config: &Config, location: &str) -> Result<()> {
+    let exists = storage
+        .exists(layout::CONFIG)
+        .map_err(RepositoryError::io("looking for", layout::CONFIG))?;
+    if exists {
+        return Err(RepositoryError::AlreadyExists {
+            location: location.to_owned(),
+        });
+    }
     for dir in layout::DIRECTORIES {
         storage
             .create_dir(dir)
@@ -147,8 +174,7 @@ pub fn create(
         .map_err(RepositoryError::io("making durable", location))?;
     storage
         .publish(layout::CONFIG, &config.encode())
-        .map_err(RepositoryError::io("writing", layout::CONFIG))?;
-    Ok(recovery)
+        .map_err(RepositoryError::io("writing", layout::CONFIG))
 }
 
 /// Whether there are packs or snapshots: of a repository, even where its config is not.
@@ -378,6 +404,10 @@ pub fn reconcile(
     index: &dyn ChunkIndex,
     notes: &mut Vec<OpenNote>,
 ) -> Result<PackListing> {
+    // Nor may anything rely on a config whose name a power failure could take back.
+    storage
+        .sync_dir("")
+        .map_err(RepositoryError::io("making durable", "the repository"))?;
     let listing = list_packs(storage)?;
     let unknown = listing.sealed.iter().map(|(id, _)| *id);
     sync_names(

@@ -19,7 +19,7 @@
 use std::collections::{HashMap, HashSet};
 
 use parking_lot::Mutex;
-use undercroft_format::id::{PackId, SessionId};
+use undercroft_format::id::{PackId, SessionId, SnapshotId};
 
 use super::index::PackNumber;
 use super::snapshots::StoredSnapshot;
@@ -122,10 +122,11 @@ impl Registry {
             .push(parent);
     }
 
-    /// Takes back the pins of a session: what it pinned was not published any more.
-    pub fn unpin(&self, session: SessionId) {
+    /// Takes back the pin of a snapshot that was not published any more.
+    pub fn unpin(&self, session: SessionId, parent: SnapshotId) {
         let mut state = self.0.lock();
-        session_of(&mut state.sessions, session).parents.clear();
+        let parents = &mut session_of(&mut state.sessions, session).parents;
+        parents.retain(|pinned| pinned.id != parent);
     }
 
     /// Snapshots that sessions pinned, those included that ended while the collection ran. To be read

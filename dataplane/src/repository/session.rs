@@ -5,12 +5,11 @@
 //! abandoned leaves sealed packs behind; a later backup of the same data finds their chunks, a
 //! collection removes them if none does.
 
-use std::collections::BTreeMap;
-
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
 use undercroft_format::snapshot::Snapshot;
-use undercroft_format::units::{DiskLength, SegmentNumber};
+pub use undercroft_format::wire::ledger::DoneSegments;
+pub use undercroft_format::wire::session::{DiskState, DoneSegment, SegmentPlace};
 
 use super::error::Result;
 use super::keys::{Keys, Sealer};
@@ -30,26 +29,6 @@ pub struct SessionRequest {
     pub resume: Option<SessionId>,
 }
 
-/// A disk, and something that changes when its content does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskState {
-    /// Its name within the VM.
-    pub label: String,
-    /// Its size; 0 for a stream, whose size is not known yet.
-    pub size: DiskLength,
-    /// Digest of what tells one state of the disk from another.
-    pub state: [u8; 32],
-}
-
-/// A segment of one of a session's disks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentPlace {
-    /// Ordinal of the disk in the session's request.
-    pub disk: u16,
-    /// The segment.
-    pub number: SegmentNumber,
-}
-
 /// What a repository says of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
@@ -60,20 +39,6 @@ pub enum Held {
     /// It was not asked.
     Unasked,
 }
-
-/// A segment whose chunks and map are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DoneSegment {
-    /// Its map; `None` for zeros.
-    pub map: Option<SegmentMapId>,
-    /// Bytes of data in it.
-    pub data_bytes: u32,
-    /// Bytes of data in the parent's segment that it replaces; 0 in a full read.
-    pub replaced_bytes: u32,
-}
-
-/// Finished segments of a disk.
-pub type DoneSegments = BTreeMap<SegmentNumber, DoneSegment>;
 
 /// An open ingest session. Shared by the workers of a backup.
 pub trait Session: Send + Sync {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use undercroft_format::codec::{Problem, Reader, checksum};
+use undercroft_format::codec::{DecodeError, Problem, Reader, checksum};
 use undercroft_format::id::{RepositoryId, SnapshotId};
 use undercroft_format::snapshot::{Authenticate, SNAPSHOT_LEN_MAX, Snapshot};
 
@@ -171,11 +171,32 @@ impl Snapshots {
         Ok(snapshot)
     }
 
+    /// Decodes a snapshot file that is to be published here.
+    pub fn decode_sent(&self, bytes: &[u8]) -> Result<(SnapshotId, Snapshot), DecodeError> {
+        let authenticate = self
+            .keys
+            .as_ref()
+            .map(|keys| |body: &[u8]| keys.authenticate(body));
+        let authenticate = authenticate.as_ref().map(|f| f as &Authenticate<'_>);
+        let (id, snapshot) = Snapshot::decode(bytes, authenticate)?;
+        if snapshot.repository != self.repository {
+            let problem = Problem::Invalid("owner: another repository's snapshot");
+            return Err(Reader::new("snapshot", bytes).error(problem));
+        }
+        Ok((id, snapshot))
+    }
+
     /// Publishes a snapshot: after this returns it is there for good, before it is not there at all.
     ///
     /// Everything that it names must be durable already.
     pub fn publish(&self, snapshot: &Snapshot, keys: &Keys) -> Result<SnapshotId> {
         let (id, bytes) = snapshot.encode(|body| keys.authenticate(body));
+        self.publish_encoded(id, &bytes)?;
+        Ok(id)
+    }
+
+    /// Publishes the file of a snapshot, which whoever has the key has encoded.
+    pub fn publish_encoded(&self, id: SnapshotId, bytes: &[u8]) -> Result<()> {
         let path = layout::snapshot(id);
         // What readers would refuse must not be published: a limit was exceeded somewhere above.
         if bytes.len() as u64 > SNAPSHOT_LEN_MAX {
@@ -188,11 +209,10 @@ impl Snapshots {
                 Reader::new("snapshot", &[]).error(limit),
             ));
         }
-        Snapshot::decode(&bytes, None).map_err(RepositoryError::Unpublishable)?;
+        Snapshot::decode(bytes, None).map_err(RepositoryError::Unpublishable)?;
         self.storage
-            .publish(&path, &bytes)
-            .map_err(RepositoryError::io("publishing", &path))?;
-        Ok(id)
+            .publish(&path, bytes)
+            .map_err(RepositoryError::io("publishing", &path))
     }
 
     /// Removes a snapshot; its chunks stay until a collection.

@@ -13,6 +13,7 @@ use undercroft_format::id::{ObjectId, PackId, SessionId, SnapshotId};
 use undercroft_format::pack::{ObjectKind, PackKind};
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::units::DiskRange;
+use undercroft_format::wire::ledger::{LEDGER_LEN_MAX, Ledger};
 
 use super::damage::{AffectedRange, Damage};
 use super::error::{RepositoryError, Result};
@@ -25,9 +26,6 @@ use super::walk::{Place, Visitor, walk_snapshot};
 use super::{LocalRepository, Repository, layout, lock};
 use crate::progress::Progress;
 use crate::restore::decode::describe;
-
-/// Longer than any file of a session.
-const SESSION_LEN_MAX: u64 = 64;
 
 /// What to verify.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -174,8 +172,9 @@ fn check_sessions(repository: &LocalRepository, damage: &mut Vec<Damage>) -> Res
             continue;
         };
         let path = layout::session(id);
-        match storage.read(&path, SESSION_LEN_MAX) {
+        match storage.read(&path, LEDGER_LEN_MAX) {
             Ok(content) if content == id.to_string().as_bytes() => {}
+            Ok(content) if Ledger::decode(&content, 0).is_ok() => {}
             // It ended since it was listed.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             _ => damage.push(problem(&path, "the content is damaged")),

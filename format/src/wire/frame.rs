@@ -61,6 +61,10 @@ frames! {
     Opened = 4, (64 << 10) + 16;
     /// Make a repository.
     Create = 5, (64 << 10) + 128;
+    /// Asks for a new certificate.
+    Renew = 6, (20 << 10) + 8;
+    /// The answer to that.
+    Renewed = 7, (20 << 10) + 8;
     /// Yes.
     Done = 8, 0;
     /// No, and why.

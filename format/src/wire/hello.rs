@@ -10,6 +10,8 @@ use super::frame::{Body, FrameType};
 pub const PROGRAM_LEN_MAX: u64 = 64;
 /// Longest name of a repository, in bytes.
 pub const NAME_LEN_MAX: u64 = 64;
+/// Longest request for a certificate, and longest answer, in bytes.
+const TRUST_LEN_MAX: u64 = 20 << 10;
 
 /// What the client speaks. The server answers with [`Welcome`] or a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +135,48 @@ pub struct Create {
     pub name: String,
     /// The bytes of its config, made by the client: a passphrase never travels.
     pub config: Vec<u8>,
+}
+
+/// Asks for a new certificate before the present one expires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renew {
+    /// The request, in the form that docs/trust.md describes.
+    pub request: Vec<u8>,
+}
+
+/// The answer to [`Renew`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewed {
+    /// In the form that docs/trust.md describes.
+    pub answer: Vec<u8>,
+}
+
+impl Body for Renew {
+    const KIND: FrameType = FrameType::Renew;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_bytes(out, &self.request);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            request: read_bytes(reader, "request length", TRUST_LEN_MAX)?,
+        })
+    }
+}
+
+impl Body for Renewed {
+    const KIND: FrameType = FrameType::Renewed;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_bytes(out, &self.answer);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            answer: read_bytes(reader, "answer length", TRUST_LEN_MAX)?,
+        })
+    }
 }
 
 impl Body for Open {

@@ -8,7 +8,7 @@ use super::lane::pushed_records;
 
 pub use super::failure::Failure;
 pub use super::fetch::{Fetch, Unfetched};
-pub use super::hello::{Create, Hello, Open, Opened, Welcome};
+pub use super::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Flush, SegmentDone};
 pub use super::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned,
@@ -71,6 +71,8 @@ messages! {
     Open(Open),
     Opened(Opened),
     Create(Create),
+    Renew(Renew),
+    Renewed(Renewed),
     Done(Done),
     Failed(Failure),
     Begin(Begin),

@@ -2,6 +2,9 @@
 
 mod identities;
 mod revoke;
+mod serve;
+mod sessions;
+mod status;
 mod tokens;
 
 use std::path::PathBuf;
@@ -9,16 +12,18 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use jiff::Timestamp;
+use undercroft_dataplane::net::address::ServerAddress;
 use undercroft_dataplane::net::trust::{Authority, DIRECTORY, SystemClock, UnixMs, WallClock};
 use undercroft_dataplane::repository::entropy::{Entropy, SystemEntropy};
 
-use crate::failure::Outcome;
+use crate::failure::{Outcome, Problem};
 use crate::settings::Settings;
 use crate::units::{local_time, timestamp};
 
-/// Say who may use a repository server
+/// Run a repository server, look at it, and say who may use it
 ///
-/// The commands work on the server's store, on the machine where it is, and beside a running server.
+/// Tokens, identities and revoke work on the server's store, on the machine where it is, and beside a
+/// running server.
 #[derive(clap::Args, Clone, Debug)]
 #[command(arg_required_else_help = true)]
 pub struct Args {
@@ -28,6 +33,9 @@ pub struct Args {
 
 #[derive(Subcommand, Clone, Debug)]
 enum Command {
+    Serve(serve::Args),
+    Status(status::Args),
+    Sessions(sessions::Args),
     Tokens(tokens::Args),
     Identities(identities::Args),
     Revoke(revoke::Args),
@@ -35,6 +43,9 @@ enum Command {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     match args.command {
+        Command::Serve(args) => serve::run(settings, args),
+        Command::Status(args) => status::run(settings, args),
+        Command::Sessions(args) => sessions::run(settings, args),
         Command::Tokens(args) => tokens::run(settings, args),
         Command::Identities(args) => identities::run(settings, args),
         Command::Revoke(args) => revoke::run(settings, args),
@@ -93,4 +104,16 @@ fn texts(patterns: &[undercroft_dataplane::net::trust::pattern::Pattern]) -> Vec
         .iter()
         .map(|pattern| pattern.as_str().to_owned())
         .collect()
+}
+
+/// The server that a command asks.
+fn server_of<'a>(
+    settings: &'a Settings,
+    named: Option<&'a ServerAddress>,
+) -> anyhow::Result<&'a ServerAddress> {
+    named.or_else(|| settings.server()).ok_or_else(|| {
+        Problem::usage("no server was given")
+            .hint("name it, as in quic://HOST:PORT, or by --repo quic://HOST:PORT/NAME")
+            .into()
+    })
 }

@@ -125,6 +125,8 @@ fn message() -> impl Strategy<Value = Message> {
         vec(any::<u8>(), 0..300).prop_map(|config| Message::Opened(Opened { config })),
         (text(), vec(any::<u8>(), 0..300))
             .prop_map(|(name, config)| Message::Create(Create { name, config })),
+        vec(any::<u8>(), 0..300).prop_map(|request| Message::Renew(Renew { request })),
+        vec(any::<u8>(), 0..300).prop_map(|answer| Message::Renewed(Renewed { answer })),
         Just(Message::Done(Done)),
         failure().prop_map(Message::Failed),
     ];

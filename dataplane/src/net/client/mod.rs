@@ -1,0 +1,15 @@
+//! A repository behind a server, as if it were local.
+//!
+//! [`link`] is the connections; [`repository`], [`session`], [`records`] and [`maintenance`] are the traits of
+//! the same names over it, [`snapshot_files`] the directory of snapshots.
+
+mod lane;
+pub mod link;
+mod maintenance;
+mod records;
+pub mod repository;
+mod session;
+mod snapshot_files;
+
+pub use link::{Link, LinkError, LinkOptions};
+pub use repository::RemoteRepository;

@@ -1,0 +1,271 @@
+//! Records from a server: many at a time, several requests under way, in any order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use parking_lot::Mutex;
+use undercroft_format::config::Config;
+use undercroft_format::id::{ObjectId, SegmentMapId};
+use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN};
+use undercroft_format::wire::fetch::{
+    Fetch as FetchRequest, RECORD_PREFIX_LEN, RecordPrefix, Unfetched,
+};
+use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
+
+use super::link::Link;
+use crate::io::{Buffer, BufferPool, Engine};
+use crate::net::conversation::{Conversation, StreamError, of_exact};
+use crate::net::convert::error_of;
+use crate::repository::error::{RecordProblem, RepositoryError, Result};
+use crate::repository::local_records::FETCH_LEN_MAX;
+use crate::repository::lookup::Located;
+use crate::repository::objects::corrupt;
+use crate::repository::records::{Batch, Fetch, Fetched, Records};
+
+/// Records that a server gives.
+pub struct RemoteRecords {
+    link: Arc<Link>,
+    /// Bytes that a chunk's record takes at most, unless compression or sealing made it longer.
+    chunk_len: usize,
+    /// Maps that were asked for in advance.
+    expected: Mutex<HashMap<ObjectId, (Located, Vec<u8>)>>,
+}
+
+impl RemoteRecords {
+    /// Records of the repository that `link` has opened.
+    pub fn new(link: Arc<Link>, config: &Config) -> Self {
+        Self {
+            link,
+            chunk_len: config.chunker.max_len() as usize + RECORD_HEADER_LEN,
+            expected: Mutex::default(),
+        }
+    }
+
+    /// Asks for objects of one kind and gives each to `take`.
+    fn fetch_each(
+        &self,
+        kind: ObjectKind,
+        ids: &[ObjectId],
+        mut take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
+    ) -> Result<()> {
+        let mut stream = self.link.converse()?;
+        let ids = ids.to_vec();
+        let count = ids.len();
+        stream.say(&FetchRequest { kind, ids })?;
+        stream.finish();
+        for _ in 0..count {
+            let (frame, body) = stream.read()?.ok_or(StreamError::NoAnswer)?;
+            match frame {
+                FrameType::Record => {
+                    let prefix = &body[..body.len().min(RECORD_PREFIX_LEN)];
+                    let prefix =
+                        RecordPrefix::decode(prefix, body.len()).map_err(StreamError::from)?;
+                    let payload = body[RECORD_PREFIX_LEN..].to_vec();
+                    take(prefix.tag as usize, checked(&prefix, kind, payload));
+                }
+                FrameType::Unfetched => {
+                    let Unfetched { tag, failure } =
+                        Unfetched::decode(&body).map_err(StreamError::from)?;
+                    take(tag as usize, Err(error_of(failure)));
+                }
+                _ => {
+                    let answer = crate::net::conversation::expect::<Unfetched>(&(frame, body));
+                    return Err(answer
+                        .map(|_| StreamError::NoAnswer)
+                        .unwrap_or_else(|error| error)
+                        .into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn located(prefix: &RecordPrefix) -> Located {
+    Located {
+        pack: prefix.pack,
+        position: prefix.position,
+        info: prefix.header.info,
+    }
+}
+
+fn checked(
+    prefix: &RecordPrefix,
+    kind: ObjectKind,
+    payload: Vec<u8>,
+) -> Result<(Located, Vec<u8>)> {
+    let located = located(prefix);
+    if located.info.kind != kind {
+        return Err(corrupt(located, RecordProblem::OtherObject));
+    }
+    match prefix.header.check_payload(&payload) {
+        Ok(()) => Ok((located, payload)),
+        Err(error) => Err(corrupt(located, error.into())),
+    }
+}
+
+impl Records for RemoteRecords {
+    fn payload(&self, id: ObjectId, kind: ObjectKind) -> Result<(Located, Vec<u8>)> {
+        if kind == ObjectKind::SegmentMap
+            && let Some(found) = self.expected.lock().remove(&id)
+        {
+            return Ok(found);
+        }
+        let mut found = Err(RepositoryError::MissingObject { kind, id });
+        self.fetch_each(kind, &[id], |_, record| found = record)?;
+        let (located, payload) = found?;
+        if located.info.id != id {
+            return Err(corrupt(located, RecordProblem::OtherObject));
+        }
+        Ok((located, payload))
+    }
+
+    fn expect_maps(&self, ids: &[SegmentMapId]) {
+        let mut ids: Vec<ObjectId> = ids.iter().map(|id| (*id).into()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.is_empty() {
+            return;
+        }
+        let mut found = HashMap::new();
+        let fetched = self.fetch_each(ObjectKind::SegmentMap, &ids, |_, record| {
+            if let Ok((located, payload)) = record {
+                found.insert(located.info.id, (located, payload));
+            }
+        });
+        // Asking for what is missing alone tells why.
+        if fetched.is_ok() {
+            *self.expected.lock() = found;
+        }
+    }
+
+    fn fetch(&self, _: &dyn Engine, _: &Arc<BufferPool>) -> Result<Box<dyn Fetch + '_>> {
+        let (done, batches) = channel();
+        Ok(Box::new(RemoteFetch {
+            records: self,
+            idle: Arc::default(),
+            under_way: 0,
+            done,
+            batches,
+        }))
+    }
+}
+
+/// Each batch is one request on a stream of its own; streams are used again.
+struct RemoteFetch<'a> {
+    records: &'a RemoteRecords,
+    idle: Arc<Mutex<Vec<Conversation>>>,
+    under_way: usize,
+    done: Sender<(Batch, Buffer)>,
+    batches: Receiver<(Batch, Buffer)>,
+}
+
+impl Fetch for RemoteFetch<'_> {
+    fn prepare(&mut self, batch: &mut Batch) -> Result<()> {
+        // How long the records are, only the server knows.
+        let len = batch.wanted.len() * self.records.chunk_len;
+        batch.fetch_len = len.min(FETCH_LEN_MAX);
+        Ok(())
+    }
+
+    fn submit(&mut self, mut batch: Batch, mut buffer: Buffer) {
+        self.under_way += 1;
+        let reused = self.idle.lock().pop();
+        let stream = match reused {
+            Some(stream) => Ok(stream),
+            None => self.records.link.converse(),
+        };
+        let (idle, done) = (self.idle.clone(), self.done.clone());
+        self.records.link.handle().spawn(async move {
+            // What could not be fetched is asked for alone, which tells why.
+            let fetched = match stream {
+                Ok(mut stream) => {
+                    let fetched = fetch_into(&mut stream, &mut batch, &mut buffer).await;
+                    if fetched.is_ok() {
+                        idle.lock().push(stream);
+                    }
+                    fetched
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = fetched {
+                tracing::debug!(%error, "a batch could not be fetched");
+            }
+            // Nobody waits any more if the restore failed.
+            let _ = done.send((batch, buffer));
+        });
+    }
+
+    fn wait(&mut self) -> Option<(Batch, Buffer)> {
+        if self.under_way == 0 {
+            return None;
+        }
+        self.under_way -= 1;
+        let done = self.batches.recv();
+        Some(done.expect("every request ends, well or not"))
+    }
+}
+
+/// Asks for a batch and lets the payloads flow into `buffer`.
+async fn fetch_into(
+    stream: &mut Conversation,
+    batch: &mut Batch,
+    buffer: &mut Buffer,
+) -> Result<(), StreamError> {
+    let request = FetchRequest {
+        kind: ObjectKind::Chunk,
+        ids: batch.wanted.iter().map(|wanted| wanted.id).collect(),
+    };
+    stream.send.write_all(&request.frame()).await?;
+    let mut at = 0;
+    for _ in 0..batch.wanted.len() {
+        let mut header = [0; FRAME_HEADER_LEN];
+        stream
+            .recv
+            .read_exact(&mut header)
+            .await
+            .map_err(of_exact)?;
+        let header = FrameHeader::decode(&header)?;
+        let body_len = header.len as usize;
+        if header.kind != FrameType::Record {
+            let mut body = vec![0; body_len];
+            stream.recv.read_exact(&mut body).await.map_err(of_exact)?;
+            crate::net::conversation::expect::<Unfetched>(&(header.kind, body))?;
+            continue;
+        }
+        let mut prefix = [0; RECORD_PREFIX_LEN];
+        let prefix_len = body_len.min(RECORD_PREFIX_LEN);
+        stream
+            .recv
+            .read_exact(&mut prefix[..prefix_len])
+            .await
+            .map_err(of_exact)?;
+        let prefix = RecordPrefix::decode(&prefix[..prefix_len], body_len)?;
+        let len = prefix.header.info.stored_len as usize;
+        if at + len > buffer.len() {
+            // The rest is read record by record: it is an exception.
+            let mut payload = vec![0; len];
+            stream
+                .recv
+                .read_exact(&mut payload)
+                .await
+                .map_err(of_exact)?;
+            continue;
+        }
+        let payload = &mut buffer[at..at + len];
+        stream.recv.read_exact(payload).await.map_err(of_exact)?;
+        let wanted = batch.wanted.get_mut(prefix.tag as usize);
+        if let Some(wanted) = wanted
+            && wanted.id == prefix.header.info.id
+            && prefix.header.info.kind == ObjectKind::Chunk
+            && prefix.header.check_payload(payload).is_ok()
+        {
+            wanted.located = Some(located(&prefix));
+            wanted.fetched = Some(Fetched::Payload(at));
+            at += len;
+        }
+    }
+    batch.fetch_len = at;
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! A session at a server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+
+use parking_lot::Mutex;
+use quinn::{RecvStream, SendStream};
+use undercroft_format::config::Config;
+use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
+use undercroft_format::pack::RecordHeader;
+use undercroft_format::snapshot::Snapshot;
+use undercroft_format::wire::failure::FailureCode;
+use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::lane::{
+    Answers, AskObjects, AskSegments, Attach, Flush, PushBuilder, SegmentDone,
+};
+use undercroft_format::wire::session::{
+    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned,
+};
+use undercroft_format::wire::upkeep::Done;
+
+use super::lane::{Claims, Lane};
+use super::repository::RemoteRepository;
+use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::repository::Repository;
+use crate::repository::error::{RepositoryError, Result};
+use crate::repository::keys::{Keys, Sealer};
+use crate::repository::objects::Objects;
+use crate::repository::packer::PackerFigures;
+use crate::repository::record::{EncodedRecord, RecordBatch};
+use crate::repository::session::{
+    DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
+};
+use crate::repository::snapshots::StoredSnapshot;
+
+/// Lanes at most: workers share one beyond that.
+const LANES_MAX: usize = 32;
+
+/// An open session of a [`RemoteRepository`].
+pub struct RemoteSession {
+    repository: Arc<RemoteRepository>,
+    keys: Arc<Keys>,
+    sealer: Option<Sealer>,
+    attach: Attach,
+    finished: Vec<DoneSegments>,
+    labels: Vec<String>,
+    /// A snapshot that the server keeps for the session, and that is likely to be much alike.
+    reference: Option<StoredSnapshot>,
+    claims: Claims,
+    lanes: Vec<Mutex<Option<Lane>>>,
+    control: Mutex<Control>,
+    acknowledged: Arc<AtomicU64>,
+}
+
+/// The session's own stream: a task of the runtime reads it, because acknowledgements come at any time.
+struct Control {
+    send: SendStream,
+    answers: Receiver<Result<Frame, StreamError>>,
+}
+
+impl RemoteSession {
+    /// Begins a session, or goes on with one.
+    pub fn begin(repository: Arc<RemoteRepository>, request: &SessionRequest) -> Result<Self> {
+        let keys = repository.keys()?.clone();
+        let mut stream = repository.link().converse_on(0)?;
+        stream.say(&Begin {
+            vm: request.vm.clone(),
+            disks: request.disks.clone(),
+            resume: request.resume,
+        })?;
+        let mut finished = vec![DoneSegments::new(); request.disks.len()];
+        let begun = loop {
+            let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
+            if frame.0 != FrameType::Finished {
+                break expect::<Begun>(&frame)?;
+            }
+            let Finished { disk, segments } = expect(&frame)?;
+            let of_disk = finished.get_mut(usize::from(disk));
+            of_disk
+                .ok_or(StreamError::Unexpected(FrameType::Finished))?
+                .extend(segments);
+        };
+        let reference = match begun.reference {
+            Some(id) => Some(repository.snapshots().read(id)?),
+            None => None,
+        };
+        // Not the session's id, which a server could give out twice and which a resume uses again: a key
+        // must never meet the same nonce.
+        let sealing = SessionId::from_bytes(repository.entropy().array()?);
+        let acknowledged = Arc::<AtomicU64>::default();
+        let control = Control::new(stream, acknowledged.clone());
+        Ok(Self {
+            sealer: keys.sealer(sealing),
+            keys,
+            attach: Attach {
+                session: begun.session,
+                epoch: begun.epoch,
+            },
+            finished,
+            labels: request
+                .disks
+                .iter()
+                .map(|disk| disk.label.clone())
+                .collect(),
+            reference,
+            claims: Claims::default(),
+            lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
+            control: Mutex::new(control),
+            acknowledged,
+            repository,
+        })
+    }
+
+    /// Does something on the lane of this thread.
+    fn on_lane<T>(&self, work: impl FnOnce(&mut Lane) -> Result<T, StreamError>) -> Result<T> {
+        let number = rayon::current_thread_index().unwrap_or(0) % LANES_MAX;
+        let mut lane = self.lanes[number].lock();
+        let opened = match &mut *lane {
+            Some(lane) => Ok(lane),
+            None => {
+                let stream = self.repository.link().converse_on(number);
+                let opened = stream.and_then(|stream| Lane::open(stream, &self.attach));
+                opened.map(|opened| lane.insert(opened))
+            }
+        };
+        opened
+            .and_then(work)
+            .map_err(|error| self.interrupted(error))
+    }
+
+    /// Tells an interruption, after which the session can be gone on with, from a failure.
+    fn interrupted(&self, error: StreamError) -> RepositoryError {
+        let is_interruption = error.is_lost()
+            || matches!(&error, StreamError::Failed(failure) if failure.code == FailureCode::Draining);
+        let error = RepositoryError::from(error);
+        if !is_interruption {
+            return error;
+        }
+        tracing::info!(
+            session = %self.attach.session,
+            segments = self.acknowledged.load(Ordering::Relaxed),
+            "interrupted; so many segments are known to be kept"
+        );
+        RepositoryError::Interrupted {
+            session: self.attach.session,
+            source: Box::new(error),
+        }
+    }
+
+    fn push(&self, builder: PushBuilder, ids: &[ObjectId]) -> Result<()> {
+        self.on_lane(|lane| lane.send(builder.finish(), ids.iter().copied()))
+    }
+
+    fn push_all<'r>(
+        &self,
+        records: impl Iterator<Item = (&'r RecordHeader, &'r [u8])>,
+    ) -> Result<u64> {
+        let mut builder = PushBuilder::default();
+        let mut ids = Vec::new();
+        let mut stored = 0;
+        for (header, payload) in records {
+            if !builder.has_room(payload.len()) {
+                self.push(std::mem::take(&mut builder), &ids)?;
+                ids.clear();
+            }
+            builder.push(header, payload);
+            ids.push(header.info.id);
+            stored += u64::from(header.info.record_len());
+        }
+        if !builder.is_empty() {
+            self.push(builder, &ids)?;
+        }
+        Ok(stored)
+    }
+
+    /// Whether the reference has this map at this place.
+    fn is_in_reference(&self, place: SegmentPlace, map: SegmentMapId) -> Result<bool> {
+        let label = self.labels.get(usize::from(place.disk));
+        let reference = self.reference.as_ref().zip(label);
+        let disk = reference.and_then(|(stored, label)| stored.snapshot.disk(label));
+        let Some(disk) = disk.filter(|disk| disk.segment_size == self.config().segment_size) else {
+            return Ok(false);
+        };
+        let number = place.number.0;
+        let mut is_same = false;
+        self.objects()
+            .visit_tree(disk.tree(), number..number + 1, &mut |_, there| {
+                is_same = there == map;
+                Ok(())
+            })?;
+        Ok(is_same)
+    }
+
+    /// Waits until everything that was sent on any lane was taken in.
+    fn flush(&self) -> Result<()> {
+        let mut lanes: Vec<_> = self.lanes.iter().map(|lane| lane.lock()).collect();
+        let flush = |lanes: &mut Vec<parking_lot::MutexGuard<'_, Option<Lane>>>| {
+            let mut open: Vec<&mut Lane> =
+                lanes.iter_mut().filter_map(|lane| lane.as_mut()).collect();
+            open.iter_mut()
+                .try_for_each(|lane| lane.begin_ask(&Flush))?;
+            open.iter_mut().try_for_each(|lane| {
+                let Done = lane.end_ask(&self.claims)?;
+                Ok(())
+            })
+        };
+        flush(&mut lanes).map_err(|error: StreamError| self.interrupted(error))
+    }
+
+    fn conclude<Q: Body>(&self, last: &Q) -> Result<PackerFigures> {
+        let ended: Ended = self
+            .control
+            .lock()
+            .ask(&self.repository, last)
+            .map_err(|error| self.interrupted(error))?;
+        Ok(PackerFigures {
+            packs: ended.packs,
+            bytes: ended.pack_bytes,
+        })
+    }
+}
+
+impl Session for RemoteSession {
+    fn id(&self) -> SessionId {
+        self.attach.session
+    }
+
+    fn config(&self) -> &Config {
+        self.repository.config()
+    }
+
+    fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    fn objects(&self) -> &Objects {
+        self.repository.objects()
+    }
+
+    fn sealer(&self) -> Option<&Sealer> {
+        self.sealer.as_ref()
+    }
+
+    fn finished(&self, disk: u16) -> DoneSegments {
+        self.finished
+            .get(usize::from(disk))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn pin_parent(&self, parent: &StoredSnapshot) -> Result<bool> {
+        let pin = Pin {
+            snapshot: parent.id,
+        };
+        let answer = self.control.lock().ask(&self.repository, &pin);
+        let Pinned { is_there } = answer.map_err(|error| self.interrupted(error))?;
+        Ok(is_there)
+    }
+
+    fn holds_segment(&self, place: SegmentPlace, map: SegmentMapId) -> Result<Held> {
+        if self.is_in_reference(place, map)? {
+            return Ok(Held::Whole);
+        }
+        let question = AskSegments { ids: vec![map] };
+        let Answers { known } = self.on_lane(|lane| lane.ask(&question, &self.claims))?;
+        Ok(match known[..] {
+            [true] => Held::Whole,
+            _ => Held::NotWhole,
+        })
+    }
+
+    fn probe(&self, ids: &[ObjectId]) -> Result<Vec<bool>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let question = AskObjects { ids: ids.to_vec() };
+        let Answers { mut known } = self.on_lane(|lane| {
+            let answers: Answers = lane.ask(&question, &self.claims)?;
+            match answers.known.len() == ids.len() {
+                true => Ok(answers),
+                false => Err(StreamError::Unexpected(FrameType::Answers)),
+            }
+        })?;
+        for (known, id) in known.iter_mut().zip(ids) {
+            *known = *known || self.claims.contains(*id);
+        }
+        Ok(known)
+    }
+
+    fn claim(&self, id: ObjectId) -> bool {
+        self.claims.claim(id)
+    }
+
+    fn store(&self, record: &EncodedRecord<'_>) -> Result<u64> {
+        let header = RecordHeader::new(record.info, record.payload);
+        self.push_all([(&header, record.payload)].into_iter())
+    }
+
+    fn store_chunks(&self, batch: &RecordBatch) -> Result<u64> {
+        self.push_all(batch.records())
+    }
+
+    fn segment_done(&self, place: SegmentPlace, done: DoneSegment) -> Result<()> {
+        let frame = SegmentDone { place, done }.frame();
+        self.on_lane(|lane| lane.send(frame, std::iter::empty()))
+    }
+
+    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
+        self.flush()?;
+        let (id, snapshot) = snapshot.encode(|body| self.keys.authenticate(body));
+        let figures = self.conclude(&Commit { snapshot })?;
+        Ok((id, figures))
+    }
+
+    fn abandon(self: Box<Self>) -> Result<PackerFigures> {
+        self.flush()?;
+        self.conclude(&Abandon)
+    }
+}
+
+impl Control {
+    fn new(stream: Conversation, acknowledged: Arc<AtomicU64>) -> Self {
+        let (frames, answers) = channel();
+        let handle = stream.handle().clone();
+        let Conversation { send, recv, .. } = stream;
+        handle.spawn(read_control(recv, acknowledged, frames));
+        Self { send, answers }
+    }
+
+    fn ask<Q: Body, A: Body>(
+        &mut self,
+        repository: &RemoteRepository,
+        question: &Q,
+    ) -> Result<A, StreamError> {
+        let frame = question.frame();
+        repository
+            .link()
+            .handle()
+            .block_on(self.send.write_all(&frame))?;
+        let answer = self.answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
+        expect(&answer)
+    }
+}
+
+async fn read_control(
+    mut recv: RecvStream,
+    acknowledged: Arc<AtomicU64>,
+    frames: std::sync::mpsc::Sender<Result<Frame, StreamError>>,
+) {
+    loop {
+        let frame = match read_frame(&mut recv).await {
+            Ok(Some(frame)) => Ok(frame),
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let is_last = frame.is_err();
+        if let Ok((FrameType::Acknowledged, body)) = &frame
+            && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
+        {
+            acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
+            continue;
+        }
+        // Nobody listens once the session is dropped.
+        if frames.send(frame).is_err() || is_last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Frames over a QUIC stream, for ordinary threads: whole frames in, whole frames out, nothing longer than
+//! its limit in memory.
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
+use undercroft_format::codec::DecodeError;
+use undercroft_format::wire::failure::Failure;
+use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
+
+/// A stream did not carry what the protocol says.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The stream or its connection ended.
+    #[error("the connection broke: {0}")]
+    Read(#[from] quinn::ReadError),
+    /// The stream or its connection ended.
+    #[error("the connection broke: {0}")]
+    Write(#[from] quinn::WriteError),
+    /// The connection ended.
+    #[error("the connection broke: {0}")]
+    Connection(#[from] quinn::ConnectionError),
+    /// A frame that is none.
+    #[error("the peer sent a malformed frame")]
+    Frame(#[from] DecodeError),
+    /// The stream ended within a frame.
+    #[error("the stream ended within a frame")]
+    Truncated,
+    /// The stream ended where an answer was expected.
+    #[error("the peer ended the stream without an answer")]
+    NoAnswer,
+    /// A frame that does not belong there.
+    #[error("the peer sent a frame that does not belong there: {0:?}")]
+    Unexpected(FrameType),
+    /// The peer answered that it failed.
+    #[error("{}", .0.text)]
+    Failed(Failure),
+}
+
+impl StreamError {
+    /// True if the connection is gone, as opposed to a peer that misbehaved or refused.
+    pub fn is_lost(&self) -> bool {
+        matches!(
+            self,
+            Self::Read(quinn::ReadError::ConnectionLost(_))
+                | Self::Write(quinn::WriteError::ConnectionLost(_))
+                | Self::Connection(_)
+        )
+    }
+}
+
+/// A frame: its type and its body.
+pub type Frame = (FrameType, Vec<u8>);
+
+/// Reads the next frame; `None` at the end of the stream.
+pub async fn read_frame(stream: &mut RecvStream) -> Result<Option<Frame>, StreamError> {
+    let mut header = [0; FRAME_HEADER_LEN];
+    match stream.read_exact(&mut header).await {
+        Ok(()) => {}
+        Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
+        Err(error) => return Err(of_exact(error)),
+    }
+    let header = FrameHeader::decode(&header)?;
+    // The length was checked against the type's limit.
+    let mut body = vec![0; header.len as usize];
+    stream.read_exact(&mut body).await.map_err(of_exact)?;
+    Ok(Some((header.kind, body)))
+}
+
+/// The end of a stream within what should have been read whole.
+pub fn of_exact(error: quinn::ReadExactError) -> StreamError {
+    match error {
+        quinn::ReadExactError::FinishedEarly(_) => StreamError::Truncated,
+        quinn::ReadExactError::ReadError(error) => error.into(),
+    }
+}
+
+/// The body of a frame that must be of type `B`; a failure becomes an error.
+pub fn expect<B: Body>((kind, body): &Frame) -> Result<B, StreamError> {
+    if *kind == B::KIND {
+        return Ok(B::decode(body)?);
+    }
+    Err(match kind {
+        FrameType::Failed => StreamError::Failed(Failure::decode(body)?),
+        kind => StreamError::Unexpected(*kind),
+    })
+}
+
+/// Both directions of a stream, for a thread outside the runtime.
+pub struct Conversation {
+    handle: Handle,
+    /// To the peer.
+    pub send: SendStream,
+    /// From the peer.
+    pub recv: RecvStream,
+}
+
+impl Conversation {
+    /// A stream whose connection `handle`'s runtime drives.
+    pub fn new(handle: Handle, (send, recv): (SendStream, RecvStream)) -> Self {
+        Self { handle, send, recv }
+    }
+
+    /// The runtime.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Waits for the next frame; `None` at the end of the stream.
+    pub fn read(&mut self) -> Result<Option<Frame>, StreamError> {
+        self.handle.block_on(read_frame(&mut self.recv))
+    }
+
+    /// Waits for an answer of type `B`.
+    pub fn answer<B: Body>(&mut self) -> Result<B, StreamError> {
+        let frame = self.read()?.ok_or(StreamError::NoAnswer)?;
+        expect(&frame)
+    }
+
+    /// Sends a frame; waits while the peer takes no more.
+    pub fn write(&mut self, frame: Vec<u8>) -> Result<(), StreamError> {
+        let sent = self.send.write_chunk(Bytes::from(frame));
+        Ok(self.handle.block_on(sent)?)
+    }
+
+    /// Sends a message.
+    pub fn say<B: Body>(&mut self, message: &B) -> Result<(), StreamError> {
+        self.write(message.frame())
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish(&mut self) {
+        // The stream is gone only if the peer does not want to hear any more.
+        let _ = self.send.finish();
+    }
+}

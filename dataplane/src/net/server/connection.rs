@@ -1,0 +1,341 @@
+//! A connection: who is there, which repository it is for, and a thread per stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::runtime::Handle;
+use undercroft_format::wire::VERSION;
+use undercroft_format::wire::failure::{Failure, FailureCode};
+use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
+use undercroft_format::wire::message::{
+    Attach, Begin, Collect, Done, Fetch, Forget, Hold, Protect, ReadSnapshot, Repair, StatSnapshot,
+    Verify,
+};
+use undercroft_format::wire::upkeep::Report;
+
+use super::access::{Caller, denied};
+use super::listener::Shared;
+use super::served::Served;
+use super::{fetch, lane, roots, session, upkeep};
+use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::net::status::ConnectionStatus;
+use crate::net::trust::{Authority, Object, PeerIdentity, RenewRequest, Verb};
+use crate::repository::Repository;
+
+/// A peer has this long from one step of the beginning to the next.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Lanes that a client may use for one session.
+const LANES_MAX: u16 = 32;
+
+/// Why a conversation ended before its time.
+#[derive(Debug)]
+pub enum Broken {
+    /// The peer is told.
+    Failure(Failure),
+    /// There may be nobody to be told.
+    Stream(StreamError),
+}
+
+/// How a conversation ended.
+pub type Ending = Result<(), Broken>;
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<StreamError> for Broken {
+    fn from(error: StreamError) -> Self {
+        Self::Stream(error)
+    }
+}
+
+impl Broken {
+    /// What the peer is told, if it is still there.
+    fn failure(self) -> Option<Failure> {
+        match self {
+            Self::Failure(failure) => Some(failure),
+            Self::Stream(error @ (StreamError::Frame(_) | StreamError::Unexpected(_))) => {
+                tracing::warn!("a peer broke the protocol: {error}");
+                Some(Failure::new(FailureCode::Protocol, error.to_string()))
+            }
+            Self::Stream(_) => None,
+        }
+    }
+}
+
+/// A conversation about a repository.
+pub struct Conversing {
+    /// The server.
+    pub shared: Arc<Shared>,
+    /// The repository.
+    pub served: Arc<Served>,
+    /// Who asks.
+    pub caller: Arc<Caller>,
+    /// The stream.
+    pub stream: Conversation,
+}
+
+impl Conversing {
+    /// New work is not begun once the server shuts down.
+    pub fn refuse_while_draining(&self) -> Result<(), Failure> {
+        if self.shared.is_draining() {
+            return Err(draining());
+        }
+        Ok(())
+    }
+}
+
+/// Serves a connection whose handshake is done, until it ends.
+pub async fn serve(
+    shared: Arc<Shared>,
+    connection: Connection,
+    authority: Arc<Authority>,
+    peer: PeerIdentity,
+) {
+    let address = connection.remote_address();
+    let number = shared.connected(ConnectionStatus {
+        peer: peer.name.to_string(),
+        role: peer.role.to_string(),
+        address: address.to_string(),
+        repository: None,
+    });
+    if let Err(broken) = control(&shared, &connection, &authority, peer, number).await {
+        tracing::info!(%address, ?broken, "a connection ended");
+    }
+    shared.disconnected(number);
+}
+
+/// The first stream: hello, then the repository, then what an administrator asks.
+async fn control(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    authority: &Arc<Authority>,
+    peer: PeerIdentity,
+    number: u64,
+) -> Ending {
+    let (mut send, mut recv) = soon(async { Ok(connection.accept_bi().await?) }).await?;
+    let hello: Hello = expect(&soon(next(&mut recv)).await?)?;
+    let agreed = hello
+        .common_version()
+        .map_err(|error| Failure::new(FailureCode::Protocol, error.to_string()));
+    let welcome = agreed.map(|_| Welcome {
+        version: VERSION,
+        capabilities: 0,
+        lease_ms: shared.lease_ms(),
+        lanes_max: LANES_MAX,
+        program: shared.program().to_owned(),
+    });
+    match welcome {
+        Ok(welcome) => say(&mut send, &welcome).await?,
+        Err(failure) => {
+            say(&mut send, &failure).await?;
+            return Err(failure.into());
+        }
+    }
+    tracing::info!(peer = %peer.name, program = hello.program, "connected");
+    let mut is_open = false;
+    while let Some(frame) = read_frame(&mut recv).await? {
+        if frame.0 == FrameType::Open && is_open {
+            return Err(StreamError::Unexpected(FrameType::Open).into());
+        }
+        let (asked_of, asker) = ((shared.clone(), authority.clone()), peer.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            let (shared, authority) = asked_of;
+            answer(&shared, &authority, &asker, &frame)
+        });
+        match asked.await.expect("an answer does not panic") {
+            Ok(Answer { frame, opened }) => {
+                if let Some((served, caller)) = opened {
+                    is_open = true;
+                    shared.opened(number, caller.repository.as_str());
+                    let streams = Streams {
+                        shared: shared.clone(),
+                        served,
+                        caller: Arc::new(caller),
+                    };
+                    tokio::spawn(streams.serve(connection.clone()));
+                }
+                send.write_all(&frame).await.map_err(StreamError::from)?;
+            }
+            Err(broken) => match broken.failure() {
+                Some(failure) => say(&mut send, &failure).await?,
+                None => return Ok(()),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// What is said on the first stream.
+struct Answer {
+    frame: Vec<u8>,
+    opened: Option<(Arc<Served>, Caller)>,
+}
+
+impl Answer {
+    fn of<B: Body>(message: &B) -> Self {
+        Self {
+            frame: message.frame(),
+            opened: None,
+        }
+    }
+}
+
+fn answer(
+    shared: &Arc<Shared>,
+    authority: &Authority,
+    peer: &PeerIdentity,
+    frame: &Frame,
+) -> Result<Answer, Broken> {
+    match frame.0 {
+        FrameType::Open => {
+            let Open { name } = expect(frame)?;
+            let repository = shared.repository_name(&name)?;
+            let caller = Caller {
+                peer: peer.clone(),
+                repository,
+            };
+            caller.check_role(Verb::List)?;
+            let served = shared.open(&caller.repository)?;
+            let config = served.repository().config().encode();
+            Ok(Answer {
+                frame: Opened { config }.frame(),
+                opened: Some((served, caller)),
+            })
+        }
+        FrameType::Create => {
+            let Create { name, config } = expect(frame)?;
+            let caller = Caller {
+                peer: peer.clone(),
+                repository: shared.repository_name(&name)?,
+            };
+            caller.check_repository(Verb::Create)?;
+            shared.create(&caller.repository, &config)?;
+            Ok(Answer::of(&Done))
+        }
+        FrameType::Status => {
+            denied(peer.check(Verb::Status, Object::default()))?;
+            report(&shared.status())
+        }
+        FrameType::Sessions => {
+            denied(peer.check(Verb::Sessions, Object::default()))?;
+            report(&shared.sessions())
+        }
+        FrameType::Renew => {
+            denied(peer.check(Verb::Renew, Object::default()))?;
+            let Renew { request } = expect(frame)?;
+            let request = RenewRequest::decode(&request).map_err(StreamError::from)?;
+            let answer = authority.renew(peer, &request).encode();
+            Ok(Answer::of(&Renewed { answer }))
+        }
+        kind => Err(StreamError::Unexpected(kind).into()),
+    }
+}
+
+fn report<R: serde::Serialize>(report: &R) -> Result<Answer, Broken> {
+    let json = serde_json::to_string(report);
+    let json = json.map_err(|error| Failure::new(FailureCode::Failed, error.to_string()))?;
+    Ok(Answer::of(&Report { json }))
+}
+
+/// The streams of a connection after the first one.
+struct Streams {
+    shared: Arc<Shared>,
+    served: Arc<Served>,
+    caller: Arc<Caller>,
+}
+
+impl Streams {
+    async fn serve(self, connection: Connection) {
+        while let Ok(stream) = connection.accept_bi().await {
+            let (shared, served) = (self.shared.clone(), self.served.clone());
+            let caller = self.caller.clone();
+            tokio::spawn(begin_stream(shared, served, caller, stream));
+        }
+    }
+}
+
+/// Waits for the first frame, then gives the stream to a thread.
+async fn begin_stream(
+    shared: Arc<Shared>,
+    served: Arc<Served>,
+    caller: Arc<Caller>,
+    (send, mut recv): (SendStream, RecvStream),
+) {
+    let Ok(first) = soon(next(&mut recv)).await else {
+        return;
+    };
+    let handle = Handle::current();
+    let thread = move || {
+        let _busy = shared.conversing();
+        let mut on = Conversing {
+            shared,
+            served,
+            caller,
+            stream: Conversation::new(handle, (send, recv)),
+        };
+        if let Err(broken) = converse(&mut on, &first) {
+            tracing::debug!(?broken, "a conversation ended early");
+            if let Some(failure) = broken.failure() {
+                // The peer may be gone.
+                let _ = on.stream.say(&failure);
+            }
+        }
+        on.stream.finish();
+    };
+    // What a conversation panics with is on standard error; the others go on.
+    let _ = tokio::task::spawn_blocking(thread).await;
+}
+
+/// What kind of conversation it is, says its first frame.
+fn converse(on: &mut Conversing, first: &Frame) -> Ending {
+    match first.0 {
+        FrameType::Begin => session::converse(on, expect::<Begin>(first)?),
+        FrameType::Attach => lane::converse(on, expect::<Attach>(first)?),
+        FrameType::Fetch => fetch::converse(on, expect::<Fetch>(first)?),
+        FrameType::ListSnapshots => roots::list(on),
+        FrameType::ReadSnapshot => {
+            let ReadSnapshot { snapshot } = expect(first)?;
+            roots::read(on, snapshot)
+        }
+        FrameType::StatSnapshot => {
+            let StatSnapshot { snapshot } = expect(first)?;
+            roots::state(on, snapshot)
+        }
+        FrameType::Forget => roots::forget(on, expect::<Forget>(first)?),
+        FrameType::Protect => roots::protect(on, expect::<Protect>(first)?),
+        FrameType::Hold => roots::hold(on, expect::<Hold>(first)?),
+        FrameType::Collect => upkeep::collect(on, expect::<Collect>(first)?),
+        FrameType::Verify => upkeep::verify(on, expect::<Verify>(first)?),
+        FrameType::Repair => upkeep::repair(on, expect::<Repair>(first)?),
+        FrameType::Stats => upkeep::stats(on),
+        FrameType::PackBytes => upkeep::pack_bytes(on),
+        kind => Err(StreamError::Unexpected(kind).into()),
+    }
+}
+
+/// The failure of a server that shuts down.
+fn draining() -> Failure {
+    let text = "the server is shutting down: try again when it is back";
+    Failure::new(FailureCode::Draining, text)
+}
+
+/// Waits for a frame that must come.
+async fn next(recv: &mut RecvStream) -> Result<Frame, StreamError> {
+    read_frame(recv).await?.ok_or(StreamError::NoAnswer)
+}
+
+/// A peer that takes too long is given up: half-open connections cost nothing for long.
+async fn soon<T>(step: impl Future<Output = Result<T, StreamError>>) -> Result<T, StreamError> {
+    tokio::time::timeout(STEP_TIMEOUT, step)
+        .await
+        .unwrap_or(Err(StreamError::NoAnswer))
+}
+
+async fn say<B: Body>(send: &mut SendStream, message: &B) -> Result<(), StreamError> {
+    Ok(send.write_all(&message.frame()).await?)
+}

@@ -1,0 +1,150 @@
+//! Gives records out, many in one read, in the order in which they lie.
+
+use bytes::Bytes;
+use undercroft_format::id::ObjectId;
+use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN, RecordHeader};
+use undercroft_format::wire::fetch::{Fetch, RECORD_PREFIX_LEN, RecordPrefix, Unfetched};
+use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
+
+use super::connection::{Broken, Conversing, Ending};
+use crate::net::conversation::{Conversation, StreamError, expect};
+use crate::net::convert::failure_of;
+use crate::net::trust::Verb;
+use crate::repository::Repository;
+use crate::repository::error::RepositoryError;
+use crate::repository::lookup::Located;
+use crate::repository::pack_reader::check_record;
+use crate::repository::records::{Batch, Fetched, Records, Wanted};
+
+/// Bytes that are collected before they go to the stream: fewer, larger pieces cost less.
+const PIECE_LEN: usize = 256 << 10;
+
+/// Serves a stream of requests, the first of which was `request`.
+pub fn converse(on: &mut Conversing, request: Fetch) -> Ending {
+    let repository = on.served.repository().clone();
+    let records = repository.objects().records().clone();
+    let mut batches = None;
+    let mut request = Some(request);
+    while let Some(Fetch { kind, ids }) = request.take() {
+        on.caller.check_role(match kind {
+            ObjectKind::Chunk => Verb::ReadData,
+            ObjectKind::SegmentMap | ObjectKind::Node => Verb::ReadMaps,
+        })?;
+        let mut out = Out::default();
+        if kind == ObjectKind::Chunk && ids.len() > 1 {
+            if batches.is_none() {
+                let fetch = records.fetch(&**repository.engine(), on.served.fetch_pool());
+                batches = Some(fetch.map_err(|error| failure_of(&error))?);
+            }
+            let batches = batches.as_mut().expect("just made");
+            fetch_batch(on, &mut **batches, &*records, ids, &mut out)?;
+        } else {
+            for (tag, id) in (0..).zip(ids) {
+                out.alone(&*records, tag, id, kind);
+                out.send_if_full(&mut on.stream)?;
+            }
+        }
+        out.send(&mut on.stream)?;
+        if let Some(frame) = on.stream.read()? {
+            request = Some(expect(&frame)?);
+        }
+    }
+    Ok(())
+}
+
+fn fetch_batch(
+    on: &mut Conversing,
+    batches: &mut dyn crate::repository::records::Fetch,
+    records: &dyn Records,
+    ids: Vec<ObjectId>,
+    out: &mut Out,
+) -> Result<(), Broken> {
+    let wanted = ids.into_iter().enumerate().map(|(tag, id)| Wanted {
+        id,
+        tag,
+        located: None,
+        fetched: None,
+    });
+    let mut batch = Batch {
+        token: 0,
+        wanted: wanted.collect(),
+        fetch_len: 0,
+    };
+    batches
+        .prepare(&mut batch)
+        .map_err(|error| failure_of(&error))?;
+    let mut buffer = None;
+    if batch.fetch_len > 0 {
+        let room = on.served.fetch_pool().acquire(batch.fetch_len);
+        batches.submit(batch, room);
+        let (done, filled) = batches.wait().expect("one is under way");
+        batch = done;
+        buffer = Some(filled);
+    }
+    for wanted in &batch.wanted {
+        let tag = wanted.tag as u32;
+        match (&buffer, wanted.located, wanted.fetched) {
+            (Some(buffer), Some(located), Some(Fetched::Record(at))) => {
+                let record = &buffer[at..at + located.info.record_len() as usize];
+                match check_record(record, located.pack, located.position, &located.info) {
+                    Ok(_) => out.record(tag, &located, &record[RECORD_HEADER_LEN..]),
+                    // It may have been moved by a collection since it was looked up.
+                    Err(_) => out.alone(records, tag, wanted.id, ObjectKind::Chunk),
+                }
+            }
+            _ => out.alone(records, tag, wanted.id, ObjectKind::Chunk),
+        }
+        out.send_if_full(&mut on.stream)?;
+    }
+    Ok(())
+}
+
+/// Frames on their way to the stream.
+#[derive(Default)]
+struct Out(Vec<u8>);
+
+impl Out {
+    fn record(&mut self, tag: u32, located: &Located, payload: &[u8]) {
+        let prefix = RecordPrefix {
+            tag,
+            pack: located.pack,
+            position: located.position,
+            header: RecordHeader::new(located.info, payload),
+        };
+        let header = FrameHeader {
+            kind: FrameType::Record,
+            len: (RECORD_PREFIX_LEN + payload.len()) as u32,
+        };
+        self.0.reserve(FRAME_HEADER_LEN + header.len as usize);
+        self.0.extend_from_slice(&header.encode());
+        self.0.extend_from_slice(&prefix.encode());
+        self.0.extend_from_slice(payload);
+    }
+
+    /// Reads one record by itself, or says why it cannot be had.
+    fn alone(&mut self, records: &dyn Records, tag: u32, id: ObjectId, kind: ObjectKind) {
+        match records.payload(id, kind) {
+            Ok((located, payload)) => self.record(tag, &located, &payload),
+            Err(error) => self.unfetched(tag, &error),
+        }
+    }
+
+    fn unfetched(&mut self, tag: u32, error: &RepositoryError) {
+        let failure = failure_of(error);
+        self.0
+            .extend_from_slice(&Unfetched { tag, failure }.frame());
+    }
+
+    fn send_if_full(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
+        if self.0.len() < PIECE_LEN {
+            return Ok(());
+        }
+        self.send(stream)
+    }
+
+    fn send(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
+        let piece = Bytes::from(std::mem::take(&mut self.0));
+        let handle = stream.handle().clone();
+        Ok(handle.block_on(stream.send.write_chunk(piece))?)
+    }
+}

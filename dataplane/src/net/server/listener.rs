@@ -1,0 +1,489 @@
+//! Lets connections in, keeps the repositories that they want open, and winds all of it up in order.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use quinn::{Endpoint, Incoming, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::runtime::Runtime;
+use undercroft_format::config::Config;
+use undercroft_format::wire::failure::{Failure, FailureCode};
+
+use super::connection;
+use super::kept_session::CheckpointPolicy;
+use super::served::Served;
+use crate::clock::Stopwatch;
+use crate::io::{Engine, LocalStorage};
+use crate::net::address::RepositoryName;
+use crate::net::conversation::StreamError;
+use crate::net::convert::failure_of;
+use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
+use crate::net::transport::{self, RESET_KEY_LEN, ServerSide};
+use crate::net::trust::message::MESSAGE_LEN_MAX;
+use crate::net::trust::tls::{Admitted, server_config};
+use crate::net::trust::{self, Authority, EnrolRequest, TrustError};
+use crate::progress::Progress;
+use crate::repository::entropy::{Entropy, SystemEntropy};
+use crate::repository::error::RepositoryError;
+use crate::repository::open::{OpenNote, publish_config};
+
+/// Threads that drive sockets and connections. The work is done elsewhere.
+const NET_THREADS: usize = 2;
+/// Conversations at once: each has a thread.
+const CONVERSATIONS_MAX: usize = 1024;
+/// Connections at once, enrolled or not.
+const CONNECTIONS_MAX: usize = 1024;
+/// How often leases are looked at and what waits is made durable.
+const TICK: Duration = Duration::from_secs(1);
+/// The authority is looked after once in so many ticks.
+const UPKEEP_TICKS: u64 = 60;
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long conversations have to end when the server shuts down.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The file of the secret for resets: no repository's name begins with a dot.
+const RESET_KEY: &str = ".reset-key";
+/// Told to peers when the server shuts down: an application's error code.
+const DRAINING: VarInt = VarInt::from_u32(1);
+/// Told to peers that are not let in.
+const NOT_ADMITTED: VarInt = VarInt::from_u32(2);
+
+/// How a server runs.
+pub struct ServerOptions {
+    /// Where it listens; port 0 takes any.
+    pub listen: SocketAddr,
+    /// The directory whose directories are the repositories.
+    pub store: PathBuf,
+    /// Names the owner of the repositories to others.
+    pub owner: String,
+    /// The program and its version.
+    pub program: String,
+    /// Drives the disks.
+    pub engine: Arc<dyn Engine>,
+    /// Threads for long CPU work.
+    pub threads: usize,
+    /// How long a session outlives its connections.
+    pub lease: Duration,
+    /// When what was pushed is made durable.
+    pub checkpoint: CheckpointPolicy,
+    /// Is told of what happens when a repository is opened.
+    pub note: Box<dyn Fn(&RepositoryName, &OpenNote) + Send + Sync>,
+}
+
+/// A server could not be started or stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The socket cannot be had.
+    #[error("listening on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Threads cannot be started.
+    #[error("starting threads")]
+    Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The settings of TLS do not fit QUIC.
+    #[error("setting TLS up")]
+    Tls(#[source] io::Error),
+    /// The secret for resets cannot be kept.
+    #[error("keeping the store's secret for resets")]
+    ResetKey(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The authority does not do.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
+
+/// A running server.
+pub struct Server {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    runtime: Runtime,
+}
+
+impl Server {
+    /// Starts to listen.
+    pub fn start(options: ServerOptions, authority: Arc<Authority>) -> Result<Self, ServerError> {
+        let threads = |error: Box<dyn std::error::Error + Send + Sync>| ServerError::Threads(error);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(NET_THREADS)
+            .max_blocking_threads(CONVERSATIONS_MAX)
+            .thread_name("undercroft-net")
+            .enable_all()
+            .build()
+            .map_err(|error| threads(error.into()))?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(|number| format!("undercroft-cpu-{number}"))
+            .build()
+            .map_err(|error| threads(error.into()))?;
+        let config =
+            transport::server_config(server_config(&authority)?).map_err(ServerError::Tls)?;
+        let address = options.listen;
+        let endpoint = {
+            let _entered = runtime.enter();
+            let reset_key = reset_key(&options.store)?;
+            transport::endpoint(address, Some(ServerSide { config, reset_key }))
+                .map_err(|source| ServerError::Listen { address, source })?
+        };
+        let shared = Arc::new(Shared::new(options, pool));
+        runtime.spawn(accept(shared.clone(), endpoint.clone(), authority.clone()));
+        runtime.spawn(tick(shared.clone(), authority));
+        Ok(Self {
+            shared,
+            endpoint,
+            runtime,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Lets nobody in any more, makes durable what was pushed, and closes the repositories. Sessions can be
+    /// gone on with once a server is back.
+    pub fn drain(self) -> Vec<RepositoryError> {
+        let shared = &self.shared;
+        shared.draining.store(true, Ordering::SeqCst);
+        shared.stop_long_work();
+        self.endpoint
+            .close(DRAINING, b"the server is shutting down");
+        shared.wait_for_conversations(DRAIN_TIMEOUT);
+        let served: Vec<_> = shared.served.lock().drain().collect();
+        let failures = served.iter().filter_map(|(_, served)| served.close().err());
+        let failures = failures.collect();
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+        failures
+    }
+}
+
+/// The store's secret for resets, made if there is none. Losing it costs peers of a killed server a wait.
+fn reset_key(store: &Path) -> Result<[u8; RESET_KEY_LEN], ServerError> {
+    let path = store.join(RESET_KEY);
+    if let Ok(found) = std::fs::read(&path)
+        && let Ok(key) = <[u8; RESET_KEY_LEN]>::try_from(found)
+    {
+        return Ok(key);
+    }
+    let key: [u8; RESET_KEY_LEN] = (&SystemEntropy as &dyn Entropy)
+        .array()
+        .map_err(|error| ServerError::ResetKey(error.into()))?;
+    let write = || {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.write_all(&key)
+    };
+    write().map_err(|error| ServerError::ResetKey(error.into()))?;
+    Ok(key)
+}
+
+async fn accept(shared: Arc<Shared>, endpoint: Endpoint, authority: Arc<Authority>) {
+    while let Some(incoming) = endpoint.accept().await {
+        if endpoint.open_connections() > CONNECTIONS_MAX {
+            incoming.refuse();
+        } else if !incoming.remote_address_validated()
+            && endpoint.open_connections() > CONNECTIONS_MAX / 4
+        {
+            // A flood from forged addresses costs a round trip, not a handshake.
+            let _ = incoming.retry();
+        } else {
+            tokio::spawn(admit(shared.clone(), incoming, authority.clone()));
+        }
+    }
+}
+
+async fn admit(shared: Arc<Shared>, incoming: Incoming, authority: Arc<Authority>) {
+    let address = incoming.remote_address();
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming);
+    let connection = match handshake.await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::warn!(%address, %error, "a handshake failed"),
+        Err(_) => return tracing::warn!(%address, "a handshake took too long"),
+    };
+    let protocol = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
+        .and_then(|data| data.protocol);
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let chain = chain.as_ref().map(|chain| &chain[..]);
+    match trust::tls::admit(&authority, protocol.as_deref(), chain) {
+        Ok(Admitted::Peer(peer)) => connection::serve(shared, connection, authority, peer).await,
+        Ok(Admitted::ToEnrol) => {
+            if let Err(error) = enrol(&connection, authority).await {
+                tracing::warn!(%address, %error, "an enrolment broke off");
+            }
+        }
+        Err(why) => {
+            tracing::warn!(%address, %why, "a peer is not let in");
+            connection.close(NOT_ADMITTED, why.to_string().as_bytes());
+        }
+    }
+}
+
+/// Answers the one request of a peer that has no certificate yet.
+async fn enrol(
+    connection: &quinn::Connection,
+    authority: Arc<Authority>,
+) -> Result<(), StreamError> {
+    let exchange = async {
+        let (mut send, mut recv) = connection.accept_bi().await?;
+        let request = recv.read_to_end(MESSAGE_LEN_MAX).await;
+        let request = request.map_err(|_| StreamError::Truncated)?;
+        let answered = tokio::task::spawn_blocking(move || {
+            EnrolRequest::decode(&request).map(|request| authority.enrol(&request).encode())
+        });
+        let answer = answered.await.expect("an answer does not panic")?;
+        send.write_all(&answer).await?;
+        // The peer closes the connection when it has read the answer.
+        let _ = send.finish();
+        connection.closed().await;
+        Ok(())
+    };
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, exchange)
+        .await
+        .unwrap_or(Err(StreamError::NoAnswer))
+}
+
+async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
+    let mut interval = tokio::time::interval(TICK);
+    for number in 0_u64.. {
+        interval.tick().await;
+        if shared.is_draining() {
+            return;
+        }
+        let (shared, authority) = (shared.clone(), authority.clone());
+        let ticked = tokio::task::spawn_blocking(move || {
+            shared.tick();
+            if number.is_multiple_of(UPKEEP_TICKS)
+                && let Err(error) = authority.upkeep()
+            {
+                tracing::warn!(%error, "looking after the authority failed");
+            }
+        });
+        // What it panics with is on standard error; the server goes on.
+        let _ = ticked.await;
+    }
+}
+
+/// What all connections share.
+pub struct Shared {
+    options: ServerOptions,
+    threads: rayon::ThreadPool,
+    clock: Stopwatch,
+    served: Mutex<HashMap<RepositoryName, Arc<Served>>>,
+    connections: Mutex<BTreeMap<u64, ConnectionStatus>>,
+    next_connection: AtomicU64,
+    draining: AtomicBool,
+    conversations: Mutex<usize>,
+    conversation_ended: Condvar,
+    long_work: Mutex<Vec<Weak<Progress>>>,
+}
+
+impl Shared {
+    fn new(options: ServerOptions, threads: rayon::ThreadPool) -> Self {
+        Self {
+            options,
+            threads,
+            clock: Stopwatch::start(),
+            served: Mutex::default(),
+            connections: Mutex::default(),
+            next_connection: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            conversations: Mutex::default(),
+            conversation_ended: Condvar::new(),
+            long_work: Mutex::default(),
+        }
+    }
+
+    /// Milliseconds since the server started.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.elapsed().as_millis() as u64
+    }
+
+    /// Milliseconds that a session outlives its connections.
+    pub fn lease_ms(&self) -> u64 {
+        self.options.lease.as_millis() as u64
+    }
+
+    /// The program and its version.
+    pub fn program(&self) -> &str {
+        &self.options.program
+    }
+
+    /// For long CPU work.
+    pub fn threads(&self) -> &rayon::ThreadPool {
+        &self.threads
+    }
+
+    /// True once the server shuts down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Notes a connection and gives it a number.
+    pub fn connected(&self, status: ConnectionStatus) -> u64 {
+        let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
+        self.connections.lock().insert(number, status);
+        number
+    }
+
+    /// Notes which repository a connection is for.
+    pub fn opened(&self, number: u64, repository: &str) {
+        if let Some(status) = self.connections.lock().get_mut(&number) {
+            status.repository = Some(repository.to_owned());
+        }
+    }
+
+    /// Notes the end of a connection.
+    pub fn disconnected(&self, number: u64) {
+        self.connections.lock().remove(&number);
+    }
+
+    /// Counts a conversation until what is returned is dropped.
+    pub fn conversing(self: &Arc<Self>) -> Busy {
+        *self.conversations.lock() += 1;
+        Busy(self.clone())
+    }
+
+    fn wait_for_conversations(&self, at_most: Duration) {
+        let clock = Stopwatch::start();
+        let mut running = self.conversations.lock();
+        while *running > 0 && clock.elapsed() < at_most {
+            self.conversation_ended
+                .wait_for(&mut running, Duration::from_millis(100));
+        }
+    }
+
+    /// Notes long work, which is stopped when the server shuts down.
+    pub fn long_work(&self, progress: &Arc<Progress>) {
+        let mut works = self.long_work.lock();
+        works.retain(|work| work.strong_count() > 0);
+        works.push(Arc::downgrade(progress));
+        if self.is_draining() {
+            progress.stop();
+        }
+    }
+
+    fn stop_long_work(&self) {
+        for work in self.long_work.lock().iter().filter_map(Weak::upgrade) {
+            work.stop();
+        }
+    }
+
+    /// A repository's name, if it is one.
+    pub fn repository_name(&self, name: &str) -> Result<RepositoryName, Failure> {
+        name.parse()
+            .map_err(|error: crate::net::address::AddressError| {
+                Failure::new(FailureCode::NoSuchRepository, error.to_string())
+            })
+    }
+
+    /// A repository, opened if it is not open yet.
+    pub fn open(&self, name: &RepositoryName) -> Result<Arc<Served>, Failure> {
+        // Opening may take long; others that want a repository opened wait, conversations do not.
+        let mut served = self.served.lock();
+        if self.is_draining() {
+            return Err(Failure::new(
+                FailureCode::Draining,
+                "the server is shutting down: try again when it is back",
+            ));
+        }
+        if let Some(served) = served.get(name) {
+            return Ok(served.clone());
+        }
+        let root = self.options.store.join(name.as_str());
+        let opened = Served::open(
+            name.clone(),
+            &root,
+            &self.options.owner,
+            self.options.engine.clone(),
+            self.options.checkpoint,
+            self.now_ms(),
+        );
+        let (opened, notes) = opened.map_err(|error| match error {
+            RepositoryError::NotARepository { .. } => Failure::new(
+                FailureCode::NoSuchRepository,
+                format!("the server has no repository {name}"),
+            ),
+            error => failure_of(&error),
+        })?;
+        notes
+            .iter()
+            .for_each(|note| (self.options.note)(name, note));
+        served.insert(name.clone(), opened.clone());
+        Ok(opened)
+    }
+
+    /// Makes a repository whose config a client made.
+    pub fn create(&self, name: &RepositoryName, config: &[u8]) -> Result<(), Failure> {
+        let config = Config::decode(config)
+            .map_err(|error| Failure::new(FailureCode::Protocol, error.to_string()))?;
+        let root = self.options.store.join(name.as_str());
+        let create = || {
+            std::fs::create_dir_all(&root)
+                .map_err(RepositoryError::io("creating", name.as_str()))?;
+            let storage = LocalStorage::new(root.clone());
+            publish_config(&storage, &config, &format!("the server's {name}"))
+        };
+        create().map_err(|error| failure_of(&error))
+    }
+
+    /// For an administrator.
+    pub fn status(&self) -> ServerStatus {
+        let served = self.served.lock();
+        let mut repositories: Vec<String> = served.keys().map(ToString::to_string).collect();
+        repositories.sort();
+        ServerStatus {
+            program: self.program().to_owned(),
+            uptime_ms: self.now_ms(),
+            connections: self.connections.lock().values().cloned().collect(),
+            repositories,
+            sessions: served
+                .values()
+                .map(|of| of.session_statuses().len() as u64)
+                .sum(),
+            is_draining: self.is_draining(),
+        }
+    }
+
+    /// For an administrator.
+    pub fn sessions(&self) -> Vec<SessionStatus> {
+        let served: Vec<_> = self.served.lock().values().cloned().collect();
+        let mut all: Vec<_> = served.iter().flat_map(|of| of.session_statuses()).collect();
+        all.sort_by(|a, b| (&a.repository, &a.session).cmp(&(&b.repository, &b.session)));
+        all
+    }
+
+    fn tick(&self) {
+        let served: Vec<_> = self.served.lock().values().cloned().collect();
+        for served in served {
+            served.tick(self.now_ms(), self.lease_ms());
+        }
+    }
+}
+
+/// A conversation that runs.
+pub struct Busy(Arc<Shared>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        *self.0.conversations.lock() -= 1;
+        self.0.conversation_ended.notify_all();
+    }
+}

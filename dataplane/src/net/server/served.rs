@@ -1,0 +1,201 @@
+//! A repository that the server owns, with its sessions.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use undercroft_format::id::SessionId;
+use undercroft_format::wire::failure::{Failure, FailureCode};
+use undercroft_format::wire::ledger::{LEDGER_LEN_MAX, Ledger};
+use undercroft_format::wire::session::{Begin, Epoch};
+
+use super::kept_session::{CheckpointPolicy, KeptSession};
+use crate::io::{BufferPool, Engine};
+use crate::net::address::RepositoryName;
+use crate::net::convert::failure_of;
+use crate::net::status::SessionStatus;
+use crate::repository::error::{RepositoryError, Result};
+use crate::repository::keys::Keys;
+use crate::repository::layout;
+use crate::repository::local_records::FETCH_LEN_MAX;
+use crate::repository::local_session::SessionStore;
+use crate::repository::open::{Access, OpenNote, OpenOptions, open_local};
+use crate::repository::snapshots::StoredSnapshot;
+use crate::repository::{LocalRepository, Repository};
+
+/// Bytes that a session's packer writes at once. Five such buffers per session are memory that grows with
+/// the number of clients, so they are an eighth of what a single local backup takes.
+const WRITE_LEN: usize = 512 << 10;
+/// Batches that are read for restores at once, whatever the number of clients.
+const FETCHES: usize = 4;
+/// Sessions of one repository at once.
+const SESSIONS_MAX: usize = 256;
+
+/// A repository and its sessions.
+pub struct Served {
+    name: RepositoryName,
+    repository: Arc<LocalRepository>,
+    sessions: Mutex<HashMap<SessionId, Arc<KeptSession>>>,
+    fetch_pool: Arc<BufferPool>,
+    policy: CheckpointPolicy,
+}
+
+impl Served {
+    /// Opens the repository in the directory `root` as its owner, and takes up the sessions that an
+    /// earlier server left.
+    pub fn open(
+        name: RepositoryName,
+        root: &Path,
+        owner: &str,
+        engine: Arc<dyn Engine>,
+        policy: CheckpointPolicy,
+        now_ms: u64,
+    ) -> Result<(Arc<Self>, Vec<OpenNote>)> {
+        let options = OpenOptions {
+            unlock: None,
+            access: Access::Own(owner.to_owned()),
+            engine,
+        };
+        let (repository, notes) = open_local(root, &options)?;
+        let served = Self {
+            name,
+            repository,
+            sessions: Mutex::default(),
+            fetch_pool: BufferPool::new(FETCHES * FETCH_LEN_MAX),
+            policy,
+        };
+        served.take_up_sessions(now_ms)?;
+        Ok((Arc::new(served), notes))
+    }
+
+    fn take_up_sessions(&self, now_ms: u64) -> Result<()> {
+        let storage = self.repository.storage();
+        let entries = storage
+            .list(layout::SESSIONS)
+            .map_err(RepositoryError::io("listing", layout::SESSIONS))?;
+        for entry in entries {
+            let Ok(id) = entry.name.parse::<SessionId>() else {
+                continue;
+            };
+            let path = layout::session(id);
+            let bytes = storage
+                .read(&path, LEDGER_LEN_MAX)
+                .map_err(RepositoryError::io("reading", &path))?;
+            // A local backup's session leaves its name alone, a torn file nothing: neither can be gone on
+            // with.
+            let Ok(ledger) = Ledger::decode(&bytes, now_ms) else {
+                continue;
+            };
+            let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &bytes)?;
+            let session = KeptSession::new(ledger, store, self.policy);
+            if let Err(failure) = session.recheck() {
+                tracing::warn!(session = %id, "a session cannot be taken up: {}", failure.text);
+                continue;
+            }
+            self.sessions.lock().insert(id, Arc::new(session));
+        }
+        Ok(())
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Arc<LocalRepository> {
+        &self.repository
+    }
+
+    /// The keys, unless the repository is encrypted: then the server has none.
+    pub fn keys(&self) -> Option<&Keys> {
+        self.repository.keys().ok().map(|keys| &**keys)
+    }
+
+    /// Where fetched records lie until they are sent.
+    pub fn fetch_pool(&self) -> &Arc<BufferPool> {
+        &self.fetch_pool
+    }
+
+    /// Begins a session, or goes on with one.
+    pub fn begin(
+        &self,
+        request: &Begin,
+    ) -> std::result::Result<(Arc<KeptSession>, Epoch), Failure> {
+        if let Some(id) = request.resume {
+            let session = self.session(id)?;
+            let epoch = session.resume(request)?;
+            return Ok((session, epoch));
+        }
+        if self.sessions.lock().len() >= SESSIONS_MAX {
+            return Err(Failure::new(
+                FailureCode::Busy,
+                format!("{SESSIONS_MAX} sessions are open already: try again later"),
+            ));
+        }
+        let begin = || -> Result<KeptSession> {
+            let id = SessionId::from_bytes(self.repository.entropy().array()?);
+            let ledger = Ledger::begin(id, request);
+            let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &ledger.encode())?;
+            Ok(KeptSession::new(ledger, store, self.policy))
+        };
+        let session = Arc::new(begin().map_err(|error| failure_of(&error))?);
+        self.sessions.lock().insert(session.id(), session.clone());
+        Ok((session, Epoch(1)))
+    }
+
+    /// A session.
+    pub fn session(&self, id: SessionId) -> std::result::Result<Arc<KeptSession>, Failure> {
+        self.sessions.lock().get(&id).cloned().ok_or_else(|| {
+            Failure::new(
+                FailureCode::NoSuchSession,
+                format!("there is no session {id}: it ended, or its lease lapsed"),
+            )
+        })
+    }
+
+    /// Forgets a session that ended.
+    pub fn remove(&self, id: SessionId) {
+        self.sessions.lock().remove(&id);
+    }
+
+    /// Makes durable what has waited long enough, and ends sessions whose lease has lapsed.
+    pub fn tick(&self, now_ms: u64, lease_ms: u64) {
+        let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+        for session in sessions {
+            if session.lapse(now_ms, lease_ms) {
+                tracing::info!(session = %session.id(), "a session's lease lapsed");
+                self.remove(session.id());
+                session.discard();
+            } else if let Err(failure) = session.tick() {
+                tracing::warn!(session = %session.id(), "{}", failure.text);
+            }
+        }
+    }
+
+    /// The newest whole snapshot of the session's VM that has one of its disks.
+    pub fn reference_for(&self, session: &KeptSession) -> Result<Option<StoredSnapshot>> {
+        let (vm, labels) = (session.vm(), session.labels());
+        let (snapshots, _) = self.repository.snapshots().read_all()?;
+        Ok(snapshots.into_iter().rev().find(|stored| {
+            stored.snapshot.vm == vm
+                && !stored.incomplete
+                && labels
+                    .iter()
+                    .any(|label| stored.snapshot.disk(label).is_some())
+        }))
+    }
+
+    /// For an administrator.
+    pub fn session_statuses(&self) -> Vec<SessionStatus> {
+        let sessions = self.sessions.lock();
+        let statuses = sessions
+            .values()
+            .map(|session| session.status(self.name.as_str()));
+        let mut statuses: Vec<_> = statuses.collect();
+        statuses.sort_by(|a, b| a.session.cmp(&b.session));
+        statuses
+    }
+
+    /// Closes cleanly; sessions can be gone on with when a server opens it again.
+    pub fn close(&self) -> Result<()> {
+        self.sessions.lock().clear();
+        self.repository.close()
+    }
+}

@@ -1,0 +1,180 @@
+//! A session's own stream: begin, pin, commit, abandon; acknowledgements go out whenever there are some.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use quinn::SendStream;
+use tokio::runtime::Handle;
+use undercroft_format::wire::failure::Failure;
+use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::session::{
+    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Epoch, Finished, Pin, Pinned, SEGMENTS_MAX,
+    SegmentPlace,
+};
+
+use super::commit::Candidate;
+use super::connection::{Broken, Conversing, Ending};
+use super::kept_session::KeptSession;
+use crate::net::conversation::{StreamError, expect, read_frame};
+use crate::net::convert::failure_of;
+use crate::net::trust::Verb;
+use crate::repository::Repository;
+use crate::repository::error::RepositoryError;
+
+/// Serves a session's stream, whose first frame was `request`.
+pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
+    let verb = match request.resume {
+        None => Verb::BeginSession,
+        Some(_) => Verb::ResumeSession,
+    };
+    on.caller.check_vm(verb, &request.vm)?;
+    on.refuse_while_draining()?;
+    let (session, epoch) = on.served.begin(&request)?;
+    let begun = begin(on, &session, epoch, request.resume.is_some());
+    let ended = begun.and_then(|()| serve(on, &session, epoch));
+    match ended {
+        Ok(true) => on.served.remove(session.id()),
+        Ok(false) | Err(_) => session.detach(epoch, on.shared.now_ms()),
+    }
+    ended.map(|_| ())
+}
+
+/// Tells of what is finished and what is likely to be known.
+fn begin(
+    on: &mut Conversing,
+    session: &Arc<KeptSession>,
+    epoch: Epoch,
+    is_resumed: bool,
+) -> Result<(), Broken> {
+    if is_resumed {
+        for (disk, finished) in (0..).zip(session.finished()) {
+            let finished: Vec<_> = finished.into_iter().collect();
+            for segments in finished.chunks(SEGMENTS_MAX) {
+                on.stream.say(&Finished {
+                    disk,
+                    segments: segments.to_vec(),
+                })?;
+            }
+        }
+    }
+    let failed = |error: RepositoryError| failure_of(&error);
+    let reference = on.served.reference_for(session).map_err(failed)?;
+    let reference = match reference {
+        Some(stored) if session.pin(epoch, &stored)? => Some(stored.id),
+        _ => None,
+    };
+    on.stream.say(&Begun {
+        session: session.id(),
+        epoch,
+        reference,
+    })?;
+    Ok(())
+}
+
+/// True if the session ended, false if the client went away.
+fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Result<bool, Broken> {
+    let (listener, acknowledgements) = channel();
+    session.attach(epoch, on.caller.peer.name.to_string(), listener);
+    let handle = on.stream.handle().clone();
+    // Answers and acknowledgements share the stream, so that both go through one thread.
+    loop {
+        acknowledge(&handle, &mut on.stream.send, &acknowledgements)?;
+        // Waiting is interrupted for acknowledgements, reading is not: what is read stays in step.
+        let next = read_frame(&mut on.stream.recv);
+        let Some(frame) = wait(&handle, next, &acknowledgements, &mut on.stream.send)? else {
+            return Ok(false);
+        };
+        match frame.0 {
+            FrameType::Pin => {
+                let Pin { snapshot } = expect(&frame)?;
+                let is_there = pin(on, session, epoch, snapshot)?;
+                on.stream.say(&Pinned { is_there })?;
+            }
+            FrameType::Commit => {
+                let Commit { snapshot } = expect(&frame)?;
+                on.caller.check_vm(Verb::Commit, &session.vm())?;
+                session.check(epoch)?;
+                let candidate = Candidate::new(&on.served, session, &on.caller, snapshot)?;
+                let published =
+                    session.end(epoch, |store| candidate.publish(&on.served, session, store));
+                on.served.remove(session.id());
+                let figures = published?;
+                tracing::info!(snapshot = %candidate.id(), vm = session.vm(), "published");
+                say_ended(on, figures)?;
+                return Ok(true);
+            }
+            FrameType::Abandon => {
+                let Abandon = expect(&frame)?;
+                on.caller.check_vm(Verb::Abandon, &session.vm())?;
+                let figures = session.end(epoch, |_| Ok(()))?;
+                on.served.remove(session.id());
+                say_ended(on, figures)?;
+                return Ok(true);
+            }
+            kind => return Err(StreamError::Unexpected(kind).into()),
+        }
+    }
+}
+
+fn say_ended(
+    on: &mut Conversing,
+    figures: crate::repository::packer::PackerFigures,
+) -> Result<(), StreamError> {
+    on.stream.say(&Ended {
+        packs: figures.packs,
+        pack_bytes: figures.bytes,
+    })
+}
+
+fn pin(
+    on: &Conversing,
+    session: &KeptSession,
+    epoch: Epoch,
+    id: undercroft_format::id::SnapshotId,
+) -> Result<bool, Failure> {
+    match on.served.repository().snapshots().read(id) {
+        Ok(stored) => {
+            on.caller.check_vm(Verb::ReadMaps, &stored.snapshot.vm)?;
+            session.pin(epoch, &stored)
+        }
+        Err(RepositoryError::NoSuchSnapshot { .. }) => Ok(false),
+        Err(error) => Err(failure_of(&error)),
+    }
+}
+
+/// How often acknowledgements are looked for while the client is silent.
+const ACKNOWLEDGE_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
+fn wait<T>(
+    handle: &Handle,
+    next: impl Future<Output = Result<T, StreamError>>,
+    acknowledgements: &Receiver<Vec<SegmentPlace>>,
+    send: &mut SendStream,
+) -> Result<T, StreamError> {
+    let mut next = std::pin::pin!(next);
+    loop {
+        let waited =
+            handle.block_on(async { tokio::time::timeout(ACKNOWLEDGE_EVERY, next.as_mut()).await });
+        match waited {
+            Ok(done) => return done,
+            Err(_) => acknowledge(handle, send, acknowledgements)?,
+        }
+    }
+}
+
+fn acknowledge(
+    handle: &Handle,
+    send: &mut SendStream,
+    acknowledgements: &Receiver<Vec<SegmentPlace>>,
+) -> Result<(), StreamError> {
+    for places in acknowledgements.try_iter() {
+        for places in places.chunks(SEGMENTS_MAX) {
+            let frame = Acknowledged {
+                places: places.to_vec(),
+            }
+            .frame();
+            handle.block_on(send.write_all(&frame))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,421 @@
+//! A client that breaks the rules, against a real server on loopback: it is refused with a reason, and
+//! those beside it notice nothing. And the settings of the transport, on a real path.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use undercroft_dataplane::io::{EngineRequest, choose};
+use undercroft_dataplane::net::address::{RepositoryName, ServerAddress};
+use undercroft_dataplane::net::client::{Link, LinkOptions};
+use undercroft_dataplane::net::conversation::{Conversation, StreamError};
+use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerOptions};
+use undercroft_dataplane::net::trust::{
+    Authority, ClientStore, EnrolOptions, EnrolRequest, Role, SERVER_NAME, Scope, SystemClock,
+    TokenOptions, WallClock, enrol,
+};
+use undercroft_dataplane::repository::entropy::SystemEntropy;
+use undercroft_dataplane::repository::keys::Keys;
+use undercroft_dataplane::repository::open::{CreateOptions, create_local};
+use undercroft_format::config::Config;
+use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId};
+use undercroft_format::pack::{Encoding, ObjectKind, RecordHeader, RecordInfo};
+use undercroft_format::snapshot::{DiskFigures, DiskManifest, ReadMode, Snapshot};
+use undercroft_format::units::{DiskLength, SegmentNumber};
+use undercroft_format::wire::failure::FailureCode;
+use undercroft_format::wire::lane::{Answers, AskObjects, Attach, Flush, PushBuilder, SegmentDone};
+use undercroft_format::wire::session::{
+    Acknowledged, Begin, Begun, Commit, DiskState, DoneSegment, Epoch, Finished, SegmentPlace,
+};
+use undercroft_format::wire::upkeep::Done;
+
+struct World {
+    dir: tempfile::TempDir,
+    authority: Arc<Authority>,
+    server: Option<Server>,
+    address: SocketAddr,
+}
+
+impl World {
+    fn start(lease: Duration) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        create_local(&dir.path().join("main"), &CreateOptions::default()).expect("a repository");
+        let authority = Authority::open_or_create(
+            &dir.path().join("trust"),
+            Arc::new(SystemClock),
+            Arc::new(SystemEntropy),
+        );
+        let authority = Arc::new(authority.expect("an authority"));
+        let options = ServerOptions {
+            listen: ([127, 0, 0, 1], 0).into(),
+            store: dir.path().to_owned(),
+            owner: "a test".into(),
+            program: "test".into(),
+            engine: choose(EngineRequest::Posix).expect("it works everywhere"),
+            threads: 1,
+            lease,
+            checkpoint: CheckpointPolicy {
+                interval_ms: 0,
+                bytes: 1,
+            },
+            note: Box::new(|_, _| {}),
+        };
+        let server = Server::start(options, authority.clone()).expect("it starts");
+        Self {
+            address: server.address().expect("it listens"),
+            dir,
+            authority,
+            server: Some(server),
+        }
+    }
+
+    fn link(&self) -> (Link, Config) {
+        let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
+        let address: ServerAddress = self.address.to_string().parse().expect("an address");
+        let (token, _) = self
+            .authority
+            .issue_token(&TokenOptions {
+                role: Role::Admin,
+                scope: Scope::everything(),
+                name: None,
+                lifetime: Duration::from_secs(60),
+            })
+            .expect("a token");
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).expect("random numbers");
+        let options = EnrolOptions {
+            role: Role::Admin,
+            name: format!("client-{:016x}", u64::from_le_bytes(name))
+                .parse()
+                .expect("a name"),
+            scope: None,
+        };
+        let store = ClientStore::of_server(Path::new(self.dir.path()), &address);
+        let answer = |request: &[u8]| {
+            let request = EnrolRequest::decode(request)?;
+            Ok::<_, undercroft_format::codec::DecodeError>(self.authority.enrol(&request).encode())
+        };
+        let enrolled = enrol(
+            &store,
+            &token,
+            options,
+            &clock,
+            &SystemEntropy,
+            |_, request| answer(request),
+        );
+        let link = Link::connect(LinkOptions {
+            address,
+            tls: enrolled
+                .expect("enrolled")
+                .client_config(&clock)
+                .expect("TLS"),
+            server_name: SERVER_NAME.to_owned(),
+            program: "test".into(),
+            connections: 1,
+        });
+        let link = link.expect("it connects");
+        let name: RepositoryName = "main".parse().expect("a name");
+        let config = link.open(&name).expect("it opens");
+        (link, config)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.drain();
+        }
+    }
+}
+
+fn request(resume: Option<SessionId>) -> Begin {
+    Begin {
+        vm: "vm".into(),
+        disks: vec![DiskState {
+            label: "root".into(),
+            size: DiskLength::new(1 << 20),
+            state: [1; 32],
+        }],
+        resume,
+    }
+}
+
+fn begin(link: &Link, resume: Option<SessionId>) -> (Conversation, Begun) {
+    let mut session = link.converse().expect("a stream");
+    session.say(&request(resume)).expect("it listens");
+    loop {
+        let frame = session.read().expect("an answer").expect("an answer");
+        if let Ok(begun) = undercroft_dataplane::net::conversation::expect::<Begun>(&frame) {
+            return (session, begun);
+        }
+        undercroft_dataplane::net::conversation::expect::<Finished>(&frame)
+            .expect("what it finished");
+    }
+}
+
+fn lane(link: &Link, session: SessionId, epoch: Epoch) -> Conversation {
+    let mut lane = link.converse().expect("a stream");
+    lane.say(&Attach { session, epoch }).expect("it listens");
+    lane
+}
+
+/// What the server says, or does, to a lane that it does not want.
+fn refusal(stream: &mut Conversation) -> FailureCode {
+    // The server may have stopped to listen already.
+    let _ = stream.say(&Flush);
+    match stream.answer::<Done>() {
+        Err(StreamError::Failed(failure)) => failure.code,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn chunk(id: ObjectId, payload: &[u8]) -> RecordHeader {
+    let info = RecordInfo {
+        id,
+        kind: ObjectKind::Chunk,
+        encoding: Encoding::RAW,
+        stored_len: payload.len() as u32,
+        plain_len: payload.len() as u32,
+    };
+    RecordHeader::new(info, payload)
+}
+
+fn push(header: &RecordHeader, payload: &[u8]) -> Vec<u8> {
+    let mut builder = PushBuilder::default();
+    builder.push(header, payload);
+    builder.finish()
+}
+
+#[test]
+fn records_that_lie_are_refused_and_others_go_on() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, config) = world.link();
+    let keys = Keys::unlock(&config, None).expect("in clear");
+    let (_good_session, good) = begin(&link, None);
+    let (_bad_session, bad) = begin(&link, None);
+    let payload = vec![7; 5000];
+    let id = ObjectId::from(keys.chunk_id(&payload));
+    let honest = chunk(id, &payload);
+    let mut good_lane = lane(&link, good.session, good.epoch);
+    good_lane
+        .write(push(&honest, &payload))
+        .expect("it takes it");
+
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).expect("it compresses");
+    let mut bomb_header = chunk(ObjectId::from_bytes([3; 32]), &bomb);
+    bomb_header.info.encoding.zstd = true;
+    bomb_header.info.plain_len = 8 << 20;
+    let wrong_sum = RecordHeader {
+        payload_checksum: honest.payload_checksum ^ 1,
+        ..honest
+    };
+    let lies = [
+        (chunk(ObjectId::from_bytes([9; 32]), &payload), &payload),
+        (wrong_sum, &payload),
+        (bomb_header, &bomb),
+    ];
+    for (header, payload) in lies {
+        let mut lane = lane(&link, bad.session, bad.epoch);
+        lane.write(push(&header, payload)).expect("sent");
+        assert_eq!(refusal(&mut lane), FailureCode::BadRecord);
+    }
+    good_lane
+        .say(&AskObjects { ids: vec![id] })
+        .expect("it listens");
+    assert_eq!(
+        good_lane.answer::<Answers>().expect("answers").known,
+        [true]
+    );
+}
+
+#[test]
+fn frames_that_do_not_belong_are_refused() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, _) = world.link();
+    let (_session, begun) = begin(&link, None);
+    // Too long for its type, of no type, in the wrong place, cut short.
+    let mut long = Flush.frame_bytes();
+    long[..4].copy_from_slice(&1_u32.to_le_bytes());
+    let mut unknown = Flush.frame_bytes();
+    unknown[4] = 200;
+    let misplaced = Done.frame_bytes();
+    for frame in [long, unknown, misplaced] {
+        let mut lane = lane(&link, begun.session, begun.epoch);
+        lane.write(frame).expect("sent");
+        assert_eq!(refusal(&mut lane), FailureCode::Protocol);
+    }
+    let mut huge = link.converse().expect("a stream");
+    huge.write(vec![0xff; 8]).expect("sent");
+    huge.write(vec![0xff; 1 << 20]).ok();
+    let foreign = SessionId::from_bytes([5; 16]);
+    assert_eq!(
+        refusal(&mut lane(&link, foreign, Epoch(1))),
+        FailureCode::NoSuchSession
+    );
+    assert_eq!(
+        refusal(&mut lane(&link, begun.session, Epoch(7))),
+        FailureCode::Fenced
+    );
+    // Streams that are opened and never used do not keep others from being served.
+    let idle: Vec<_> = (0..40)
+        .map(|_| link.converse().expect("a stream"))
+        .collect();
+    let mut lane = lane(&link, begun.session, begun.epoch);
+    lane.say(&Flush).expect("it listens");
+    lane.answer::<Done>().expect("served");
+    drop(idle);
+}
+
+trait FrameBytes {
+    fn frame_bytes(&self) -> Vec<u8>;
+}
+
+impl<B: undercroft_format::wire::frame::Body> FrameBytes for B {
+    fn frame_bytes(&self) -> Vec<u8> {
+        self.frame()
+    }
+}
+
+fn snapshot(config: &Config, session: SessionId, root: Option<NodeId>) -> Snapshot {
+    Snapshot {
+        repository: config.repository,
+        session,
+        created_ms: 1,
+        duration_ms: 1,
+        vm: "vm".into(),
+        tags: Vec::new(),
+        parent: None,
+        disks: vec![DiskManifest {
+            label: "root".into(),
+            size: DiskLength::new(1 << 20),
+            segment_size: config.segment_size,
+            grid_phase: 0,
+            root,
+            read_mode: ReadMode::Full,
+            reasons: Vec::new(),
+            source: "nowhere".into(),
+            lineage: Vec::new(),
+            figures: DiskFigures::default(),
+        }],
+        metadata: None,
+    }
+}
+
+fn commit(
+    session: &mut Conversation,
+    config: &Config,
+    snapshot: &Snapshot,
+) -> Result<(), FailureCode> {
+    let keys = Keys::unlock(config, None).expect("in clear");
+    let (_, snapshot) = snapshot.encode(|body| keys.authenticate(body));
+    session.say(&Commit { snapshot }).expect("sent");
+    loop {
+        let frame = session.read().expect("an answer").expect("an answer");
+        if undercroft_dataplane::net::conversation::expect::<Acknowledged>(&frame).is_ok() {
+            continue;
+        }
+        let ended = undercroft_dataplane::net::conversation::expect::<
+            undercroft_format::wire::session::Ended,
+        >(&frame);
+        return match ended {
+            Ok(_) => Ok(()),
+            Err(StreamError::Failed(failure)) => Err(failure.code),
+            Err(error) => panic!("{error}"),
+        };
+    }
+}
+
+#[test]
+fn a_snapshot_with_holes_or_of_another_session_is_not_published() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, config) = world.link();
+    let (mut session, begun) = begin(&link, None);
+    let other = snapshot(&config, SessionId::from_bytes([4; 16]), None);
+    assert_eq!(
+        commit(&mut session, &config, &other),
+        Err(FailureCode::Unpublishable)
+    );
+    let (mut session, begun_2) = begin(&link, Some(begun.session));
+    let holes = snapshot(&config, begun.session, Some(NodeId::from_bytes([8; 32])));
+    assert_eq!(
+        commit(&mut session, &config, &holes),
+        Err(FailureCode::Unpublishable)
+    );
+    assert_eq!(
+        refusal(&mut lane(&link, begun.session, begun_2.epoch)),
+        FailureCode::NoSuchSession
+    );
+    let (mut session, begun) = begin(&link, None);
+    assert_eq!(
+        commit(
+            &mut session,
+            &config,
+            &snapshot(&config, begun.session, None)
+        ),
+        Ok(())
+    );
+}
+
+#[test]
+fn whoever_lost_a_session_can_do_nothing_any_more() {
+    let world = World::start(Duration::from_millis(1500));
+    let (link, config) = world.link();
+    let (mut old, begun) = begin(&link, None);
+    let mut old_lane = lane(&link, begun.session, begun.epoch);
+    old_lane.say(&Flush).expect("sent");
+    old_lane.answer::<Done>().expect("it holds the session");
+    let (new, resumed) = begin(&link, Some(begun.session));
+    assert!(resumed.epoch > begun.epoch);
+    let place = SegmentPlace {
+        disk: 0,
+        number: SegmentNumber(0),
+    };
+    let done = DoneSegment {
+        map: Some(SegmentMapId::from_bytes([1; 32])),
+        data_bytes: 1,
+        replaced_bytes: 0,
+    };
+    old_lane.say(&SegmentDone { place, done }).expect("sent");
+    assert_eq!(refusal(&mut old_lane), FailureCode::Fenced);
+    let mine = snapshot(&config, begun.session, None);
+    assert_eq!(commit(&mut old, &config, &mine), Err(FailureCode::Fenced));
+    // The newer one goes away, too: its lease lapses, and nobody can come back.
+    drop(new);
+    std::thread::sleep(Duration::from_secs(4));
+    let mut late = link.converse().expect("a stream");
+    late.say(&request(Some(begun.session))).expect("sent");
+    match late.answer::<Begun>() {
+        Err(StreamError::Failed(failure)) => assert_eq!(failure.code, FailureCode::NoSuchSession),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A path that carries long packets is found, and a batch of them still fits what the kernel takes: above
+/// that, the connection would fall back to the shortest packets.
+#[test]
+fn packets_grow_and_stay_long() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, config) = world.link();
+    let keys = Keys::unlock(&config, None).expect("in clear");
+    let (_session, begun) = begin(&link, None);
+    let mut lane = lane(&link, begun.session, begun.epoch);
+    for number in 0..200_u32 {
+        let mut payload = vec![0; 128 << 10];
+        blake3::Hasher::new()
+            .update(&number.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut payload);
+        let header = chunk(keys.chunk_id(&payload).into(), &payload);
+        lane.write(push(&header, &payload)).expect("it takes it");
+    }
+    lane.say(&Flush).expect("sent");
+    lane.answer::<Done>().expect("all was taken in");
+    let path = link.path_stats(0);
+    assert!(
+        path.current_mtu > 6000,
+        "packets of {} bytes",
+        path.current_mtu
+    );
+    assert_eq!(path.black_holes_detected, 0);
+}

@@ -1,0 +1,44 @@
+//! Frames and session files: what decodes encodes to the same bytes, whatever the type, also when somebody
+//! made the length or the checksum fit; a header alone bounds what its frame may take.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use undercroft_format::codec::checksum;
+use undercroft_format::wire::frame::{FRAME_HEADER_LEN, FrameHeader, FrameType};
+use undercroft_format::wire::ledger::Ledger;
+use undercroft_format::wire::message::Message;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Some(header) = bytes.first_chunk::<FRAME_HEADER_LEN>()
+        && let Ok(header) = FrameHeader::decode(header)
+    {
+        assert!(header.len <= header.kind.body_len_max());
+    }
+    if let Ok(message) = Message::decode_frame(bytes) {
+        assert_eq!(message.frame(), bytes);
+    }
+    if let [code, body @ ..] = bytes
+        && let Some(kind) = FrameType::from_code(*code)
+        && body.len() as u64 <= u64::from(kind.body_len_max())
+        && let Ok(message) = Message::decode(kind, body)
+    {
+        let frame = message.frame();
+        assert_eq!(&frame[FRAME_HEADER_LEN..], body);
+        assert_eq!(Message::decode_frame(&frame), Ok(message));
+    }
+    session_file(bytes);
+    let covered = bytes.len().saturating_sub(8);
+    let mut forged = bytes[..covered].to_vec();
+    let sum = checksum(&forged);
+    forged.extend_from_slice(&sum.to_le_bytes());
+    session_file(&forged);
+});
+
+fn session_file(bytes: &[u8]) {
+    let Ok(mut ledger) = Ledger::decode(bytes, 0) else {
+        return;
+    };
+    assert_eq!(ledger.encode(), bytes);
+    assert!(!ledger.is_attached() && ledger.pending().is_empty());
+    assert!(ledger.lapse(2, 1), "nobody is connected to what was read from a file");
+}

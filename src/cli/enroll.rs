@@ -1,0 +1,104 @@
+//! `undercroft enroll`.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use undercroft_dataplane::net::address::ServerAddress;
+use undercroft_dataplane::net::client::LinkOptions;
+use undercroft_dataplane::net::client::link::exchange;
+use undercroft_dataplane::net::trust::enrolment::{EnrolOptions, enrol};
+use undercroft_dataplane::net::trust::{
+    IdentityName, Role, SERVER_NAME, SystemClock, Token, WallClock,
+};
+use undercroft_dataplane::repository::entropy::SystemEntropy;
+
+use crate::failure::Outcome;
+use crate::remote::{PROGRAM, client_store};
+use crate::report::{self, line};
+use crate::settings::Settings;
+
+/// Get a certificate from a repository server
+///
+/// The token says which server is trusted and what the certificate is for; `undercroft repository tokens`
+/// makes one on the server. The certificate is kept in ~/.config/undercroft, or in UNDERCROFT_CONFIG, and
+/// renewed when its end is near.
+///
+/// JSON: server, name, role, directory.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The server, as in quic://HOST:PORT
+    #[arg(value_name = "SERVER")]
+    server: ServerAddress,
+    /// The token
+    #[arg(long, value_name = "TOKEN")]
+    token: Token,
+    /// The role that the token is for: ingest, restore, admin
+    #[arg(long, value_name = "ROLE")]
+    role: Role,
+    /// The name of this machine or person at the server (default: this host's name)
+    #[arg(long, value_name = "NAME")]
+    name: Option<IdentityName>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    server: String,
+    name: String,
+    role: &'static str,
+    directory: String,
+}
+
+pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let store = client_store(&args.server)?;
+    let name = match args.name {
+        Some(name) => name,
+        None => host_name().parse()?,
+    };
+    let options = EnrolOptions {
+        role: args.role,
+        name,
+        scope: None,
+    };
+    let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
+    let enrolled = enrol(
+        &store,
+        &args.token,
+        options,
+        &clock,
+        &SystemEntropy,
+        |tls, request| {
+            let link = LinkOptions {
+                address: args.server.clone(),
+                tls,
+                server_name: SERVER_NAME.to_owned(),
+                program: PROGRAM.to_owned(),
+                connections: 1,
+            };
+            exchange(&link, request)
+        },
+    )?;
+    let report = Report {
+        server: args.server.to_string(),
+        name: enrolled.identity().name.to_string(),
+        role: enrolled.identity().role.name(),
+        directory: store.dir().display().to_string(),
+    };
+    report::emit(settings, &report, |text| {
+        line!(
+            text,
+            "Enrolled as {} with the role {} at {}",
+            report.name,
+            report.role,
+            report.server
+        );
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
+    }
+}

@@ -1,0 +1,86 @@
+//! Repositories behind a server: where this machine keeps its certificates, and connecting with them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use undercroft_dataplane::net::address::{RemoteAddress, ServerAddress};
+use undercroft_dataplane::net::client::{Link, LinkOptions, RemoteRepository};
+use undercroft_dataplane::net::trust::enrolled::ClientStore;
+use undercroft_dataplane::net::trust::enrolment::Renewal;
+use undercroft_dataplane::net::trust::{SERVER_NAME, SystemClock, WallClock};
+use undercroft_dataplane::repository::entropy::SystemEntropy;
+use undercroft_dataplane::repository::error::RepositoryError;
+
+use crate::failure::{Problem, one_line, warn};
+use crate::settings::{Key, Settings};
+
+const CONFIG_VARIABLE: &str = "UNDERCROFT_CONFIG";
+/// Connections per program: a second core can carry traffic, too.
+const CONNECTIONS: usize = 2;
+
+/// The program and its version, as servers and clients tell each other.
+pub const PROGRAM: &str = concat!("undercroft ", env!("CARGO_PKG_VERSION"));
+
+/// Where certificates are kept.
+pub fn client_store(server: &ServerAddress) -> anyhow::Result<ClientStore> {
+    let from = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty());
+    let base = from(CONFIG_VARIABLE)
+        .map(PathBuf::from)
+        .or_else(|| from("XDG_CONFIG_HOME").map(|base| PathBuf::from(base).join("undercroft")))
+        .or_else(|| from("HOME").map(|home| PathBuf::from(home).join(".config/undercroft")));
+    let base = base.ok_or_else(|| {
+        Problem::new(
+            "there is no directory for certificates: neither HOME nor XDG_CONFIG_HOME is set",
+        )
+        .hint(format!(
+            "name one: export {CONFIG_VARIABLE}=/etc/undercroft"
+        ))
+    })?;
+    Ok(ClientStore::of_server(&base, server))
+}
+
+/// Connects to a server.
+pub fn connect(_: &Settings, server: &ServerAddress) -> anyhow::Result<Link> {
+    let store = client_store(server)?;
+    let enrolled = store.load()?;
+    let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
+    let link = Link::connect(LinkOptions {
+        address: server.clone(),
+        tls: enrolled.client_config(&clock)?,
+        server_name: SERVER_NAME.to_owned(),
+        program: PROGRAM.to_owned(),
+        connections: CONNECTIONS,
+    })?;
+    if enrolled.needs_renewal(clock.now()) {
+        let renewal = Renewal::begin(&store, &enrolled, &SystemEntropy)?;
+        // The present certificate does for now.
+        let renewed = link.renew(renewal.request()).map_err(anyhow::Error::from);
+        if let Err(error) = renewed.and_then(|answer| Ok(renewal.finish(&answer)?)) {
+            warn(format_args!(
+                "the certificate for {server} ends soon and could not be renewed: {}",
+                one_line(&*error)
+            ));
+        }
+    }
+    Ok(link)
+}
+
+/// Opens a repository.
+pub fn open(
+    settings: &Settings,
+    address: &RemoteAddress,
+    key: Key,
+) -> anyhow::Result<Arc<RemoteRepository>> {
+    let link = connect(settings, &address.server)?;
+    RemoteRepository::open(link, &address.name, settings.engine()?, |config| {
+        let unlock = match config.is_encrypted() {
+            true => settings.unlock(key)?,
+            false if settings.names_key_file() => return Err(RepositoryError::NotEncrypted.into()),
+            false => None,
+        };
+        if unlock.is_none() && config.is_encrypted() && key == Key::Needed {
+            return Err(RepositoryError::KeyNeeded.into());
+        }
+        Ok(unlock)
+    })
+}

@@ -1,0 +1,432 @@
+//! A repository behind a server, with the real program at both ends.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use support::{Image, fail_with, json, succeed, undercroft, workspace};
+
+/// A server on loopback, and an administrator enrolled at it.
+struct Served {
+    dir: tempfile::TempDir,
+    port: u16,
+    process: Child,
+}
+
+impl Served {
+    fn start() -> Self {
+        let dir = workspace();
+        let (process, port, token) = serve(dir.path(), 0);
+        let served = Self { dir, port, process };
+        served.enroll(
+            "admin",
+            "admin",
+            &token.expect("the first start prints a token"),
+        );
+        served
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn address(&self) -> String {
+        format!("quic://127.0.0.1:{}", self.port)
+    }
+
+    fn enroll(&self, name: &str, role: &str, token: &str) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_undercroft"));
+        command.env("UNDERCROFT_CONFIG", self.path(&format!("{name}.config")));
+        command.args([
+            "enroll",
+            &self.address(),
+            "--role",
+            role,
+            "--token",
+            token,
+            "--name",
+            name,
+        ]);
+        succeed(&mut command);
+    }
+
+    /// Somebody else, enrolled by a token that the administrator made.
+    fn enroll_as(&self, name: &str, role: &str, vm: &str) {
+        let mut tokens = Command::new(env!("CARGO_BIN_EXE_undercroft"));
+        tokens.args([
+            "repository",
+            "tokens",
+            "--role",
+            role,
+            "--vm",
+            vm,
+            "--store",
+        ]);
+        let made = json(tokens.arg(self.path("store")));
+        self.enroll(name, role, made["token"].as_str().expect("a token"));
+    }
+
+    /// The program as the administrator.
+    fn undercroft(&self) -> Command {
+        self.undercroft_as("admin")
+    }
+
+    fn undercroft_as(&self, name: &str) -> Command {
+        let mut command = undercroft(Path::new(&format!("{}/main", self.address())));
+        command.env("UNDERCROFT_CONFIG", self.path(&format!("{name}.config")));
+        command
+    }
+
+    fn backup(&self, image: &Image) -> Command {
+        let mut command = self.undercroft();
+        command
+            .args(["backup", "--vm", "vm", "--progress", "none"])
+            .arg(&image.path);
+        command
+    }
+
+    fn assert_restores(&self, snapshot: &str, expected: &[u8]) {
+        let target = self.path("restored.raw");
+        let _ = std::fs::remove_file(&target);
+        let mut restore = self.undercroft();
+        succeed(restore.args(["restore", snapshot, "--to"]).arg(&target));
+        assert!(
+            std::fs::read(&target).expect("the file") == expected,
+            "{snapshot}"
+        );
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("it ends");
+    }
+
+    /// Starts again on the same port.
+    fn start_again(&mut self) {
+        let (process, port, token) = serve(self.dir.path(), self.port);
+        assert_eq!(port, self.port);
+        assert_eq!(token, None, "a token is printed once");
+        self.process = process;
+    }
+
+    fn sessions(&self) -> Vec<serde_json::Value> {
+        let mut sessions = self.undercroft();
+        let listed = json(sessions.args(["repository", "sessions"]));
+        listed.as_array().expect("an array").clone()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn serve(dir: &Path, port: u16) -> (Child, u16, Option<String>) {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_undercroft"))
+        .args(["repository", "serve", "--checkpoint", "0", "--listen"])
+        .arg(format!("127.0.0.1:{port}"))
+        .arg("--store")
+        .arg(dir.join("store"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
+    let mut next = || lines.next().expect("a line").expect("text");
+    let listening = next();
+    let port = listening
+        .rsplit(':')
+        .next()
+        .expect("a port")
+        .parse()
+        .expect("a number");
+    let is_first = !dir.join("admin.config").exists();
+    let token = is_first.then(|| {
+        next();
+        next().rsplit(' ').next().expect("a token").to_owned()
+    });
+    // Whatever it says later has somewhere to go.
+    std::thread::spawn(move || lines.for_each(drop));
+    (process, port, token)
+}
+
+fn init(served: &Served) {
+    succeed(
+        served
+            .undercroft()
+            .args(["init", "--segment-size", "1M", "--pack-size", "1M"]),
+    );
+}
+
+#[test]
+fn a_repository_behind_a_server_is_like_a_local_one() {
+    let served = Served::start();
+    init(&served);
+    let local = served.path("local");
+    succeed(undercroft(&local).args(["init", "--segment-size", "1M", "--pack-size", "1M"]));
+    let mut image = Image::new(served.path("disk.raw"), 1, 24 << 20);
+    let first = image.bytes.clone();
+    let there = json(&mut served.backup(&image));
+    let mut backup = undercroft(&local);
+    backup.args(["backup", "--vm", "vm", "--progress", "none"]);
+    let here = json(backup.arg(&image.path));
+    for figure in ["data_bytes", "read_bytes", "new_bytes", "metadata_bytes"] {
+        assert_eq!(
+            there["disks"][0][figure], here["disks"][0][figure],
+            "{figure}"
+        );
+    }
+    served.assert_restores("vm@latest", &first);
+
+    let again = json(&mut served.backup(&image));
+    assert_eq!(again["disks"][0]["new_bytes"], 0);
+    assert_eq!(again["packs"], 0, "an unchanged disk pushes nothing");
+
+    // An increment.
+    let bitmap = image.change(7, &[3, 4, 90, 200]);
+    let changes = served.path("bitmap");
+    std::fs::write(&changes, bitmap).expect("the bitmap");
+    let mut increment = served.backup(&image);
+    increment
+        .args(["--parent", "vm@latest", "--changed-blocks"])
+        .arg(&changes);
+    let report = json(&mut increment);
+    assert_eq!(report["disks"][0]["read_mode"], "changed-blocks");
+    assert_eq!(report["disks"][0]["read_bytes"], 4 << 16);
+    served.assert_restores("vm@latest", &image.bytes);
+
+    // Everything that looks after a repository.
+    let listed = json(served.undercroft().arg("snapshots"));
+    assert_eq!(listed.as_array().map(Vec::len), Some(3));
+    succeed(served.undercroft().args(["verify", "--deep"]));
+    succeed(served.undercroft().args(["show", "vm@latest"]));
+    succeed(
+        served
+            .undercroft()
+            .args(["diff", "vm@latest-2", "vm@latest"]),
+    );
+    succeed(served.undercroft().args(["protect", "vm@latest-2"]));
+    let text = fail_with(served.undercroft().args(["forget", "vm@latest-2"]), 1);
+    assert!(text.contains("is protected"), "{text}");
+    succeed(
+        served
+            .undercroft()
+            .args(["protect", "--off", "vm@latest-2"]),
+    );
+    succeed(served.undercroft().args(["prune", "--keep-last", "1"]));
+    let freed = json(served.undercroft().args(["gc", "--rewrite-below", "100"]));
+    assert_eq!(freed["snapshots"], 1);
+    assert_ne!(freed["packs_rewritten"], 0);
+    succeed(served.undercroft().arg("repair"));
+    let stats = json(served.undercroft().arg("stats"));
+    assert_eq!(stats["snapshots"], 1);
+    succeed(served.undercroft().args(["verify", "--deep"]));
+    served.assert_restores("vm@latest", &image.bytes);
+    let text = fail_with(served.undercroft().args(["show", "vm@latest-1"]), 1);
+    assert!(
+        text.contains("no snapshot") || text.contains("has only"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_encrypted_repository_keeps_its_key_from_the_server() {
+    let served = Served::start();
+    let secret = served.path("passphrase");
+    std::fs::write(&secret, "correct horse\n").expect("a file");
+    let with_key = |words: &[&str]| {
+        let mut command = served.undercroft();
+        command.args(words).arg("--passphrase-file").arg(&secret);
+        command
+    };
+    succeed(&mut with_key(&[
+        "init",
+        "--encrypt",
+        "--segment-size",
+        "1M",
+    ]));
+    let image = Image::new(served.path("disk.raw"), 1, 8 << 20);
+    succeed(with_key(&["backup", "--vm", "vm"]).arg(&image.path));
+    let target = served.path("restored.raw");
+    let to = target.to_str().expect("UTF-8");
+    succeed(&mut with_key(&["restore", "vm@latest", "--to", to]));
+    assert!(std::fs::read(&target).expect("the file") == image.bytes);
+    succeed(served.undercroft().arg("verify"));
+    succeed(served.undercroft().arg("gc"));
+    let text = fail_with(
+        served
+            .undercroft()
+            .args(["restore", "vm@latest", "--to", "-"]),
+        1,
+    );
+    assert!(
+        text.contains("a passphrase or recovery key is needed"),
+        "{text}"
+    );
+}
+
+/// The server is killed again and again while a backup runs: the backup goes on by itself.
+#[test]
+fn a_backup_goes_on_when_a_killed_server_is_back() {
+    let mut served = Served::start();
+    init(&served);
+    let image = Image::new(served.path("disk.raw"), 1, 96 << 20);
+    let child = served
+        .backup(&image)
+        .args(["--threads", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut kept = 0;
+    for _ in 0..2 {
+        wait_for("finished segments", || {
+            let sessions = served.sessions();
+            let finished = sessions
+                .first()
+                .and_then(|session| session["finished_segments"].as_u64());
+            finished.is_some_and(|finished| finished > kept) || sessions.is_empty()
+        });
+        let sessions = served.sessions();
+        kept = sessions
+            .first()
+            .and_then(|session| session["finished_segments"].as_u64())
+            .unwrap_or(kept);
+        served.kill();
+        served.start_again();
+    }
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    served.assert_restores("vm@latest", &image.bytes);
+    succeed(served.undercroft().args(["verify", "--deep"]));
+    assert!(served.sessions().is_empty());
+}
+
+/// A client is killed; another one goes on and reads only what was not finished.
+#[test]
+fn a_killed_clients_session_is_gone_on_with() {
+    let served = Served::start();
+    init(&served);
+    let image = Image::new(served.path("disk.raw"), 1, 96 << 20);
+    let mut child = served
+        .backup(&image)
+        .args(["--threads", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    wait_for("finished segments", || {
+        let sessions = served.sessions();
+        sessions
+            .first()
+            .and_then(|session| session["finished_segments"].as_u64())
+            > Some(8)
+    });
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    let sessions = served.sessions();
+    let id = sessions[0]["session"].as_str().expect("an id").to_owned();
+    // A disk in another state is not gone on with.
+    let other = Image::new(served.path("disk2.raw"), 2, 96 << 20);
+    let mut command = served.undercroft();
+    command.args(["backup", "--vm", "vm", "--resume", &id, "--disk"]);
+    let text = fail_with(command.arg(format!("disk={}", other.path.display())), 1);
+    assert!(text.contains("not in the state"), "{text}");
+    let report = json(served.backup(&image).args(["--resume", &id]));
+    let read = report["disks"][0]["read_bytes"].as_u64().expect("a number");
+    assert!(
+        read < 88 << 20,
+        "finished segments are not read again: {read}"
+    );
+    served.assert_restores("vm@latest", &image.bytes);
+    succeed(served.undercroft().args(["verify", "--deep"]));
+    let text = fail_with(served.backup(&image).args(["--resume", &id]), 1);
+    assert!(text.contains("no session"), "{text}");
+}
+
+#[test]
+fn roles_and_scopes_are_enforced() {
+    let served = Served::start();
+    init(&served);
+    let image = Image::new(served.path("disk.raw"), 1, 4 << 20);
+    succeed(&mut served.backup(&image));
+    served.enroll_as("proxy", "ingest", "web*");
+    served.enroll_as("operator", "restore", "vm");
+    let backup = |who: &str, vm: &str| {
+        let mut command = served.undercroft_as(who);
+        command.args(["backup", "--vm", vm]).arg(&image.path);
+        command
+    };
+    succeed(&mut backup("proxy", "web01"));
+    let text = fail_with(&mut backup("proxy", "db01"), 1);
+    assert!(text.contains("out of its scope"), "{text}");
+    let text = fail_with(&mut backup("operator", "vm"), 1);
+    assert!(text.contains("may not"), "{text}");
+    // What is out of scope does not exist.
+    let listed = json(served.undercroft_as("proxy").arg("snapshots"));
+    assert_eq!(listed.as_array().map(Vec::len), Some(1));
+    let target = served.path("out.raw");
+    let restore = |who: &str, snapshot: &str| {
+        let mut command = served.undercroft_as(who);
+        command
+            .args(["restore", snapshot, "--force", "--to"])
+            .arg(&target);
+        command
+    };
+    succeed(&mut restore("operator", "vm@latest"));
+    fail_with(&mut restore("operator", "web01@latest"), 1);
+    fail_with(&mut restore("proxy", "web01@latest"), 1);
+    for words in [
+        &["gc"][..],
+        &["verify"],
+        &["stats"],
+        &["forget", "vm@latest"],
+    ] {
+        fail_with(served.undercroft_as("operator").args(words), 1);
+        fail_with(served.undercroft_as("proxy").args(words), 1);
+    }
+    succeed(served.undercroft().args(["repository", "status"]));
+    fail_with(
+        served.undercroft_as("proxy").args(["repository", "status"]),
+        1,
+    );
+}
+
+/// SIGTERM: the server ends in order, and the backup goes on when it is back.
+#[test]
+fn a_server_that_is_asked_to_stop_loses_nothing() {
+    let mut served = Served::start();
+    init(&served);
+    let image = Image::new(served.path("disk.raw"), 1, 96 << 20);
+    let child = served
+        .backup(&image)
+        .args(["--threads", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    wait_for("a session", || !served.sessions().is_empty());
+    succeed(Command::new("sh").args(["-c", &format!("kill -TERM {}", served.process.id())]));
+    assert!(served.process.wait().expect("it ends").success());
+    served.start_again();
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    served.assert_restores("vm@latest", &image.bytes);
+}
+
+fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
+    for _ in 0..1500 {
+        if is_there() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("waited for {what} in vain");
+}
