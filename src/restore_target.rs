@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use undercroft_dataplane::io::{BlockFile, OsFile};
 use undercroft_dataplane::restore::{Target, TargetContent};
+use undercroft_format::reason::Reason;
 use undercroft_format::snapshot::DiskManifest;
 
 use crate::backup_job::{RESTORED_SUFFIX, is_inside};
@@ -196,7 +197,9 @@ impl<'a> Plan<'a> {
         };
         match fs::metadata(&path) {
             Ok(metadata) if is_stream(&metadata) => stream_target(path),
-            Ok(metadata) if metadata.file_type().is_block_device() => self.device_target(path),
+            Ok(metadata) if metadata.file_type().is_block_device() => {
+                self.device_target(path, disk)
+            }
             Ok(_) if self.overwrite.is_in_place() => in_place_target(path, disk),
             _ => new_file_target(path, disk, self.overwrite),
         }
@@ -226,7 +229,7 @@ impl<'a> Plan<'a> {
     pub fn write_metadata(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
         let path = self.in_directory(name, "metadata")?;
         let writing = format!("writing {}", path.display());
-        let (file, finish) = new_file(path, self.overwrite, false)?;
+        let (file, finish) = new_file(path, self.overwrite, None)?;
         file.write_all_at(bytes, 0).context(writing)?;
         let name = finish.name();
         finish.publish()?;
@@ -264,7 +267,7 @@ impl<'a> Plan<'a> {
         Ok(directory.join(name))
     }
 
-    fn device_target(&self, path: PathBuf) -> anyhow::Result<OpenTarget> {
+    fn device_target(&self, path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
         // Without O_CREAT this asks a block device whether anyone uses it: a mounted one is (open(2)).
         let claim = OpenOptions::new()
             .write(true)
@@ -278,7 +281,7 @@ impl<'a> Plan<'a> {
                 _ => anyhow::Error::new(error)
                     .context(format!("opening the device {}", path.display())),
             })?;
-        let file = OsFile::open_write(&path, true)
+        let file = open_target(disk, |direct| OsFile::open_write(&path, direct))
             .with_context(|| format!("opening the device {}", path.display()))?;
         let content = match self.overwrite {
             Overwrite::InPlace { .. } => TargetContent::Similar,
@@ -373,7 +376,8 @@ fn stream_target(path: PathBuf) -> anyhow::Result<OpenTarget> {
 
 fn in_place_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
     let opening = || format!("opening the target {}", path.display());
-    let file = OsFile::open_write(&path, true).with_context(opening)?;
+    let file =
+        open_target(disk, |direct| OsFile::open_write(&path, direct)).with_context(opening)?;
     // The file is going to be the disk: no shorter, no longer.
     if file.len().with_context(opening)? != disk.size.get() {
         file.set_len(disk.size.get())
@@ -396,7 +400,7 @@ fn new_file_target(
 ) -> anyhow::Result<OpenTarget> {
     // A link stays, and what it leads to is replaced.
     let path = path.canonicalize().unwrap_or(path);
-    let (file, finish) = new_file(path, overwrite, true)?;
+    let (file, finish) = new_file(path, overwrite, Some(disk))?;
     let making = || format!("making {} as long as the disk", finish.name);
     file.set_len(disk.size.get()).with_context(making)?;
     Ok(OpenTarget {
@@ -408,13 +412,36 @@ fn new_file_target(
     })
 }
 
+/// Opens the target of `disk` past the page cache, if that serves all of it.
+///
+/// Direct and buffered writes side by side in one page spoil each other: the kernel cannot take the page
+/// out of the cache after the direct one, and the next sync fails ("Page cache invalidation failure").
+fn open_target(
+    disk: &DiskManifest,
+    open: impl Fn(bool) -> io::Result<OsFile>,
+) -> io::Result<OsFile> {
+    let file = open(true)?;
+    match is_aligned(disk, file.direct_alignment()) {
+        true => Ok(file),
+        false => open(false),
+    }
+}
+
+/// Whether all extents of `disk` begin and end at multiples of `alignment`.
+fn is_aligned(disk: &DiskManifest, alignment: usize) -> bool {
+    let alignment = alignment as u64;
+    disk.size.get().is_multiple_of(alignment)
+        && u64::from(disk.grid_phase).is_multiple_of(alignment)
+        && (alignment == 1 || !disk.reasons.contains(&Reason::Stream))
+}
+
 /// A file that appears as `path` when it is complete.
 ///
 /// What bears its partial name is removed, never followed: others may write to the directory.
 fn new_file(
     path: PathBuf,
     overwrite: Overwrite,
-    direct: bool,
+    disk: Option<&DiskManifest>,
 ) -> anyhow::Result<(Arc<dyn BlockFile>, Finish)> {
     let partial = partial_of(&path);
     let making = || format!("making {}", partial.display());
@@ -425,7 +452,10 @@ fn new_file(
         }
         _ => {}
     }
-    let file = OsFile::create_new(&partial, direct).with_context(making)?;
+    let mut file = OsFile::create_new(&partial, disk.is_some()).with_context(making)?;
+    if disk.is_some_and(|disk| !is_aligned(disk, file.direct_alignment())) {
+        file = OsFile::open_write(&partial, false).with_context(making)?;
+    }
     let file: Arc<dyn BlockFile> = Arc::new(file);
     keep_private(&partial, &path).with_context(making)?;
     let finish = Finish {

@@ -368,3 +368,34 @@ fn a_fresh_repository_has_nothing_to_warn_of() {
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{command}");
     }
 }
+
+/// A pack that cannot be opened is not a damaged one: repair, above all, keeps its hands off.
+#[test]
+fn a_pack_that_cannot_be_opened_is_no_damage() {
+    let dir = workspace();
+    let repo = dir.path().join("repo");
+    succeed(undercroft(&repo).args(["init", "--pack-size", "1M"]));
+    let image = Image::new(dir.path().join("disk.raw"), 4, 12 << 20);
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
+    // With few descriptors some packs can be opened, and some cannot.
+    for limit in (12..=40).step_by(4) {
+        let output = Command::new("bash")
+            .arg("-c")
+            .arg(format!("ulimit -n {limit}; exec \"$@\""))
+            .args(["bash", env!("CARGO_BIN_EXE_undercroft"), "--repo"])
+            .arg(&repo)
+            .arg("repair")
+            .output()
+            .expect("it starts");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            matches!(output.status.code(), Some(0 | 1)),
+            "with {limit} descriptors: {text}"
+        );
+    }
+    succeed(undercroft(&repo).args(["verify", "--deep"]));
+}

@@ -131,3 +131,30 @@ fn an_in_place_restore_does_not_read_holes() {
     file.read_exact_at(&mut wanted, 3 << 30).expect("zeros");
     assert!(wanted.iter().all(|byte| *byte == 0));
 }
+
+/// Direct and buffered writes in one page spoil each other: a disk of an odd length is written by one kind.
+#[test]
+fn disks_of_odd_lengths_are_restored_over_others() {
+    let dir = workspace();
+    let repo = dir.path().join("repo");
+    succeed(undercroft(&repo).args(["init"]));
+    let image = Image::new(dir.path().join("disk.raw"), 9, 3_807_787);
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
+    let target = dir.path().join("target.raw");
+    for round in 0..6_u8 {
+        let mut other = image.bytes.clone();
+        let start = other.len() - 100_000;
+        other[start..].fill(round + 1);
+        std::fs::write(&target, &other).expect("the target");
+        succeed(
+            undercroft(&repo)
+                .args(["restore", "vm@latest", "--in-place", "--to"])
+                .arg(&target),
+        );
+        assert!(std::fs::read(&target).expect("the target") == image.bytes);
+    }
+}

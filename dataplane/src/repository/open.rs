@@ -282,6 +282,13 @@ pub fn rebuild_index(
     let io = |action| RepositoryError::io(action, layout::INDEX);
     if dir.exists() {
         loss::note_loss(storage)?;
+        // The seal first: without it, nobody takes half an index for a damaged one.
+        match std::fs::remove_file(dir.join("seal")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io("removing")(error));
+            }
+            _ => {}
+        }
         std::fs::remove_dir_all(&dir).map_err(io("removing"))?;
     }
     let listing = list_packs(storage)?;
@@ -312,6 +319,13 @@ pub fn rebuild_index(
     let index = RocksIndex::build(&dir, packs, index_options(config))?;
     if progress.is_stopping() {
         index.shutdown()?;
+        // The seal first: without it, nobody takes half an index for a damaged one.
+        match std::fs::remove_file(dir.join("seal")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io("removing")(error));
+            }
+            _ => {}
+        }
         std::fs::remove_dir_all(&dir).map_err(io("removing"))?;
         return Err(RepositoryError::Cancelled);
     }

@@ -266,8 +266,9 @@ pub struct PackFiles {
     open: parking_lot::Mutex<std::collections::HashMap<PackId, Arc<dyn BlockFile>>>,
 }
 
-/// Files kept open at once: well below the usual limit of 1024 per process, as each may take two.
-const OPEN_FILES_MAX: usize = 256;
+/// Files kept open at once: well below the usual limit of 1024 per process, as each may take two, and
+/// low enough for a process that may have 256.
+const OPEN_FILES_MAX: usize = 96;
 
 impl PackFiles {
     /// Packs of `storage`; read past the page cache if `direct`.

@@ -17,6 +17,7 @@ use super::keys::Keys;
 use super::layout;
 use super::pack_reader::{check_footer, check_header, check_record, contents_of, read_exact, scan};
 use super::record::RecordDecoder;
+use super::scrubber::is_damage;
 use crate::io::BlockFile;
 
 /// What surrounds the records of a pack, found sound.
@@ -102,6 +103,43 @@ impl PackSkeleton {
             end = entry.end();
         }
         findings
+    }
+
+    /// Checks the records of `slice` one by one, each read by itself.
+    ///
+    /// # Errors
+    /// A read that failed for another reason than that the bytes are lost.
+    pub fn scrub_singly(
+        &self,
+        file: &dyn BlockFile,
+        slice: &Slice,
+        mut deep: Option<Deep<'_>>,
+    ) -> Result<PackFindings> {
+        let mut findings = PackFindings::new(self.id, self.len);
+        for entry in &self.entries[slice.entries.clone()] {
+            let start = u64::from(entry.position);
+            let mut bytes = vec![0; entry.info.record_len() as usize];
+            match file.read_at(&mut bytes, start) {
+                Ok(got) => {
+                    bytes.truncate(got);
+                    let bytes = Span {
+                        start,
+                        bytes: &bytes,
+                    };
+                    findings.record(bytes, *entry, deep.as_mut());
+                }
+                Err(error) if is_damage(&error) => {
+                    findings.bad += 1;
+                    findings.damage(Some(start), error);
+                }
+                Err(error) => {
+                    return Err(RepositoryError::io("reading", &layout::pack(self.id))(
+                        error,
+                    ));
+                }
+            }
+        }
+        Ok(findings)
     }
 }
 

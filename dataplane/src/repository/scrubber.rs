@@ -53,6 +53,7 @@ pub fn scrub_packs(
         progress,
         decoders: (0..workers).map(|_| Mutex::default()).collect(),
         results: Mutex::new(Results::new(packs.len())),
+        failure: Mutex::default(),
     };
     threads.in_place_scope(|scope| -> Result<()> {
         let mut reader = Reader {
@@ -72,7 +73,24 @@ pub fn scrub_packs(
         while reader.reap() {}
         read
     })?;
+    if let Some(error) = scrub.failure.into_inner() {
+        return Err(error);
+    }
     Ok(scrub.results.into_inner().finish())
+}
+
+/// Whether a failed read says that the bytes are lost: the device cannot give them, or the file ends early.
+pub fn is_damage(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let lost = [
+        Errno::IO,
+        Errno::UCLEAN,
+        Errno::BADMSG,
+        Errno::ILSEQ,
+        Errno::NODATA,
+    ];
+    error.kind() == std::io::ErrorKind::UnexpectedEof
+        || Errno::from_io_error(error).is_some_and(|errno| lost.contains(&errno))
 }
 
 /// What threads share.
@@ -82,6 +100,8 @@ struct Scrub<'a> {
     progress: &'a Progress,
     decoders: Vec<Mutex<(RecordDecoder, Vec<u8>)>>,
     results: Mutex<Results>,
+    /// The first that was no damage.
+    failure: Mutex<Option<RepositoryError>>,
 }
 
 impl Scrub<'_> {
@@ -97,26 +117,35 @@ impl Scrub<'_> {
         }))
     }
 
-    fn slice(&self, reading: &Reading, done: &Done) -> PackFindings {
+    fn slice(&self, reading: &Reading, done: &Done) -> Result<PackFindings> {
         let (pack, slice) = (&*reading.pack, &reading.slice);
         match &done.result {
             Ok(()) => {
                 let from = (slice.start % ALIGNMENT) as usize;
                 let bytes = &done.transfer.buffer[from..from + (slice.end - slice.start) as usize];
-                self.with_deep(|deep| pack.scrub(slice, bytes, deep))
+                Ok(self.with_deep(|deep| pack.scrub(slice, bytes, deep)))
             }
-            Err(error) => {
-                let mut found = PackFindings::new(pack.id, pack.len);
-                found.damage(Some(error.file_offset), &error.source);
-                found.bad = slice.entries.len() as u64;
-                found
-            }
+            // One bad place must not take its neighbours along.
+            Err(_) => self.with_deep(|deep| pack.scrub_singly(&*reading.file, slice, deep)),
         }
+    }
+
+    /// Only what the disk gives, or cannot give, is damage. That a file may not be opened, or that there
+    /// are too many open ones, says nothing about what is in it.
+    fn judge(&self, error: std::io::Error, found: &mut PackFindings) -> Result<()> {
+        if !is_damage(&error) {
+            return Err(RepositoryError::io("reading", &layout::pack(found.id))(
+                error,
+            ));
+        }
+        found.damage(None, error);
+        Ok(())
     }
 }
 
 /// A slice on its way into memory.
 struct Reading {
+    file: Arc<dyn BlockFile>,
     pack: Arc<PackSkeleton>,
     slice: Slice,
 }
@@ -148,7 +177,7 @@ impl Reader<'_, '_, '_> {
                 let mut found = PackFindings::new(id, 0);
                 match other {
                     Ok(_) => found.damage(None, "the file is longer than any pack"),
-                    Err(error) => found.damage(None, error),
+                    Err(error) => scrub.judge(error, &mut found)?,
                 }
                 scrub.results.lock().settle(found);
                 return Ok(());
@@ -165,7 +194,7 @@ impl Reader<'_, '_, '_> {
                 return self.slices(&file, Arc::new(pack), slices);
             }
         }
-        let found = self.whole(&*file, id, len);
+        let found = self.whole(&*file, id, len)?;
         scrub.progress.done_bytes.add(len);
         scrub.results.lock().settle(found);
         Ok(())
@@ -192,8 +221,12 @@ impl Reader<'_, '_, '_> {
             let buffer = self.acquire(len);
             let token = self.next_token;
             self.next_token += 1;
-            let pack = pack.clone();
-            self.reading.insert(token, Reading { pack, slice });
+            let reading = Reading {
+                file: file.clone(),
+                pack: pack.clone(),
+                slice,
+            };
+            self.reading.insert(token, reading);
             self.queue.submit(Transfer {
                 token,
                 direction: Direction::Read,
@@ -210,19 +243,20 @@ impl Reader<'_, '_, '_> {
     }
 
     /// The way for packs that are damaged where it matters, and for records longer than a slice.
-    fn whole(&self, file: &dyn BlockFile, id: PackId, len: u64) -> PackFindings {
+    fn whole(&self, file: &dyn BlockFile, id: PackId, len: u64) -> Result<PackFindings> {
         let mut bytes = vec![0; len as usize];
         match file.read_at(&mut bytes, 0) {
             Ok(got) => {
                 bytes.truncate(got);
                 let repository = self.scrub.repository.config().repository;
-                self.scrub
-                    .with_deep(|deep| scrub_pack(&bytes, repository, id, deep))
+                Ok(self
+                    .scrub
+                    .with_deep(|deep| scrub_pack(&bytes, repository, id, deep)))
             }
             Err(error) => {
                 let mut found = PackFindings::new(id, len);
-                found.damage(None, error);
-                found
+                self.scrub.judge(error, &mut found)?;
+                Ok(found)
             }
         }
     }
@@ -254,7 +288,12 @@ impl Reader<'_, '_, '_> {
             drop(done);
             let slice = &reading.slice;
             scrub.progress.done_bytes.add(slice.end - slice.start);
-            scrub.results.lock().add(found);
+            match found {
+                Ok(found) => scrub.results.lock().add(found),
+                Err(error) => {
+                    scrub.failure.lock().get_or_insert(error);
+                }
+            }
         });
         true
     }
@@ -311,5 +350,24 @@ impl Results {
     fn finish(mut self) -> (Vec<PackFindings>, Presence) {
         self.settled.sort_by_key(|found| found.id);
         (self.settled, Presence::new(self.good))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn only_lost_bytes_are_damage() {
+        for errno in [Errno::IO, Errno::BADMSG] {
+            assert!(is_damage(&Error::from(errno)), "{errno}");
+        }
+        for errno in [Errno::MFILE, Errno::ACCESS, Errno::NOMEM, Errno::STALE] {
+            assert!(!is_damage(&Error::from(errno)), "{errno}");
+        }
     }
 }

@@ -77,13 +77,13 @@ pub fn verify(
     check_small_files(repository, &mut report.damage)?;
     let listing = list_packs(&**repository.storage())?;
     report.unsealed_packs = listing.open.len() as u64;
-    let listed = listing.sealed;
-    let mut packs = listed.clone();
+    let mut packs = listing.sealed;
     if !options.snapshots.is_empty() {
         let used = packs_of(repository, &selected, &packs)?;
         packs.retain(|(id, _)| used.contains(id));
     }
     let (findings, mut present) = scrub_packs(repository, &packs, options.deep, threads, progress)?;
+    let mut scrubbed: HashSet<PackId> = findings.iter().map(|found| found.id).collect();
     for found in findings {
         report.packs += 1;
         report.bytes += found.len;
@@ -91,17 +91,22 @@ pub fn verify(
         report.damage.extend(found.damage);
     }
     report.affected = present.affected(repository, &selected)?;
-    if !report.affected.is_empty() {
-        let known: HashSet<PackId> = listed.iter().map(|(id, _)| *id).collect();
-        let mut newer = list_packs(&**repository.storage())?.sealed;
-        let left_packs: HashSet<PackId> = newer.iter().map(|(id, _)| *id).collect();
-        newer.retain(|(id, _)| !known.contains(id));
-        if !newer.is_empty() {
-            // A collection moved records while packs were read.
-            let (_, moved) = scrub_packs(repository, &newer, options.deep, threads, progress)?;
-            present.merge(moved);
-            report.affected = present.affected(repository, &selected)?;
+    let mut left_packs: HashSet<PackId> = HashSet::new();
+    while !report.affected.is_empty() {
+        let mut others = list_packs(&**repository.storage())?.sealed;
+        left_packs = others.iter().map(|(id, _)| *id).collect();
+        others.retain(|(id, _)| !scrubbed.contains(id));
+        if others.is_empty() {
+            break;
         }
+        // Collections moved records while packs were read: what is missing may stand in a pack that came
+        // since. As often as there is a pack that was not looked at.
+        let (found, moved) = scrub_packs(repository, &others, options.deep, threads, progress)?;
+        scrubbed.extend(found.iter().map(|found| found.id));
+        present.merge(moved);
+        report.affected = present.affected(repository, &selected)?;
+    }
+    if !report.affected.is_empty() {
         // A snapshot forgotten meanwhile may have lost chunks to a collection, rightly so.
         let left = repository.snapshots().list()?.ids;
         report
@@ -144,7 +149,13 @@ fn check_small_files(repository: &LocalRepository, damage: &mut Vec<Damage>) -> 
         damage.push(problem(layout::LOCK, "the content is damaged"));
     }
     if let Some(root) = repository.root() {
-        match check_seal(&root.join(layout::INDEX)) {
+        let dir = root.join(layout::INDEX);
+        let state = match check_seal(&dir) {
+            // An owner may have broken the seal after it was read.
+            Ok(SealState::Damaged(_)) => check_seal(&dir),
+            state => state,
+        };
+        match state {
             Ok(SealState::Damaged(files)) => {
                 for file in files {
                     let path = format!("{}/{file}", layout::INDEX);
