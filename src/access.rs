@@ -99,22 +99,33 @@ pub struct PinnedRead {
 }
 
 /// Opens to read data of the snapshots that `specs` mean.
-///
-/// They are pinned before the index is opened: what the index says of their data then stays true.
 pub fn read_pinned(
     settings: &Settings,
     key: Key,
     specs: &[SnapshotSpec],
 ) -> anyhow::Result<PinnedRead> {
+    read_chosen(settings, key, |catalog| {
+        let ids = specs.iter().map(|spec| Ok(catalog.resolve(spec)?.id));
+        let ids = ids.collect::<anyhow::Result<_>>()?;
+        catalog.warn_unreadable();
+        Ok(ids)
+    })
+}
+
+/// Opens to read data of the snapshots that `choose` chooses.
+///
+/// They are pinned before the index is opened: what the index says of their data then stays true.
+pub fn read_chosen(
+    settings: &Settings,
+    key: Key,
+    choose: impl FnOnce(&Catalog) -> anyhow::Result<Vec<SnapshotId>>,
+) -> anyhow::Result<PinnedRead> {
     let root = settings.root()?;
     let listed = open_with(settings, Access::List, None)?;
-    let catalog = Catalog::read(settings, &*listed)?;
-    let mut ids = Vec::with_capacity(specs.len());
+    let ids = choose(&Catalog::read(settings, &*listed)?)?;
     let mut pins = Vec::new();
-    for spec in specs {
-        let id = catalog.resolve(spec)?.id;
-        pins.extend(Pin::set(root, id, &**listed.entropy())?);
-        ids.push(id);
+    for id in &ids {
+        pins.extend(Pin::set(root, *id, &**listed.entropy())?);
     }
     let repository = open(settings, Access::Read, key)?;
     // With the key at hand they are authenticated, too.
@@ -189,6 +200,10 @@ pub fn tell(note: &OpenNote) {
         )),
         OpenNote::IndexInMemory(why) => warn(format_args!(
             "an index in memory serves this run ({why}); to mend it run: undercroft rebuild-index"
+        )),
+        OpenNote::IndexDiskFull(why) => warn(format_args!(
+            "the repository's disk is full: an index in memory serves this run ({why}); make room: \
+             undercroft prune --keep-last N --gc"
         )),
         OpenNote::PacksAdded(packs) => {
             tracing::info!(packs, "packs that the index did not know were added to it");

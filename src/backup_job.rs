@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -15,13 +16,17 @@ use undercroft_format::snapshot::NAME_LEN_MAX;
 
 use crate::failure::Problem;
 use crate::settings::Settings;
-use crate::work::Stoppable;
+use crate::signals::Stoppable;
 
 /// Longest metadata, in bytes: it is held in memory.
 const METADATA_LEN_MAX: u64 = 64 << 20;
 const TAGS_MAX: usize = 256;
 const LINEAGE_MAX: usize = 64;
 const VALUE_LEN_MAX: usize = 4096;
+/// What a restore into a directory adds to a disk's label.
+pub const RESTORED_SUFFIX: &str = ".raw";
+/// Longest label, in bytes: with the suffix it is a file's name, which may have 255.
+const LABEL_LEN_MAX: usize = 255 - RESTORED_SUFFIX.len();
 /// Label of a stream on standard input.
 const STREAM_LABEL: &str = "stream";
 
@@ -62,6 +67,9 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
     for text in &request.lineage {
         add_lineage(&mut disks, text)?;
     }
+    if let Some(path) = &request.metadata {
+        check_metadata_name(path, &disks)?;
+    }
     Ok(BackupJob {
         vm: request.vm,
         disks,
@@ -92,6 +100,22 @@ fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
     Err(Problem::usage(format!("the {what} {name:?} {problem}")).into())
 }
 
+/// A restore into a directory writes the metadata beside the disks, which are LABEL.raw there.
+fn check_metadata_name(path: &Path, disks: &[DiskJob]) -> anyhow::Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    let clashes = |disk: &&DiskJob| name == format!("{}{RESTORED_SUFFIX}", disk.label).as_str();
+    match disks.iter().find(clashes) {
+        None => Ok(()),
+        Some(disk) => Err(Problem::usage(format!(
+            "the metadata {} would be restored under the name of disk {}",
+            path.display(),
+            disk.label
+        ))
+        .hint("rename the metadata's file, or give the disk another label: --disk LABEL=SOURCE")
+        .into()),
+    }
+}
+
 fn check_count(what: &str, count: usize, limit: usize) -> anyhow::Result<()> {
     if count <= limit {
         return Ok(());
@@ -105,6 +129,12 @@ fn check_label(label: &str) -> anyhow::Result<()> {
     if label.contains('/') || label == "." || label == ".." {
         return Err(Problem::usage(format!(
             "the disk label {label:?} cannot be the name of a file"
+        ))
+        .into());
+    }
+    if label.len() > LABEL_LEN_MAX {
+        return Err(Problem::usage(format!(
+            "the disk label {label:?} is longer than {LABEL_LEN_MAX} bytes"
         ))
         .into());
     }
@@ -178,7 +208,12 @@ fn is_stdin(path: &Path) -> bool {
 
 fn open_source(path: &Path, repository: &Path) -> anyhow::Result<Source> {
     if is_stdin(path) {
-        return Ok(Source::Stream(Box::new(Stoppable(std::io::stdin()))));
+        // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
+        let stdin = std::io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("opening standard input")?;
+        return Ok(Source::Stream(Box::new(Stoppable(stdin.into()))));
     }
     let opening = || format!("opening the source {}", path.display());
     let kind = fs::metadata(path).with_context(opening)?.file_type();

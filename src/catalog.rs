@@ -1,13 +1,13 @@
 //! The snapshots of a repository, and which of them a text means.
 
 use jiff::tz::TimeZone;
-use undercroft_control::{SelectError, SnapshotSpec, SnapshotSummary};
+use undercroft_control::{SnapshotSpec, SnapshotSummary};
 use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_format::id::SnapshotId;
 
-use crate::failure::{Outcome, one_line, warn};
+use crate::failure::{Outcome, Problem, one_line, warn};
 use crate::settings::Settings;
 use crate::units::timestamp;
 
@@ -21,16 +21,9 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Reads all snapshots of `repository`, and warns of those that cannot be read.
+    /// Reads all snapshots of `repository`.
     pub fn read(settings: &Settings, repository: &dyn Repository) -> anyhow::Result<Self> {
         let (snapshots, unreadable) = repository.snapshots().read_all()?;
-        for (id, error) in &unreadable {
-            warn(format_args!(
-                "snapshot {} cannot be read: {}; mend with: undercroft repair",
-                id.short(),
-                one_line(error)
-            ));
-        }
         Ok(Self {
             summaries: snapshots.iter().map(summary).collect(),
             snapshots,
@@ -39,27 +32,28 @@ impl Catalog {
         })
     }
 
-    /// The snapshot that `spec` means.
-    pub fn resolve(&self, spec: &SnapshotSpec) -> anyhow::Result<&StoredSnapshot> {
-        let id = spec
-            .resolve(&self.summaries, &self.time_zone)
-            .map_err(|error| self.explain(spec, error))?;
-        let found = self.snapshots.iter().find(|stored| stored.id == id);
-        Ok(found.expect("only listed snapshots are resolved"))
+    /// Warns of the snapshots that cannot be read.
+    pub fn warn_unreadable(&self) {
+        for (id, error) in &self.unreadable {
+            warn(format_args!(
+                "snapshot {} cannot be read: {}; mend with: undercroft repair",
+                id.short(),
+                one_line(error)
+            ));
+        }
     }
 
-    /// A snapshot whose file is damaged is not "not found".
-    fn explain(&self, spec: &SnapshotSpec, error: SelectError) -> anyhow::Error {
-        let text = spec.to_string().to_ascii_lowercase();
-        let damaged = |id: &SnapshotId| text.len() >= 4 && id.to_string().starts_with(&text);
-        match self.unreadable.iter().find(|(id, _)| damaged(id)) {
-            Some((id, damage)) => anyhow::anyhow!(
-                "snapshot {} cannot be read: {}",
-                id.short(),
-                one_line(damage)
-            ),
-            None => error.into(),
+    /// The snapshot that `spec` means.
+    ///
+    /// A snapshot that cannot be read may be the newest of any VM: none before it may pass for that.
+    pub fn resolve(&self, spec: &SnapshotSpec) -> anyhow::Result<&StoredSnapshot> {
+        let mut unreadable = self.unreadable.iter();
+        if let Some((id, damage)) = unreadable.find(|(id, _)| spec.may_mean(*id)) {
+            return Err(unclear(spec, *id, damage));
         }
+        let id = spec.resolve(&self.summaries, &self.time_zone)?;
+        let found = self.snapshots.iter().find(|stored| stored.id == id);
+        Ok(found.expect("only listed snapshots are resolved"))
     }
 
     /// What selection and retention see of the snapshots.
@@ -71,6 +65,26 @@ impl Catalog {
     pub fn outcome(&self) -> Outcome {
         Outcome::of(!self.unreadable.is_empty())
     }
+}
+
+fn unclear(spec: &SnapshotSpec, id: SnapshotId, damage: &RepositoryError) -> anyhow::Error {
+    let problem = format!(
+        "snapshot {} cannot be read: {}",
+        id.short(),
+        one_line(damage)
+    );
+    let unclear = match id
+        .to_string()
+        .starts_with(&spec.to_string().to_ascii_lowercase())
+    {
+        true => Problem::new(problem),
+        false => Problem::new(format!("what {spec} means cannot be told: {problem}"))
+            .hint("name a snapshot by its id: `undercroft snapshots`"),
+    };
+    unclear
+        .hint("see all that is damaged: `undercroft verify`")
+        .hint("set the damaged file aside: `undercroft repair`")
+        .into()
 }
 
 fn summary(stored: &StoredSnapshot) -> SnapshotSummary {

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use undercroft_control::{PolicyError, SelectError};
+use undercroft_dataplane::net::trust::TrustError;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::index::IndexError;
 use undercroft_dataplane::repository::layout;
@@ -33,6 +34,7 @@ pub struct Problem {
     text: String,
     hints: Vec<String>,
     is_usage: bool,
+    at_target: bool,
 }
 
 impl Problem {
@@ -42,6 +44,15 @@ impl Problem {
             text: text.into(),
             hints: Vec::new(),
             is_usage: false,
+            at_target: false,
+        }
+    }
+
+    /// Says that what failed was the user's own output, not the repository: room is made elsewhere.
+    pub fn at_target(self) -> Self {
+        Self {
+            at_target: true,
+            ..self
         }
     }
 
@@ -131,18 +142,34 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
         .map(|problem| problem.hints.clone())
         .unwrap_or_default();
     let mut has_config = true;
+    let mut in_repository = false;
+    let at_target = error
+        .downcast_ref::<Problem>()
+        .is_some_and(|problem| problem.at_target);
+    let is_trust = error.chain().any(|cause| cause.is::<TrustError>());
     for cause in error.chain() {
         if let Some(RepositoryError::Damaged { path, .. }) = cause.downcast_ref() {
             has_config = path != layout::CONFIG;
         }
-        if let Some(error) = cause.downcast_ref::<RepositoryError>() {
+        if let Some(problem) = cause.downcast_ref::<Problem>() {
+            hints.extend(problem.hints.iter().cloned());
+        } else if let Some(error) = cause.downcast_ref::<RepositoryError>() {
+            in_repository = !at_target;
             hints.extend(repository_hints(error));
         } else if let Some(error) = cause.downcast_ref::<IndexError>() {
+            in_repository = true;
             hints.extend(index_hint(error));
+        } else if let Some(error) = cause.downcast_ref::<TrustError>() {
+            hints.extend(trust_hint(error));
         } else if let Some(error) = cause.downcast_ref::<DecodeError>() {
-            hints.extend(decode_hint(error, has_config));
+            let is_version = matches!(error.problem, DecodeProblem::Version { .. });
+            hints.extend(
+                (is_version || !is_trust)
+                    .then(|| decode_hint(error, has_config))
+                    .flatten(),
+            );
         } else if let Some(error) = cause.downcast_ref::<io::Error>() {
-            hints.extend(io_hint(error));
+            hints.extend(io_hint(error, in_repository));
         } else if let Some(error) = cause.downcast_ref::<SelectError>() {
             hints.extend(select_hint(error));
         } else if cause.is::<LocationError>() {
@@ -191,19 +218,32 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
                 .into(),
             "restore what is left: `undercroft restore SNAPSHOT --allow-damage --to TARGET`".into(),
         ],
+        // The first failure, in the words of another thread.
+        RepositoryError::SessionFailed(text) if text.contains("No space left") => hint(DISK_FULL),
+        // Transparent: the chain of causes goes past it.
+        RepositoryError::Index(error) => index_hint(error).into_iter().collect(),
         RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }
 }
 
 fn index_hint(error: &IndexError) -> Option<String> {
-    if error.needs_rebuild() {
+    if error.needs_rebuild() && !error.is_disk_full() {
         return Some("make the index anew from the packs: `undercroft rebuild-index`".into());
     }
+    error.is_disk_full().then(|| DISK_FULL.into())
+}
+
+fn trust_hint(error: &TrustError) -> Option<String> {
     match error {
-        IndexError::Rocks { source, .. } if source.to_string().contains("No space left") => {
-            Some(DISK_FULL.into())
-        }
+        TrustError::Damaged { .. } | TrustError::Missing { .. } | TrustError::Foreign { .. } => Some(
+            "files of trust are put back together, from one copy: docs/trust.md says how, and what to do without one"
+                .into(),
+        ),
+        TrustError::NoAuthority { .. } => Some(
+            "--store names the directory that has the server's repositories and its directory `trust`"
+                .into(),
+        ),
         _ => None,
     }
 }
@@ -227,9 +267,14 @@ fn decode_hint(error: &DecodeError, has_config: bool) -> Option<String> {
 const DISK_FULL: &str = "make room: `undercroft prune --keep-last N --gc` or `undercroft forget SNAPSHOT`, then \
      `undercroft gc`, which works on a full disk; snapshots already there are intact";
 
-fn io_hint(error: &io::Error) -> Option<String> {
+const TARGET_FULL: &str = "make room there, or choose another place for what is written";
+
+fn io_hint(error: &io::Error, in_repository: bool) -> Option<String> {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(DISK_FULL.into()),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => match in_repository {
+            true => Some(DISK_FULL.into()),
+            false => Some(TARGET_FULL.into()),
+        },
         io::ErrorKind::PermissionDenied => {
             Some("run as a user who may, or change the permissions".into())
         }

@@ -2,7 +2,7 @@
 //!
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
 //! [`access`] opens repositories and [`catalog`] finds snapshots in them; [`work`] runs long work under
-//! [`progress`]; [`report`] writes results to stdout, [`failure`] errors and hints to stderr.
+//! [`progress`] until [`signals`] stop it; [`report`] writes results to stdout, [`failure`] errors and hints to stderr.
 
 mod access;
 mod backup_job;
@@ -13,6 +13,7 @@ mod progress;
 mod report;
 mod restore_target;
 mod settings;
+mod signals;
 mod snapshot_view;
 mod units;
 mod work;

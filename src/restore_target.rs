@@ -1,9 +1,10 @@
 //! Where restored disks go: checks before anything is written, and files that appear only when complete.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,12 +13,14 @@ use undercroft_dataplane::io::{BlockFile, OsFile};
 use undercroft_dataplane::restore::{Target, TargetContent};
 use undercroft_format::snapshot::DiskManifest;
 
-use crate::backup_job::is_inside;
-use crate::failure::Problem;
+use crate::backup_job::{RESTORED_SUFFIX, is_inside};
+use crate::failure::{Problem, quote};
 use crate::units::Size;
 
 /// Ends the name of a file that is not complete.
 const PARTIAL_SUFFIX: &str = ".undercroft-partial";
+/// Longest name of a file, in bytes: NAME_MAX of limits.h.
+const FILE_NAME_LEN_MAX: usize = 255;
 
 /// Where to, in the user's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +58,16 @@ pub enum Overwrite {
     /// It is replaced.
     Force,
     /// It is read, and what differs is written.
-    InPlace,
+    InPlace {
+        /// A file that is longer than the disk is cut.
+        cut: bool,
+    },
+}
+
+impl Overwrite {
+    fn is_in_place(self) -> bool {
+        matches!(self, Self::InPlace { .. })
+    }
 }
 
 /// How targets are made.
@@ -111,13 +123,14 @@ impl<'a> Plan<'a> {
         let Some(path) = self.path_of(disk)? else {
             return Ok(());
         };
-        let kind = match fs::metadata(&path) {
-            Ok(metadata) => metadata.file_type(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return check_new(&path),
             Err(error) => {
                 return Err(error).with_context(|| format!("looking at {}", path.display()));
             }
         };
+        let kind = metadata.file_type();
         if kind.is_dir() {
             return Err(
                 Problem::new(format!("the target {} is a directory", path.display()))
@@ -126,11 +139,28 @@ impl<'a> Plan<'a> {
             );
         }
         // What has no addresses cannot be overwritten.
-        if kind.is_fifo() || kind.is_char_device() {
-            return Ok(());
+        if is_stream(&metadata) {
+            return match self.overwrite.is_in_place() {
+                true => Err(not_in_place(&path.display().to_string())),
+                false => Ok(()),
+            };
         }
         if self.overwrite == Overwrite::Never {
             return Err(exists(&path));
+        }
+        if self.overwrite == (Overwrite::InPlace { cut: false })
+            && kind.is_file()
+            && metadata.len() > disk.size.get()
+        {
+            return Err(Problem::new(format!(
+                "the target {} is longer than disk {}: {} against {}",
+                path.display(),
+                disk.label,
+                Size(metadata.len()),
+                Size(disk.size.get()),
+            ))
+            .hint("is it the right file? To cut what is too much: --in-place --force")
+            .into());
         }
         if kind.is_block_device() {
             let file = OsFile::open_read(&path, false)
@@ -165,14 +195,25 @@ impl<'a> Plan<'a> {
         match fs::metadata(&path) {
             Ok(metadata) if is_stream(&metadata) => stream_target(path),
             Ok(metadata) if metadata.file_type().is_block_device() => self.device_target(path),
-            Ok(_) if self.overwrite == Overwrite::InPlace => in_place_target(path, disk),
+            Ok(_) if self.overwrite.is_in_place() => in_place_target(path, disk),
             _ => new_file_target(path, disk, self.overwrite),
         }
     }
 
-    /// Whether the metadata may be written.
-    pub fn check_metadata(&self, name: &str) -> anyhow::Result<()> {
+    /// Whether the metadata may be written beside `disks`.
+    pub fn check_metadata(&self, name: &str, disks: &[&DiskManifest]) -> anyhow::Result<()> {
         let path = self.in_directory(name, "metadata")?;
+        for disk in disks {
+            if self.path_of(disk)?.as_ref() == Some(&path) {
+                return Err(Problem::new(format!(
+                    "the metadata {name} and disk {} would be the same file {}",
+                    disk.label,
+                    path.display()
+                ))
+                .hint("restore the disks one by one, which leaves the metadata out: --disk LABEL")
+                .into());
+            }
+        }
         if self.overwrite == Overwrite::Never && path.symlink_metadata().is_ok() {
             return Err(exists(&path));
         }
@@ -182,13 +223,12 @@ impl<'a> Plan<'a> {
     /// Writes the VM's metadata and returns the file's name.
     pub fn write_metadata(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
         let path = self.in_directory(name, "metadata")?;
-        let partial = partial_of(&path);
-        let writing = || format!("writing {}", path.display());
-        File::create(&partial)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&partial, &path))
-            .with_context(writing)?;
-        Ok(path.display().to_string())
+        let writing = format!("writing {}", path.display());
+        let (file, finish) = new_file(path, self.overwrite, false)?;
+        file.write_all_at(bytes, 0).context(writing)?;
+        let name = finish.name();
+        finish.publish()?;
+        Ok(name)
     }
 
     /// Where `disk` goes; `None` for standard output.
@@ -198,7 +238,7 @@ impl<'a> Plan<'a> {
             Destination::File(path) => Ok(Some(path.clone())),
             Destination::Directory(_) => {
                 self.in_directory(&disk.label, "disk")?;
-                self.in_directory(&format!("{}.raw", disk.label), "disk")
+                self.in_directory(&format!("{}{RESTORED_SUFFIX}", disk.label), "disk")
                     .map(Some)
             }
         }
@@ -209,7 +249,10 @@ impl<'a> Plan<'a> {
         let Destination::Directory(directory) = self.destination else {
             unreachable!("only directories take names");
         };
-        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        let is_name = !matches!(name, "" | "." | "..")
+            && !name.contains(['/', '\0'])
+            && name.len() <= FILE_NAME_LEN_MAX;
+        if !is_name {
             return Err(Problem::new(format!(
                 "the {what} {name:?} cannot be restored into a directory: its name is no file name"
             ))
@@ -236,8 +279,8 @@ impl<'a> Plan<'a> {
         let file = OsFile::open_write(&path, true)
             .with_context(|| format!("opening the device {}", path.display()))?;
         let content = match self.overwrite {
-            Overwrite::InPlace => TargetContent::Similar,
-            _ => TargetContent::Unknown,
+            Overwrite::InPlace { .. } => TargetContent::Similar,
+            Overwrite::Never | Overwrite::Force => TargetContent::Unknown,
         };
         let file: Arc<dyn BlockFile> = Arc::new(file);
         Ok(OpenTarget {
@@ -259,6 +302,43 @@ fn exists(path: &Path) -> anyhow::Error {
     Problem::new(format!("the target {} exists", path.display()))
         .hint("overwrite it: --force; or write only what differs: --in-place")
         .into()
+}
+
+/// A name that leads nowhere yet may be a link: restoring would end where nobody expects it.
+fn check_new(path: &Path) -> anyhow::Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Problem::new(format!(
+            "the target {} is a link that leads nowhere",
+            path.display()
+        ))
+        .hint("remove the link, or make what it leads to")
+        .into());
+    }
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        return Err(Problem::new(format!(
+            "the target {} cannot be made: there is no directory {}",
+            path.display(),
+            parent.display()
+        ))
+        .hint(format!(
+            "make it: mkdir -p {}",
+            quote(&parent.to_string_lossy())
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+/// `target` cannot be read and rewritten.
+pub fn not_in_place(target: &str) -> anyhow::Error {
+    Problem::usage(format!(
+        "{target} is a stream: it cannot be written in place"
+    ))
+    .hint("leave out --in-place")
+    .into()
 }
 
 fn is_stream(metadata: &fs::Metadata) -> bool {
@@ -314,6 +394,26 @@ fn new_file_target(
 ) -> anyhow::Result<OpenTarget> {
     // A link stays, and what it leads to is replaced.
     let path = path.canonicalize().unwrap_or(path);
+    let (file, finish) = new_file(path, overwrite, true)?;
+    let making = || format!("making {} as long as the disk", finish.name);
+    file.set_len(disk.size.get()).with_context(making)?;
+    Ok(OpenTarget {
+        target: Target::Disk {
+            file,
+            content: TargetContent::Zeros,
+        },
+        finish,
+    })
+}
+
+/// A file that appears as `path` when it is complete.
+///
+/// What bears its partial name is removed, never followed: others may write to the directory.
+fn new_file(
+    path: PathBuf,
+    overwrite: Overwrite,
+    direct: bool,
+) -> anyhow::Result<(Arc<dyn BlockFile>, Finish)> {
     let partial = partial_of(&path);
     let making = || format!("making {}", partial.display());
     match fs::remove_file(&partial) {
@@ -323,7 +423,7 @@ fn new_file_target(
         }
         _ => {}
     }
-    let file = OsFile::create_new(&partial, true).with_context(making)?;
+    let file = OsFile::create_new(&partial, direct).with_context(making)?;
     let file: Arc<dyn BlockFile> = Arc::new(file);
     keep_private(&partial, &path).with_context(making)?;
     let finish = Finish {
@@ -336,27 +436,23 @@ fn new_file_target(
         }),
         claim: None,
     };
-    let making = || format!("making {} as long as the disk", finish.name);
-    file.set_len(disk.size.get()).with_context(making)?;
-    Ok(OpenTarget {
-        target: Target::Disk {
-            file,
-            content: TargetContent::Zeros,
-        },
-        finish,
-    })
+    Ok((file, finish))
 }
 
 fn partial_of(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
+    if name.len() + PARTIAL_SUFFIX.len() > FILE_NAME_LEN_MAX {
+        let hash = blake3::hash(name.as_bytes()).to_hex();
+        name = hash[..16].into();
+    }
     name.push(PARTIAL_SUFFIX);
     path.with_file_name(name)
 }
 
-/// Disks hold secrets: a new file is its owner's alone, one that replaces another is as that was.
+/// A file that replaces another is as that was; else it stays its owner's alone, as [`OsFile`] makes it.
 fn keep_private(partial: &Path, path: &Path) -> io::Result<()> {
     let Ok(old) = fs::metadata(path) else {
-        return fs::set_permissions(partial, fs::Permissions::from_mode(0o600));
+        return Ok(());
     };
     // Only root may give files away.
     let _ = chown(partial, Some(old.uid()), Some(old.gid()));

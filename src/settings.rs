@@ -8,12 +8,17 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 use jiff::tz::TimeZone;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use undercroft_dataplane::io::{Engine, EngineRequest, choose};
 use undercroft_dataplane::repository::keys::Unlock;
 use undercroft_dataplane::repository::open::Location;
 use zeroize::Zeroizing;
 
 use crate::failure::{Problem, quote};
+use crate::signals::guard_terminal;
 
 const REPOSITORY_VARIABLE: &str = "UNDERCROFT_REPO";
 const PASSPHRASE_VARIABLE: &str = "UNDERCROFT_PASSPHRASE";
@@ -248,7 +253,8 @@ fn can_ask() -> bool {
 }
 
 fn ask(question: &str) -> anyhow::Result<Zeroizing<String>> {
-    let answer = rpassword::prompt_password(question).context("reading a passphrase")?;
+    let answer = guard_terminal(|| rpassword::prompt_password(question));
+    let answer = answer.context("reading a passphrase")?;
     Ok(Zeroizing::new(answer))
 }
 
@@ -271,11 +277,19 @@ fn log_to_stderr(verbose: u8) {
         2 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
     };
-    // Tests of the library part may have set one.
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(level)
+    // RocksDB logs what it returns as errors, too, and there it comes with what to do about it.
+    let rocksdb = match verbose {
+        0 => LevelFilter::OFF,
+        _ => LevelFilter::from_level(level),
+    };
+    let targets = Targets::new()
+        .with_default(level)
+        .with_target("rocksdb", rocksdb);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .log_internal_errors(false)
-        .try_init();
+        .with_filter(targets);
+    // Tests of the library part may have set one.
+    let _ = tracing_subscriber::registry().with(lines).try_init();
 }

@@ -90,6 +90,25 @@ impl fmt::Display for Took {
     }
 }
 
+/// Reads a duration: a number and a unit, as in `30min`, `12h`, `7d` or `2w`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a duration: write one like 30min, 12h, 7d or 2w");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit.trim_start() {
+        "min" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        "w" => 7 * 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match number.checked_mul(seconds) {
+        None | Some(0) => Err(wrong()),
+        Some(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
 /// The moment `ms` milliseconds after 1970-01-01 UTC; the last that can be told, if it is later.
 pub fn timestamp(ms: u64) -> Timestamp {
     i64::try_from(ms)
@@ -156,6 +175,25 @@ mod tests {
             ("99999999999T", None),
         ] {
             assert_eq!(parse_size(text).ok(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        for (text, seconds) in [
+            ("30min", Some(1800)),
+            ("12 h", Some(43_200)),
+            ("7d", Some(604_800)),
+            ("2w", Some(1_209_600)),
+            ("7", None),
+            ("0d", None),
+            ("d", None),
+            ("1m", None),
+            ("99999999999999999999d", None),
+            ("9999999999999999999d", None),
+        ] {
+            let read = parse_duration(text).ok();
+            assert_eq!(read, seconds.map(Duration::from_secs), "{text}");
         }
     }
 

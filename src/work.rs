@@ -1,18 +1,13 @@
-//! Long work: its threads, its progress, and how a user stops it.
+//! Long work: its threads, and its progress.
 
-use std::io::{self, Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::sync::Arc;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use signal_hook::{flag, low_level};
 use undercroft_dataplane::progress::Progress;
 
 use crate::progress::{Activity, Display};
 use crate::settings::Settings;
+use crate::signals;
 
 /// What long work runs with. Dropping it ends the display of progress.
 pub struct Work {
@@ -32,62 +27,11 @@ impl Work {
             .thread_name(|number| format!("undercroft-cpu-{number}"))
             .build()
             .context("starting threads")?;
-        stop_on_signals(progress.clone()).context("watching for signals")?;
+        signals::stop_cleanly(progress.clone()).context("watching for signals")?;
         Ok(Self {
             _display: Display::start(settings, activity, progress.clone())?,
             progress,
             threads,
         })
     }
-}
-
-/// Set by the signal itself, before anything that the same Ctrl-C does to other programs can be seen.
-fn stop_flag() -> &'static Arc<AtomicBool> {
-    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    STOP.get_or_init(Arc::default)
-}
-
-/// Whether the user asked to stop.
-pub fn is_stopping() -> bool {
-    stop_flag().load(Ordering::SeqCst)
-}
-
-/// A stream that fails once the user asked to stop.
-///
-/// Ctrl-C ends the program at the other end of a pipe, too; the end of the stream that follows must not
-/// pass for a complete one.
-pub struct Stoppable<R>(pub R);
-
-impl<R: Read> Read for Stoppable<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.0.read(buffer)?;
-        if is_stopping() {
-            return Err(io::Error::other("stopped on request"));
-        }
-        Ok(got)
-    }
-}
-
-/// The first Ctrl-C or SIGTERM asks to stop cleanly, the second ends the process where it stands; the
-/// repository is safe either way.
-fn stop_on_signals(progress: Arc<Progress>) -> io::Result<()> {
-    for signal in [SIGINT, SIGTERM] {
-        flag::register(signal, stop_flag().clone())?;
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    thread::Builder::new()
-        .name("undercroft-signals".into())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if progress.is_stopping() {
-                    low_level::exit(128 + signal);
-                }
-                progress.stop();
-                let _ = writeln!(
-                    io::stderr(),
-                    "\nStopping as soon as that leaves everything clean; once more to stop at once."
-                );
-            }
-        })?;
-    Ok(())
 }

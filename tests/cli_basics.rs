@@ -214,6 +214,7 @@ Commands:
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
+  repository     Say who may use a repository server
   bench          Measure each stage of the pipeline, and the whole, on this machine
   completions    Print completions for a shell
   man            Write manual pages, one per command
@@ -239,6 +240,7 @@ fn every_command_has_help() {
         "prune",
         "gc",
         "stats",
+        "repository",
         "bench",
         "completions",
         "man",
@@ -448,6 +450,118 @@ Hint: move it away, or choose another target
 }
 
 #[test]
+fn unsuitable_targets_are_refused_before_anything_is_written() {
+    let bench = Bench::with_snapshots();
+    let disk = ["restore", "web01@latest", "--disk", "data"];
+    let restore = |args: &[&str]| bench.error(&[&disk, args].concat());
+    assert_eq!(bench.run(&[&disk[..], &["--to", ""]].concat()).code, 2);
+    assert_snapshot!(restore(&["--to", "-", "--in-place"]), @r#"
+2: Error: standard output is a stream: it cannot be written in place
+Hint: leave out --in-place
+"#);
+    std::os::unix::fs::symlink("nowhere.raw", bench.path("link.raw")).unwrap();
+    assert_snapshot!(restore(&["--to", "link.raw", "--force"]), @r#"
+1: Error: the target link.raw is a link that leads nowhere
+Hint: remove the link, or make what it leads to
+"#);
+    assert_snapshot!(restore(&["--to", "no/such/x.raw"]), @r#"
+1: Error: the target no/such/x.raw cannot be made: there is no directory no/such
+Hint: make it: mkdir -p no/such
+"#);
+    bench.write("long.raw", &noise(3, 3 * MIB));
+    assert_snapshot!(restore(&["--to", "long.raw", "--in-place"]), @r#"
+1: Error: the target long.raw is longer than disk data: 3.00 MiB against 1.00 MiB
+Hint: is it the right file? To cut what is too much: --in-place --force
+"#);
+    assert!(bench.read("long.raw") == noise(3, 3 * MIB));
+}
+
+#[test]
+fn metadata_never_takes_the_place_of_a_disk() {
+    let bench = Bench::with_snapshots();
+    fs::create_dir(bench.path("md")).unwrap();
+    bench.write("md/root.raw", b"<ova/>");
+    let clash = [
+        "backup",
+        "--vm",
+        "x",
+        "--metadata",
+        "md/root.raw",
+        "root.raw",
+    ];
+    assert_snapshot!(bench.error(&clash), @r#"
+2: Error: the metadata md/root.raw would be restored under the name of disk root
+Hint: rename the metadata's file, or give the disk another label: --disk LABEL=SOURCE
+"#);
+    // A label of the same name without the suffix is another file.
+    bench.write("md/root", b"<ova/>");
+    let apart = ["backup", "--vm", "x", "--metadata", "md/root", "root.raw"];
+    bench.ok(&apart);
+    bench.ok(&["restore", "x@latest", "--to", "out/"]);
+    assert!(bench.read("out/root.raw") == bench.read("root.raw"));
+    assert_eq!(bench.read("out/root"), b"<ova/>");
+}
+
+#[test]
+fn metadata_is_its_owners_and_follows_no_planted_link() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::with_snapshots();
+    fs::create_dir(bench.path("out")).unwrap();
+    bench.write("victim", b"precious");
+    let planted = bench.path("out/ova.xml.undercroft-partial");
+    std::os::unix::fs::symlink("../victim", planted).unwrap();
+    bench.ok(&["restore", "web01@latest-1", "--to", "out/"]);
+    assert_eq!(bench.read("victim"), b"precious");
+    assert_eq!(bench.read("out/ova.xml"), b"<ova/>");
+    let mode = fs::metadata(bench.path("out/ova.xml"))
+        .unwrap()
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+}
+
+#[test]
+fn disks_with_the_longest_labels_can_be_restored() {
+    let bench = Bench::with_snapshots();
+    let label = "x".repeat(251);
+    let disk = format!("{label}=data.raw");
+    bench.ok(&["backup", "--vm", "long", "--disk", &disk]);
+    bench.ok(&["restore", "long@latest", "--to", "out/"]);
+    assert!(bench.read(&format!("out/{label}.raw")) == bench.read("data.raw"));
+    let longer = format!("x{disk}");
+    assert_eq!(
+        bench
+            .run(&["backup", "--vm", "long", "--disk", &longer])
+            .code,
+        2
+    );
+}
+
+#[test]
+fn a_repository_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::with_snapshots();
+    bench.ok(&["rebuild-index"]);
+    bench.ok(&["protect", "web01@latest"]);
+    let mut dirs = vec![bench.path("repo")];
+    while let Some(dir) = dirs.pop() {
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir), 0o700, "{}", dir.display());
+        // RocksDB makes its own files; nobody else enters their directory.
+        if dir.ends_with("index") {
+            continue;
+        }
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                assert_eq!(mode(&path), 0o600, "{}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn disks_come_back_as_they_were() {
     let bench = Bench::with_snapshots();
     let (root, data) = (bench.read("root.raw"), bench.read("data.raw"));
@@ -466,23 +580,26 @@ fn disks_come_back_as_they_were() {
     assert_eq!(bench.read("old/ova.xml"), b"<ova/>");
     assert!(bench.read("old/root.raw") == noise(1, 2 * MIB), "old root");
     // Over what is there, shorter and longer, whole and in place.
-    for (option, len) in [
-        ("--force", 10),
-        ("--force", 3 * MIB),
-        ("--in-place", 10),
-        ("--in-place", 3 * MIB),
+    let over = [
+        "restore",
+        "web01@latest",
+        "--disk",
+        "root",
+        "--to",
+        "there.raw",
+    ];
+    for (options, len) in [
+        (&["--force"][..], 10),
+        (&["--force"], 3 * MIB),
+        (&["--in-place"], 10),
+        (&["--in-place", "--force"], 3 * MIB),
     ] {
         bench.write("there.raw", &noise(3, len));
-        bench.ok(&[
-            "restore",
-            "web01@latest",
-            "--disk",
-            "root",
-            "--to",
-            "there.raw",
-            option,
-        ]);
-        assert!(bench.read("there.raw") == root, "{option} over {len} bytes");
+        bench.ok(&[&over, options].concat());
+        assert!(
+            bench.read("there.raw") == root,
+            "{options:?} over {len} bytes"
+        );
     }
     bench.ok(&[
         "restore",
@@ -586,6 +703,24 @@ fn snapshots_are_listed_oldest_first() {
         1
     );
     assert_eq!(bench.json(&["show", "web01@latest"]), *second);
+}
+
+#[test]
+fn the_time_that_is_shown_selects_the_snapshot() {
+    let bench = Bench::with_snapshots();
+    let listed = bench.ok(&["snapshots"]);
+    let shown = listed
+        .lines()
+        .nth(2)
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap();
+    let second = shown.strip_suffix("+00:00").unwrap();
+    for time in [shown, second, &second[..16]] {
+        let found = bench.json(&["show", &format!("web01@{time}")]);
+        assert_eq!(found["id"], *bench.ids()[1], "{time}");
+    }
 }
 
 #[test]
@@ -853,6 +988,79 @@ fn an_interrupted_backup_says_how_to_go_on() {
 }
 
 #[test]
+fn an_idle_stream_does_not_keep_ctrl_c_waiting() {
+    let bench = Bench::with_snapshots();
+    let mut backup = bench.endless_backup();
+    sleep(Duration::from_millis(200));
+    interrupt(&backup);
+    // Its standard input stays open, and nothing comes.
+    bench.wait_for("its end", || backup.try_wait().unwrap().is_some());
+    let run = Run::from(backup.wait_with_output().unwrap());
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    let advice = "Hint: to go on, run again: undercroft backup --vm slow -\n";
+    assert!(run.stderr.contains(advice), "{}", run.stderr);
+}
+
+#[test]
+fn an_interrupted_measurement_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let mut child = bench
+        .command(&["bench", "--size", "64G"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let image = bench.path("undercroft-bench-image.raw");
+    bench.wait_for("the image", || image.exists());
+    interrupt(&child);
+    bench.wait_for("its end", || child.try_wait().unwrap().is_some());
+    let run = Run::from(child.wait_with_output().unwrap());
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("nothing was left behind"),
+        "{}",
+        run.stderr
+    );
+    assert!(!image.exists());
+}
+
+#[test]
+fn ctrl_c_at_a_question_leaves_the_terminal_as_it_was() {
+    let bench = Bench::new();
+    // A shell that survives the Ctrl-C tells how the program ended and whether the terminal echoes.
+    let story = format!(
+        "trap : INT; {} --repo repo init --encrypt; echo code=$?; stty -a",
+        env!("CARGO_BIN_EXE_undercroft")
+    );
+    let Ok(mut terminal) = Command::new("script")
+        .args(["-qec", &story, "/dev/null"])
+        .current_dir(bench.dir.path())
+        .env_remove("UNDERCROFT_PASSPHRASE")
+        .env("SHELL", "/bin/sh")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+    else {
+        eprintln!("no script(1) here, which makes terminals");
+        return;
+    };
+    let mut screen = terminal.stdout.take().unwrap();
+    let mut shown = Vec::new();
+    while !shown.ends_with(b"repository: ") {
+        let mut byte = [0];
+        assert_eq!(screen.read(&mut byte).unwrap(), 1, "{shown:?}");
+        shown.extend(byte);
+    }
+    sleep(Duration::from_millis(100));
+    let keys = terminal.stdin.as_mut().unwrap();
+    keys.write_all(b"\x03").unwrap();
+    let mut rest = String::new();
+    screen.read_to_string(&mut rest).unwrap();
+    terminal.wait().unwrap();
+    assert!(rest.contains("code=130"), "{rest}");
+    assert!(rest.contains(" echo "), "{rest}");
+}
+
+#[test]
 fn damage_is_found_and_named() {
     let bench = Bench::with_snapshots();
     let pack = largest_pack(&bench.path("repo/packs"));
@@ -915,6 +1123,43 @@ fn a_snapshot_that_cannot_be_read_is_warned_of() {
     let run = bench.run(&["show", &id[..10]]);
     assert_eq!(run.code, 1);
     assert!(run.stderr.contains("Error: snapshot"), "{}", run.stderr);
+    assert!(!run.stderr.contains("Warning"), "{}", run.stderr);
+    // It may have been the newest: the one before may not pass for that.
+    for args in [
+        &["show", "web01@latest"][..],
+        &["restore", "web01@latest", "--to", "out/"],
+        &["restore", "web01@2099-01-01", "--to", "out/"],
+        &[
+            "backup",
+            "--vm",
+            "web01",
+            "--parent",
+            "web01@latest",
+            "root.raw",
+        ],
+        &["forget", "web01@latest"],
+    ] {
+        let run = bench.run(args);
+        assert_eq!(run.code, 1, "{args:?}: {}", run.stderr);
+        assert_eq!(
+            run.stderr.matches("cannot be read").count(),
+            1,
+            "{}",
+            run.stderr
+        );
+        assert!(
+            run.stderr.contains("Hint: name a snapshot by its id"),
+            "{}",
+            run.stderr
+        );
+    }
+    let readable = &bench.run(&["snapshots", "--json"]).stdout;
+    let readable: Value = serde_json::from_str(readable).unwrap();
+    let readable = readable[0]["id"].as_str().unwrap();
+    bench.ok(&["restore", &readable[..8], "--to", "out/"]);
+    let run = bench.run(&["verify"]);
+    assert_eq!(run.code, 3);
+    assert!(!run.stderr.contains("cannot be read"), "{}", run.stderr);
     let run = bench.run(&["gc"]);
     assert_eq!(run.code, 1, "what cannot be read may not pass for dead");
     assert!(run.stderr.contains("`undercroft repair`"), "{}", run.stderr);
@@ -938,6 +1183,26 @@ fn progress_comes_as_json_lines() {
         assert!(last[field].is_u64(), "{last}");
     }
     assert!(last["rate_bytes_per_s"].is_f64() && last.get("eta_s").is_some());
+}
+
+#[test]
+fn a_full_output_is_not_taken_for_a_full_repository() {
+    let bench = Bench::with_snapshots();
+    for args in [
+        &["snapshots"][..],
+        &["restore", "web01@latest", "--disk", "root", "--to", "-"],
+    ] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let run = Run::from(bench.command(args).stdout(full).output().unwrap());
+        assert_eq!(run.code, 1, "{args:?}: {}", run.stderr);
+        assert!(run.stderr.contains("No space left"), "{}", run.stderr);
+        assert!(
+            run.stderr.contains("Hint: make room there"),
+            "{}",
+            run.stderr
+        );
+        assert!(!run.stderr.contains("prune"), "{}", run.stderr);
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The same bytes are stored once, however they arrive.
 
+use std::os::unix::fs::FileExt;
+
 mod support;
 
 use support::{Image, assert_restores, json, succeed, undercroft, workspace};
@@ -83,4 +85,49 @@ fn an_in_place_restore_writes_what_differs() {
         .as_u64()
         .expect("a number");
     assert!((64 << 10..=1 << 20).contains(&written), "{report}");
+}
+
+/// The target's holes are zeros already: comparing 8 GiB of them reads nothing.
+#[test]
+fn an_in_place_restore_does_not_read_holes() {
+    let dir = workspace();
+    let repo = dir.path().join("repo");
+    succeed(undercroft(&repo).args(["init"]));
+    let disk = dir.path().join("disk.raw");
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&disk)
+        .expect("a disk");
+    file.set_len(8 << 30).expect("a sparse disk");
+    file.write_all_at(&[7; 100_000], 5 << 30).expect("data");
+    succeed(undercroft(&repo).args(["backup", "--vm", "vm"]).arg(&disk));
+    // Data in the target where the disk has none, and the reverse.
+    file.set_len(0)
+        .and_then(|()| file.set_len(8 << 30))
+        .expect("an empty disk");
+    file.write_all_at(&[9; 5000], (3 << 30) + 77)
+        .expect("other data");
+    let run = succeed(
+        undercroft(&repo)
+            .args([
+                "--progress=json",
+                "restore",
+                "vm@latest",
+                "--in-place",
+                "--to",
+            ])
+            .arg(&disk),
+    );
+    let progress = String::from_utf8_lossy(&run.stderr).into_owned();
+    let last = progress.lines().last().expect("progress was told");
+    let last: serde_json::Value = serde_json::from_str(last).expect("a line of JSON");
+    let read = last["read_bytes"].as_u64().expect("a number");
+    assert!(read < 1 << 20, "{read} bytes were read");
+    let mut wanted = vec![0; 100_000];
+    file.read_exact_at(&mut wanted, 5 << 30).expect("the data");
+    assert!(wanted.iter().all(|byte| *byte == 7));
+    file.read_exact_at(&mut wanted, 3 << 30).expect("zeros");
+    assert!(wanted.iter().all(|byte| *byte == 0));
 }

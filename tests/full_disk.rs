@@ -64,19 +64,30 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
     let mut failed = None;
     for round in 0..6 {
         image.change(1000 * (round + 1), &all);
+        let before = sealed_bytes(&repo);
         let output = undercroft(&repo)
             .args(["backup", "--vm", "vm"])
             .arg(&image.path)
             .output()
             .expect("it starts");
         if !output.status.success() {
-            failed = Some(String::from_utf8_lossy(&output.stderr).into_owned());
+            let kept = sealed_bytes(&repo) - before;
+            failed = Some((String::from_utf8_lossy(&output.stderr).into_owned(), kept));
             break;
         }
     }
-    let text = failed.expect("48 MiB do not hold seven disks of 16 MiB");
+    let (text, kept) = failed.expect("48 MiB do not hold seven disks of 16 MiB");
     assert!(text.to_lowercase().contains("no space"), "{text}");
     assert!(text.contains("gc"), "it says what makes room: {text}");
+    // Only what was sealed stays: less than what was stored until the disk was full.
+    let said = text.split(" MiB of new data stay").next();
+    let said = said.and_then(|text| text.rsplit(' ').next()?.parse().ok());
+    let said: f64 = said.unwrap_or_else(|| panic!("{text}"));
+    let kept = kept as f64 / f64::from(1 << 20);
+    assert!(
+        (said - kept).abs() < 0.1,
+        "{said} said, {kept} kept: {text}"
+    );
 
     assert_restores(
         &repo,
@@ -103,6 +114,79 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
     );
     assert_restores(&repo, "other@latest", &small.bytes, dir.path());
     succeed(undercroft(&repo).args(["verify", "--deep"]));
+}
+
+/// Sealed packs together: what a session that failed leaves for the next to find.
+fn sealed_bytes(repo: &Path) -> u64 {
+    let packs = support::files_below(&repo.join("packs")).into_iter();
+    let sealed = packs.filter(|path| path.extension().is_none());
+    sealed
+        .map(|path| std::fs::metadata(path).expect("a pack").len())
+        .sum()
+}
+
+/// The index is not made anew for want of room, and what is said is about the room.
+#[test]
+fn a_full_disk_is_not_taken_for_a_damaged_index() {
+    let dir = workspace();
+    let Some(disk) = SmallDisk::mount(&dir.path().join("small"), 24 << 20) else {
+        eprintln!("not root: cannot mount a small file system");
+        return;
+    };
+    let repo = disk.0.join("repo");
+    succeed(undercroft(&repo).args(["init", "--index-memory", "64M"]));
+    let image = Image::new(dir.path().join("disk.raw"), 1, 2 << 20);
+    succeed(
+        undercroft(&repo)
+            .args(["backup", "--vm", "vm"])
+            .arg(&image.path),
+    );
+    fill(&disk.0.join("filler"));
+    let output = undercroft(&repo)
+        .args(["gc", "--dry-run"])
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(!text.contains("rocksdb:"), "{text}");
+    assert!(!text.contains("damaged"), "{text}");
+    assert!(!text.contains("rebuild-index"), "{text}");
+
+    // The old index would make way for the new one.
+    std::fs::remove_dir_all(repo.join("index")).expect("it is there");
+    fill(&disk.0.join("more"));
+    let text = fail_with(undercroft(&repo).arg("rebuild-index"), 1);
+    assert!(text.contains("No space left"), "{text}");
+    assert!(!text.contains("rocksdb:"), "{text}");
+    assert!(!text.contains("rebuild-index"), "{text}");
+    assert!(text.contains("Hint: make room: "), "{text}");
+
+    // A full target is another disk's business.
+    for file in ["filler", "more"] {
+        std::fs::remove_file(disk.0.join(file)).expect("it is there");
+    }
+    succeed(undercroft(&repo).arg("rebuild-index"));
+    let Some(target) = SmallDisk::mount(&dir.path().join("target"), 1 << 20) else {
+        return;
+    };
+    let file = target.0.join("disk.raw");
+    let text = fail_with(
+        undercroft(&repo)
+            .args(["restore", "vm@latest", "--to"])
+            .arg(&file),
+        1,
+    );
+    assert!(text.contains("No space left"), "{text}");
+    assert!(text.contains("Hint: make room there"), "{text}");
+    assert!(!text.contains("prune"), "{text}");
+}
+
+/// Writes until there is no room left.
+fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).expect("a file");
+    for len in [1 << 20, 4096] {
+        while file.write_all(&vec![1; len]).is_ok() {}
+    }
 }
 
 #[test]

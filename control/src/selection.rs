@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use jiff::civil::{Date, DateTime};
 use jiff::tz::{AmbiguousOffset, TimeZone};
-use jiff::{Timestamp, Zoned};
+use jiff::{SignedDuration, Timestamp, Zoned};
 use serde::Serialize;
 use undercroft_format::id::SnapshotId;
 
@@ -19,6 +19,9 @@ use crate::near::near_names;
 
 /// Fewer digits of an id would be ambiguous in any repository worth the name, and look like names.
 const ID_PREFIX_LEN_MIN: usize = 4;
+
+/// Length of `2026-11-22`.
+const DATE_LEN: usize = 10;
 
 /// As many choices as an error message lists before it only counts.
 const CHOICES_SHOWN_MAX: usize = 10;
@@ -52,8 +55,9 @@ impl SnapshotSummary {
 /// - `web01@latest-2`: the second before the newest
 /// - `web01@TIME`: the newest at or before a moment. TIME is RFC 3339 (`2026-11-22T03:00:00+01:00`), or
 ///   without an offset in the time zone given to [`resolve`](Self::resolve): `2026-11-22T03:00`,
-///   `2026-11-22 03:00`, seconds and fractions if wanted, or `2026-11-22`, which means the end of that
-///   day. `03:00` is the moment, not the minute: a snapshot of 03:00:01 comes after it.
+///   `2026-11-22 03:00`, seconds and fractions if wanted, `2026-11-22`, `2026-11` or `2026`. What is left
+///   out is at its last: `03:00` means the end of that minute, `2026-11-22` that of the day. So the time
+///   that a list shows to the second selects the snapshot it stands beside.
 ///
 /// The name ends at the last `@`, so that it may contain others. Text without `@` is an id, never a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +112,15 @@ impl SnapshotSpec {
             Wanted::IdPrefix(prefix) => self.resolve_id(prefix, snapshots, tz),
             Wanted::Unrecognized => Err(self.not_found(&self.text, snapshots)),
             Wanted::OfVm { vm, position } => self.resolve_vm(vm, position, snapshots, tz),
+        }
+    }
+
+    /// Whether the text may mean snapshot `id`, of which no more than this is known.
+    pub fn may_mean(&self, id: SnapshotId) -> bool {
+        match &self.wanted {
+            Wanted::IdPrefix(prefix) => id.to_string().starts_with(prefix),
+            Wanted::Unrecognized => false,
+            Wanted::OfVm { .. } => true,
         }
     }
 
@@ -270,10 +283,13 @@ fn parse_position(text: &str) -> Option<Position> {
     }
 }
 
+/// The last moment that the text may mean.
+///
 /// jiff's own parsers take more than is wanted here: some drop what they do not need, be it a time
 /// behind a date or an offset behind a time. So the shape decides which of them sees the text.
 fn parse_moment(text: &str) -> Option<Moment> {
-    let (date, time) = text.split_at_checked("2026-11-22".len())?;
+    let date_len = text.find(['T', 't', ' ']).unwrap_or(text.len());
+    let (date, time) = text.split_at(date_len);
     let dated = date.bytes().enumerate().all(|(i, byte)| match i {
         4 | 7 => byte == b'-',
         _ => byte.is_ascii_digit(),
@@ -282,20 +298,39 @@ fn parse_moment(text: &str) -> Option<Moment> {
         return None;
     }
     if time.is_empty() {
-        let date: Date = date.parse().ok()?;
-        return Some(Moment::Local(date.at(23, 59, 59, 999_999_999)));
+        let last_day: Date = match date.len() {
+            4 => format!("{date}-12-31").parse().ok()?,
+            7 => format!("{date}-01").parse::<Date>().ok()?.last_of_month(),
+            DATE_LEN => date.parse().ok()?,
+            _ => return None,
+        };
+        return Some(Moment::Local(last_day.at(23, 59, 59, 999_999_999)));
     }
-    let clock = time.strip_prefix(['T', 't', ' '])?;
-    if !clock.contains(':') || clock.contains('[') {
+    let clock = &time[1..];
+    if date.len() != DATE_LEN || !clock.contains(':') || clock.contains('[') {
         return None;
     }
-    if clock
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || b":.".contains(&byte))
-    {
-        return text.parse().ok().map(Moment::Local);
+    let is_clock = |byte: &u8| byte.is_ascii_digit() || b":.".contains(byte);
+    let clock_len = clock.bytes().take_while(is_clock).count();
+    let rest = rest_of_period(&clock[..clock_len]);
+    if clock_len == clock.len() {
+        let local: DateTime = text.parse().ok()?;
+        return Some(Moment::Local(local.saturating_add(rest)));
     }
-    text.parse().ok().map(Moment::Exact)
+    let exact: Timestamp = text.parse().ok()?;
+    Some(Moment::Exact(
+        exact.checked_add(rest).unwrap_or(Timestamp::MAX),
+    ))
+}
+
+/// From the beginning to the last nanosecond of the minute or second that `clock` names.
+fn rest_of_period(clock: &str) -> SignedDuration {
+    let period = match clock.matches(':').count() {
+        _ if clock.contains('.') => return SignedDuration::ZERO,
+        ..=1 => SignedDuration::from_mins(1),
+        _ => SignedDuration::from_secs(1),
+    };
+    period - SignedDuration::from_nanos(1)
 }
 
 /// Each snapshot once, newest first.
@@ -498,7 +533,15 @@ mod tests {
             ("web01@2026-11-21t01:59:59z", "aaaa01"),
             ("web01@2026-11-20T21:00-05:00", "bbbb01"),
             ("web01@9999-12-31", "aaaa02"),
+            ("web01@9999-12-31T23:59:59", "aaaa02"),
+            ("web01@2026-11", "aaaa02"),
+            ("web01@2026", "aaaa02"),
             ("db@prod@latest", "cccc01"),
+            // What is left out is at its last.
+            ("db@prod@2026-11-22T03:00", "cccc01"),
+            ("db@prod@2026-11-22T03:00:00", "cccc01"),
+            ("db@prod@2026-11-22T03:00:00+01:00", "cccc01"),
+            ("db@prod@2026-11-22T02:00Z", "cccc01"),
             ("db@prod@2026-11-22T03:00:00.5+01:00", "cccc01"),
             ("cafe@latest", "dddd01"),
             // Digits are an id first, even if a VM is called so.
@@ -565,10 +608,10 @@ mod tests {
                 "web01@2026-11-19",
                 "VM 'web01' has no snapshot '2026-11-19': it has 3, the oldest of them aaaa0100 of 2026-11-20T03:00:00+01:00",
             ),
-            // At or before 03:00 sharp, and this one is half a second late.
+            // A fraction is the moment, and this one is a tenth of a second late.
             (
-                "db@prod@2026-11-22T03:00",
-                "VM 'db@prod' has no snapshot '2026-11-22T03:00': it has 1, the oldest of them cccc0100 of 2026-11-22T03:00:00.5+01:00",
+                "db@prod@2026-11-22T03:00:00.4",
+                "VM 'db@prod' has no snapshot '2026-11-22T03:00:00.4': it has 1, the oldest of them cccc0100 of 2026-11-22T03:00:00.5+01:00",
             ),
             (
                 "db@prod",
@@ -591,7 +634,11 @@ mod tests {
             "latest-4294967296",
             "latest1",
             "03:00",
-            "2026-11",
+            "2026-1",
+            "2026-13",
+            "202",
+            "20261",
+            "2026-11T03:00",
             "2026-13-01",
             "2026-02-30",
             "20261122",
@@ -715,6 +762,21 @@ mod tests {
         let spec: SnapshotSpec = "web01@2026-11-21".parse().unwrap();
         assert_eq!(spec.resolve(&list, &berlin()), Ok(list[0].id));
         assert_eq!(spec.resolve(&list, &TimeZone::UTC), Ok(list[1].id));
+    }
+
+    #[test]
+    fn a_snapshot_known_by_its_id_alone_may_be_any_of_a_vm() {
+        let id = snapshot("abcd01", "", "2026-11-21T22:59Z").id;
+        for (text, may) in [
+            ("ABCD", true),
+            ("abcd02", false),
+            ("web01@latest", true),
+            ("web01@2026-11-22", true),
+            ("web01", false),
+        ] {
+            let spec: SnapshotSpec = text.parse().unwrap();
+            assert_eq!(spec.may_mean(id), may, "{text}");
+        }
     }
 
     #[test]

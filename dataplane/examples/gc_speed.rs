@@ -1,15 +1,20 @@
-//! Makes a repository of many small chunks in a directory and collects it: time and memory of marking.
+//! Makes a repository of many small chunks in a directory, or collects one: time and memory of marking.
 //!
 //! ```console
 //! $ cargo run --release --example gc_speed -- DIRECTORY 10000000
+//! $ cargo run --release --example gc_speed -- DIRECTORY
 //! ```
+//!
+//! Two processes, so that the peak of memory is that of the collection.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::io::{EngineRequest, choose};
 use undercroft_dataplane::progress::Progress;
+use undercroft_dataplane::repository::LocalRepository;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::gc::{CollectOptions, collect};
 use undercroft_dataplane::repository::local_session::LocalSession;
@@ -29,6 +34,8 @@ use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
 const CHUNKS_PER_SEGMENT: u64 = 256;
 const CHUNK: u32 = 64 << 10;
+/// Packs of some 9,000 entries: large ones would have tables of contents that no real pack has.
+const PACK_LEN: u32 = 1 << 20;
 
 /// New nodes in order, to be stored afterwards.
 #[derive(Default)]
@@ -51,34 +58,64 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let root = args
         .next()
-        .ok_or("give a directory and a number of chunks")?;
-    let chunks: u64 = args.next().ok_or("give a number of chunks")?.parse()?;
-    create_local(Path::new(&root), &CreateOptions::default())?;
+        .ok_or("give a directory, and a number of chunks to fill it")?;
+    let chunks: Option<u64> = args.next().map(|text| text.parse()).transpose()?;
+    if chunks.is_some() {
+        let options = CreateOptions {
+            pack_len_target: PACK_LEN,
+            ..CreateOptions::default()
+        };
+        create_local(Path::new(&root), &options)?;
+    }
     let open = OpenOptions {
         unlock: None,
         access: Access::Own("gc_speed".into()),
         engine: choose(EngineRequest::Auto)?,
     };
+    let watch = Stopwatch::start();
     let (repository, _) = open_local(Path::new(&root), &open)?;
-    let session: Box<dyn Session> = Box::new(LocalSession::begin(&repository)?);
+    println!("opened in {:.1?}, peak {}", watch.elapsed(), peak());
+    match chunks {
+        Some(chunks) => store(&repository, chunks)?,
+        None => mark(&repository)?,
+    }
+    repository.close()?;
+    println!("closed, peak {}", peak());
+    Ok(())
+}
+
+/// The most memory that this process had at once, as the kernel prints it.
+fn peak() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.unwrap_or("unknown").trim().to_owned()
+}
+
+fn store(repository: &Arc<LocalRepository>, chunks: u64) -> Result<(), Box<dyn std::error::Error>> {
+    let session: Box<dyn Session> = Box::new(LocalSession::begin(repository)?);
     let watch = Stopwatch::start();
     let segments = chunks / CHUNKS_PER_SEGMENT;
     let snapshot = fill(&*session, segments)?;
     session.commit(&snapshot)?;
     println!("{chunks} chunks stored in {:.1?}", watch.elapsed());
-    let report = collect(
-        &repository,
-        &CollectOptions::default(),
-        &Progress::default(),
-    )?;
+    Ok(())
+}
+
+fn mark(repository: &Arc<LocalRepository>) -> Result<(), Box<dyn std::error::Error>> {
+    // Of so small chunks, records are little more than half of a pack: none is to be rewritten for that.
+    let options = CollectOptions {
+        rewrite_below_percent: 0,
+        ..CollectOptions::default()
+    };
+    let report = collect(repository, &options, &Progress::default())?;
     println!(
-        "marking {} references took {} ms; {} packs, none to be removed: {}",
+        "marking {} references took {} ms, peak {}; {} packs, none to be removed: {}",
         report.references,
         report.mark_ms,
+        peak(),
         report.packs,
         report.packs_removed == 0
     );
-    repository.close()?;
     Ok(())
 }
 

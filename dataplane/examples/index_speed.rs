@@ -1,21 +1,35 @@
 //! Measures the chunk index: `index_speed ENTRIES [DIRECTORY]`. One thread unless it says otherwise.
 //!
-//! Ids are BLAKE3 outputs of counters, so that entry `n` can be asked for without keeping it.
+//! Ids are BLAKE3 outputs of counters, so that entry `n` can be asked for without keeping it. Probes go
+//! through [`Lookup`] as a backup's do; the packs that they hit exist, without their records.
 #![expect(clippy::disallowed_methods, reason = "it measures wall time")]
 
+use std::fs::{self, File};
 use std::hint::black_box;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use undercroft_dataplane::io::LocalStorage;
 use undercroft_dataplane::repository::index::{
-    ChunkIndex, IndexOptions, PackContents, RocksIndex, SealState, check_seal,
+    Candidate, ChunkIndex, IndexOptions, PackContents, RocksIndex, SealState, check_seal,
 };
+use undercroft_dataplane::repository::layout;
+use undercroft_dataplane::repository::lookup::Lookup;
 use undercroft_format::id::{ObjectId, PackId, RepositoryId};
-use undercroft_format::pack::{Encoding, ObjectKind, PackKind, RecordInfo, TocEntry};
+use undercroft_format::pack::{
+    Encoding, ObjectKind, PackHeader, PackKind, RecordInfo, Toc, TocEntry,
+};
 
-/// Chunks of a 64 MiB pack at 24 KiB each.
-const PACK_ENTRIES: u64 = 2600;
+/// Chunks of a 32 MiB pack at 24 KiB each.
+const PACK_ENTRIES: u64 = 1300;
 const BATCH: usize = 1024;
+/// Chunks of a segment: what a backup probes for at a time.
+const SEGMENT_CHUNKS: usize = 288;
+/// Packs whose chunks are probed for.
+const PROBED_PACKS: u64 = 800;
+const REPOSITORY: RepositoryId = RepositoryId::from_bytes([1; 16]);
 /// Merging needs twice the disk: more entries are left as they are.
 const COMPACT_ENTRIES_MAX: u64 = 20_000_000;
 
@@ -64,16 +78,16 @@ fn random(seed: u64, below: u64) -> impl Iterator<Item = u64> {
 }
 
 fn rss_mib() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let statm = fs::read_to_string("/proc/self/statm").expect("Linux has it");
     let pages = statm.split(' ').nth(1).expect("has seven fields");
     pages.parse::<u64>().expect("is a number") >> 8
 }
 
 /// Nanoseconds that this process's threads spent on a CPU, so that a busy machine does not distort much.
 fn cpu_ns() -> u64 {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux has it");
+    let tasks = fs::read_dir("/proc/self/task").expect("Linux has it");
     let times = tasks.flatten().filter_map(|task| {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split(' ').next()?.parse::<u64>().ok()
     });
     times.sum()
@@ -104,9 +118,68 @@ fn report(what: &str, count: u64, since: Watch) {
     );
 }
 
+/// Makes the first packs as files: header and table of contents, a hole for the records.
+fn write_packs(dir: &Path, entries: u64) {
+    for pack in packs(entries).take(PROBED_PACKS as usize) {
+        let path = dir.join(layout::pack(pack.id));
+        fs::create_dir_all(path.parent().expect("is in a directory")).expect("makes");
+        let header = PackHeader {
+            kind: pack.kind,
+            id: pack.id,
+            repository: REPOSITORY,
+        };
+        let end = pack.entries.last().expect("has entries").end();
+        let tail = Toc {
+            entries: pack.entries,
+        }
+        .encode_tail(pack.id, end);
+        let file = File::create(&path).expect("creates");
+        file.write_all_at(&header.encode(), 0).expect("writes");
+        file.write_all_at(&tail, end).expect("writes");
+    }
+}
+
+/// A stream's probes: duplicates in the order in which they were stored; runs of 16 of them out of
+/// order, as after many increments; new data; one duplicate in ten.
+fn probes(dir: &Path, index: &Arc<RocksIndex>) {
+    let storage = Arc::new(LocalStorage::new(dir.to_owned()));
+    let known = PROBED_PACKS * PACK_ENTRIES;
+    let new = |n: u64| id(n + (1 << 42));
+    let in_order: Vec<_> = (0..known).map(id).collect();
+    let runs = random(3, known / 16).take((known / 16) as usize);
+    let scattered: Vec<_> = runs
+        .flat_map(|run| run * 16..run * 16 + 16)
+        .map(id)
+        .collect();
+    let fresh: Vec<_> = (0..known).map(new).collect();
+    let mixed: Vec<_> = (0..known)
+        .map(|n| if n % 10 == 0 { id(n) } else { new(n) })
+        .collect();
+    for (what, ids) in [
+        ("duplicates in order", in_order),
+        ("duplicates, scattered runs", scattered),
+        ("new", fresh),
+        ("new and duplicates", mixed),
+    ] {
+        let lookup = Lookup::new(storage.clone(), REPOSITORY, index.clone(), false);
+        let start = Watch::start();
+        let batches = ids
+            .chunks(SEGMENT_CHUNKS)
+            .map(|ids| lookup.probe(ids).expect("probes"));
+        let hits: usize = batches
+            .map(|answers| answers.iter().flatten().count())
+            .sum();
+        report(
+            &format!("probe, {what} ({hits} hits)"),
+            ids.len() as u64,
+            start,
+        );
+    }
+}
+
 fn lookups(what: &str, index: &RocksIndex, ids: &[ObjectId], exact: bool) {
     let (mut candidates, mut places) = (Vec::new(), Vec::new());
-    let mut hits = 0;
+    let (mut unsure, mut hits) = (Vec::new(), 0);
     let start = Watch::start();
     for ids in ids.chunks(BATCH) {
         if exact {
@@ -114,7 +187,18 @@ fn lookups(what: &str, index: &RocksIndex, ids: &[ObjectId], exact: bool) {
             hits += places.iter().flatten().count();
         } else {
             index.candidates(ids, &mut candidates).expect("answers");
-            hits += candidates.iter().flatten().count();
+            let known = candidates
+                .iter()
+                .filter(|known| matches!(known, Candidate::In(_)));
+            hits += known.count();
+            unsure.clear();
+            let answers = ids.iter().zip(&candidates);
+            let answers = answers.filter(|(_, known)| **known == Candidate::Unsure);
+            unsure.extend(answers.map(|(id, _)| *id));
+            if !unsure.is_empty() {
+                index.find(&unsure, &mut places).expect("finds");
+                hits += places.iter().flatten().count();
+            }
         }
     }
     report(&format!("{what} ({hits} hits)"), ids.len() as u64, start);
@@ -124,11 +208,10 @@ fn lookups(what: &str, index: &RocksIndex, ids: &[ObjectId], exact: bool) {
 fn open(dir: &Path, options: IndexOptions, what: &str) -> RocksIndex {
     let start = Watch::start();
     let index = RocksIndex::open(dir, options).expect("opens");
-    report(
-        &format!("open, {what}, table {}", index.has_table()),
-        index.len(),
-        start,
-    );
+    report(&format!("open, {what}"), index.len(), start);
+    let start = Watch::start();
+    let known = index.table().expect("loads").knowledge();
+    report(&format!("table, {what}: {known:?}"), index.len(), start);
     index
 }
 
@@ -144,9 +227,10 @@ fn main() {
         .next()
         .map_or(5_000_000, |text| text.parse().expect("a number"));
     let dir = args.next().map_or_else(std::env::temp_dir, PathBuf::from);
-    let dir = dir.join(format!("index-speed-{}", std::process::id()));
+    let root = dir.join(format!("index-speed-{}", std::process::id()));
+    let dir = root.join("index");
     let options = IndexOptions {
-        repository: RepositoryId::from_bytes([1; 16]),
+        repository: REPOSITORY,
         memory_budget: 2 << 30,
         read_only: false,
     };
@@ -167,7 +251,7 @@ fn main() {
     );
     println!(
         "table: {:.1} bytes per entry",
-        per_entry(index.table().memory_bytes())
+        per_entry(index.table().expect("was built").memory_bytes())
     );
     println!(
         "memory: {} MiB, RSS {} MiB",
@@ -214,7 +298,10 @@ fn main() {
     }
     report("insert_pack, entries", more * PACK_ENTRIES, start);
     println!("memory: {} MiB", index.memory_bytes() >> 20);
-    shut(index);
+    write_packs(&root, entries);
+    let index = Arc::new(index);
+    probes(&root, &index);
+    shut(Arc::into_inner(index).expect("the lookups are gone"));
     let start = Watch::start();
     let state = check_seal(&dir).expect("reads");
     report(
@@ -226,12 +313,16 @@ fn main() {
     let index = open(&dir, options, "clean");
     println!(
         "table: {:.1} bytes per entry",
-        index.table().memory_bytes() as f64 / index.len() as f64
+        index.table().expect("loads").memory_bytes() as f64 / index.len() as f64
     );
+    // What was stored fits no more: a scan must make it.
+    let last = pack(1 << 33, 1 << 43, (1 << 43) + 1);
+    let inserted = index.insert_pack(last.id, last.kind, last.len, &last.entries);
+    inserted.expect("inserts");
     drop(index);
     let index = open(&dir, options, "after a crash");
     shut(index);
-    for budget_mib in [64, 256] {
+    for budget_mib in [16, 64, 256] {
         let memory_budget = budget_mib << 20;
         let index = open(
             &dir,
@@ -241,6 +332,9 @@ fn main() {
             },
             &format!("{budget_mib} MiB"),
         );
+        let index = Arc::new(index);
+        probes(&root, &index);
+        let index = Arc::into_inner(index).expect("the lookups are gone");
         lookups("misses", &index, &misses[..1_000_000], false);
         lookups("misses again", &index, &misses[..1_000_000], false);
         lookups("hits", &index, &hits[..400_000], false);
@@ -273,5 +367,5 @@ fn main() {
         );
         shut(index);
     }
-    std::fs::remove_dir_all(&dir).expect("removes");
+    fs::remove_dir_all(&root).expect("removes");
 }

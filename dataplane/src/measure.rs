@@ -119,13 +119,16 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Measures on the disk image at `source`.
+/// Measures on the disk image at `source`. What it made is removed however it ends.
+///
+/// # Errors
+/// What failed, and [`RepositoryError::Cancelled`] once `progress` says to stop.
 pub fn measure(
     source: &Path,
     options: &MeasureOptions,
     engine: &Arc<dyn Engine>,
     threads: &rayon::ThreadPool,
-    started: &mut dyn FnMut(&'static str),
+    progress: &Progress,
 ) -> Result<Measurement> {
     let disk = DiskSource::open(source).map_err(|error| {
         let path = source.display().to_string();
@@ -138,9 +141,9 @@ pub fn measure(
         kernel: chunker.kernel().to_string(),
         figures: Vec::new(),
     };
-    started("read");
-    let sample = read_stage(&disk, &**engine, &mut result)?;
-    started("stages in memory");
+    begin("read", progress)?;
+    let sample = read_stage(&disk, &**engine, progress, &mut result)?;
+    begin("stages in memory", progress)?;
     memory_stages(&sample, &chunker, options, threads, &mut result);
     drop(sample);
     whole(
@@ -150,19 +153,40 @@ pub fn measure(
         engine,
         threads,
         &mut result,
-        started,
+        progress,
     )?;
     if options.encrypted {
-        whole(source, options, true, engine, threads, &mut result, started)?;
+        whole(
+            source,
+            options,
+            true,
+            engine,
+            threads,
+            &mut result,
+            progress,
+        )?;
     }
     Ok(result)
 }
 
+/// Tells what is measured next, unless the user has had enough.
+fn begin(stage: &'static str, progress: &Progress) -> Result<()> {
+    if progress.is_stopping() {
+        return Err(RepositoryError::Cancelled);
+    }
+    tracing::info!(stage, "measuring");
+    Ok(())
+}
+
 /// The limit of a re-read: the disk's rate over its allocated bytes. Keeps a sample of the data.
-fn read_stage(disk: &DiskSource, engine: &dyn Engine, result: &mut Measurement) -> Result<Vec<u8>> {
+fn read_stage(
+    disk: &DiskSource,
+    engine: &dyn Engine,
+    progress: &Progress,
+    result: &mut Measurement,
+) -> Result<Vec<u8>> {
     let segment_size = SegmentSize::DEFAULT;
     let pool = BufferPool::new(4 * segment_size.bytes() as usize);
-    let progress = Progress::default();
     let reader = DiskReader {
         source: disk,
         segment_size,
@@ -170,20 +194,20 @@ fn read_stage(disk: &DiskSource, engine: &dyn Engine, result: &mut Measurement) 
         engine,
         pool: &pool,
         finished: &DoneSegments::new(),
-        progress: &progress,
+        progress,
     };
+    let before = progress.read_bytes.get();
     let (read, took) = timed(|| reader.run(&Extent::All, &mut |_| Ok(())));
     read?;
+    let read_bytes = progress.read_bytes.get() - before;
     result.add(
         "read alone",
-        progress.read_bytes.get(),
+        read_bytes,
         took,
         "O_DIRECT, one thread".into(),
     );
     // Taken evenly from the whole disk: its parts compress very differently.
-    let every = (progress.read_bytes.get() as usize)
-        .div_ceil(SAMPLE_LEN)
-        .max(1);
+    let every = (read_bytes as usize).div_ceil(SAMPLE_LEN).max(1);
     let mut sample = Vec::new();
     let mut segments = 0;
     reader.run(&Extent::All, &mut |segment| {
@@ -344,7 +368,7 @@ fn whole(
     engine: &Arc<dyn Engine>,
     threads: &rayon::ThreadPool,
     result: &mut Measurement,
-    started: &mut dyn FnMut(&'static str),
+    progress: &Progress,
 ) -> Result<()> {
     let root = options.directory.join("undercroft-bench-repository");
     let target = options.directory.join("undercroft-bench-restored.raw");
@@ -354,7 +378,7 @@ fn whole(
     };
     remove();
     let measured = whole_in(
-        source, &root, &target, options, encrypted, engine, threads, result, started,
+        source, &root, &target, options, encrypted, engine, threads, result, progress,
     );
     remove();
     measured
@@ -373,7 +397,7 @@ fn whole_in(
     engine: &Arc<dyn Engine>,
     threads: &rayon::ThreadPool,
     result: &mut Measurement,
-    started: &mut dyn FnMut(&'static str),
+    progress: &Progress,
 ) -> Result<()> {
     let names = if encrypted { &SEALED_NAMES } else { &NAMES };
     let passphrase = || zeroize::Zeroizing::new("bench".to_owned());
@@ -391,10 +415,10 @@ fn whole_in(
     let (repository, _) = open_local(root, &open)?;
     let mut snapshot = None;
     for name in &names[..2] {
-        started(name);
+        begin(name, progress)?;
         let job = job(source)?;
-        let progress = Progress::default();
-        let (report, took) = timed(|| backup(repository.clone(), job, threads, &progress));
+        let before = progress.read_bytes.get();
+        let (report, took) = timed(|| backup(repository.clone(), job, threads, progress));
         let report = report?;
         let figures = &report.snapshot.disks[0].figures;
         let mut note = format!(
@@ -404,17 +428,16 @@ fn whole_in(
         if let Some(limit) = limit(result, name, figures.new_bytes, took) {
             note = format!("{note}; {limit}");
         }
-        result.add(name, progress.read_bytes.get(), took, note);
+        result.add(name, progress.read_bytes.get() - before, took, note);
         snapshot = Some(report.id);
     }
     for (name, deep) in [(names[2], false), (names[3], true)] {
-        started(name);
-        let progress = Progress::default();
+        begin(name, progress)?;
         let deep = VerifyOptions {
             deep,
             ..VerifyOptions::default()
         };
-        let (report, took) = timed(|| verify(&repository, &deep, threads, &progress));
+        let (report, took) = timed(|| verify(&repository, &deep, threads, progress));
         let report = report?;
         let note = format!(
             "{} records, {} damaged",
@@ -424,7 +447,7 @@ fn whole_in(
         result.add(name, report.bytes, took, note);
     }
     if let Some(id) = snapshot {
-        started(names[4]);
+        begin(names[4], progress)?;
         let stored = repository.snapshots().read(id)?;
         let disk = &stored.snapshot.disks[0];
         let io = RepositoryError::io("writing", "the restored file");
@@ -436,7 +459,7 @@ fn whole_in(
             file: Arc::new(file),
             content: TargetContent::Zeros,
         };
-        let (progress, restore) = (Progress::default(), RestoreOptions::default());
+        let restore = RestoreOptions::default();
         let (report, took) = timed(|| {
             restore_disk(
                 &*repository,
@@ -445,7 +468,7 @@ fn whole_in(
                 target,
                 restore,
                 threads,
-                &progress,
+                progress,
             )
         });
         let note = format!("{} bytes fetched", report?.fetched_bytes);
@@ -508,12 +531,20 @@ fn job(source: &Path) -> Result<BackupJob> {
 
 /// Writes a disk image of `len` bytes to `path` for a run without one: a third zeros, a third text-like
 /// data that compresses about 3 : 1, a third noise, in runs of 256 KiB, some of them repeated.
-pub fn generate(path: &Path, len: u64) -> std::io::Result<()> {
+///
+/// # Errors
+/// What the system says, and [`RepositoryError::Cancelled`].
+pub fn generate(path: &Path, len: u64, progress: &Progress) -> Result<()> {
     const RUN: usize = 256 << 10;
-    let file = OsFile::create_new(path, false)?;
-    file.set_len(len)?;
+    let shown = path.display().to_string();
+    let writing = || RepositoryError::io("writing", &shown);
+    let file = OsFile::create_new(path, false).map_err(writing())?;
+    file.set_len(len).map_err(writing())?;
     let mut run = vec![0; RUN];
     for number in 0..len / RUN as u64 {
+        if progress.is_stopping() {
+            return Err(RepositoryError::Cancelled);
+        }
         // Every tenth run repeats an earlier one.
         let seed = if number % 10 == 9 { number / 2 } else { number };
         match seed % 3 {
@@ -533,9 +564,10 @@ pub fn generate(path: &Path, len: u64) -> std::io::Result<()> {
                 .finalize_xof()
                 .fill(&mut run),
         }
-        file.write_all_at(&run, number * RUN as u64)?;
+        file.write_all_at(&run, number * RUN as u64)
+            .map_err(writing())?;
     }
-    file.sync()
+    file.sync().map_err(writing())
 }
 
 const WORDS: [[u8; 8]; 16] = [

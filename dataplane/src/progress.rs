@@ -18,6 +18,8 @@ pub struct Progress {
     pub new_bytes: Counter,
     /// Bytes written to the repository or the target.
     pub stored_bytes: Counter,
+    /// Bytes of packs that a backup which failed leaves for the next one to find.
+    pub kept_bytes: Counter,
     /// Nanoseconds that workers spent on CPU work.
     pub busy_ns: Counter,
     /// Nanoseconds that workers waited for the repository's disk.

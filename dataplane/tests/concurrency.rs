@@ -11,11 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use undercroft_dataplane::io::{EngineRequest, SimStorage, Storage, choose};
+use undercroft_dataplane::progress::Progress;
+use undercroft_dataplane::repository::local_session::SessionStore;
 use undercroft_dataplane::repository::open::{
     Access, OpenOptions, create_local, open_local, rebuild_index,
 };
+use undercroft_dataplane::repository::record::RecordEncoder;
 use undercroft_dataplane::repository::{LocalRepository, Repository};
-use undercroft_format::id::SnapshotId;
+use undercroft_format::id::{ObjectId, SessionId, SnapshotId};
+use undercroft_format::pack::{ObjectKind, RecordHeader};
 
 use support::{
     Content, Decoded, DiskInput, KIB, MIB, Rng, Watched, assert_no_leftovers, assert_restores,
@@ -306,7 +310,8 @@ fn hammer(request: EngineRequest, rounds: u64) {
     let storage = undercroft_dataplane::io::LocalStorage::new(root.path().to_owned());
     let config =
         undercroft_dataplane::repository::open::read_config(&storage, "here").expect("read");
-    rebuild_index(root.path(), &storage, &config, &mut Vec::new()).expect("rebuilt");
+    let progress = Progress::default();
+    rebuild_index(root.path(), &storage, &config, &mut Vec::new(), &progress).expect("rebuilt");
     check(&open_real(root.path(), request));
 }
 
@@ -413,4 +418,44 @@ fn of_two_copies_the_collection_keeps_the_one_in_the_index() {
         let live = support::live_objects(&repository, &all).expect("all is there");
         assert!(before > live.len(), "nothing was stored twice");
     }
+}
+
+/// The index moved from a session's copy to another's. The other's goes, the session's promise stays.
+#[test]
+fn a_copy_that_stands_in_for_a_held_one_is_not_collected() {
+    let (config, keys) = config(1 << 20, false);
+    let storage = Arc::new(SimStorage::new());
+    make_directories(&*storage);
+    let repository = open(storage, &config, &keys, 1).expect("it opens");
+    let plain = vec![7; 5000];
+    let id = ObjectId::from(keys.chunk_id(&plain));
+    let mut encoder = RecordEncoder::new(1);
+    let record = encoder.encode(id, ObjectKind::Chunk, &plain, None);
+    let header = RecordHeader::new(record.info, record.payload);
+    let sessions = [1, 2].map(|number| {
+        let id = SessionId::from_bytes([number; 16]);
+        SessionStore::begin(&repository, id, 1 << 20).expect("begun")
+    });
+    for session in &sessions {
+        assert_eq!(session.probe(&[id]).expect("answered"), [false]);
+    }
+    for session in &sessions {
+        session.append(&header, record.payload).expect("stored");
+    }
+    for session in &sessions {
+        session.checkpoint().expect("durable");
+    }
+    let [first, mut second] = sessions;
+    second.seal().expect("ended");
+    drop(second);
+    for _ in 0..2 {
+        let report = run_gc(&repository, 60).expect("collected");
+        assert_eq!(report.packs_removed, 0, "{report:?}");
+        assert_eq!(first.probe(&[id]).expect("answered"), [true]);
+        let located = repository.lookup().locate(&[id]).expect("answered");
+        assert!(located[0].is_some());
+    }
+    // Nobody holds either copy any more.
+    drop(first);
+    assert_eq!(run_gc(&repository, 60).expect("collected").packs_removed, 2);
 }

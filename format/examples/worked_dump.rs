@@ -1,4 +1,4 @@
-//! The worked examples of docs/format.md, and the seeds of the fuzz targets: made by this crate, so that the
+//! The worked examples of docs/format.md and docs/trust.md, and the seeds of the fuzz targets: made by this crate, so that the
 //! document cannot show what the code does not write.
 //!
 //! ```console
@@ -20,6 +20,13 @@ use undercroft_format::pack::{
 use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
+use undercroft_format::trust::fingerprint::Fingerprint;
+use undercroft_format::trust::message::{Answer, EnrolRequest, Grant, RenewRequest};
+use undercroft_format::trust::refusal::Refusal;
+use undercroft_format::trust::role::Role;
+use undercroft_format::trust::scope::Scope;
+use undercroft_format::trust::time::UnixMs;
+use undercroft_format::trust::token::{Secret, Token};
 use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
 const REPOSITORY: RepositoryId = RepositoryId::from_bytes([0x11; 16]);
@@ -31,7 +38,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => {
-            for (name, text) in examples() {
+            for (name, text) in examples().into_iter().chain(trust_examples()) {
                 println!("<!-- {name} -->\n```text\n{text}```\n");
             }
         }
@@ -56,6 +63,15 @@ pub fn examples() -> Vec<(&'static str, String)> {
         ("segment map", dump(&segment_map().encode())),
         ("map tree node", dump(&node())),
         ("snapshot", dump(&snapshot_file().1)),
+    ]
+}
+
+/// The examples of docs/trust.md.
+pub fn trust_examples() -> Vec<(&'static str, String)> {
+    vec![
+        ("token", format!("{}\n", token().to_text().as_str())),
+        ("enrolment request", dump(&enrol_request().encode())),
+        ("refusal", dump(&refusal().encode())),
     ]
 }
 
@@ -334,6 +350,34 @@ fn partition_tables() -> [Vec<u8>; 2] {
     [mbr, gpt]
 }
 
+fn token() -> Token {
+    Token {
+        role: Role::Ingest,
+        authority: Fingerprint::from_bytes(std::array::from_fn(|place| place as u8)),
+        secret: Secret::from_bytes(std::array::from_fn(|place| place as u8)),
+    }
+}
+
+/// The request for a certificate in it is cut short: two bytes of an empty sequence.
+fn enrol_request() -> EnrolRequest {
+    let pattern = |text: &str| text.parse().expect("a pattern");
+    let scope = Scope::new([pattern("web*"), pattern("db1")], [pattern("main")]);
+    EnrolRequest {
+        secret: token().secret,
+        role: Role::Ingest,
+        name: "proxy-1".parse().expect("a name"),
+        scope: Some(scope.expect("few patterns")),
+        request: vec![0x30, 0],
+    }
+}
+
+fn refusal() -> Answer {
+    Answer::Refused(Refusal::TokenUsed {
+        by: "proxy-1".parse().expect("a name"),
+        at: UnixMs::from_millis(CREATED_MS),
+    })
+}
+
 /// A few small inputs per fuzz target. Targets with structured input take numbers from the front; the
 /// byte string that comes last is what is left.
 fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
@@ -370,6 +414,22 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
             vec![config(clear()).encode(), config(wrapped()).encode()],
         ),
         (
+            "enrolment",
+            vec![
+                enrol_request().encode(),
+                refusal().encode(),
+                Answer::Granted(Grant {
+                    certificate: vec![0x30, 0],
+                    authority: vec![0x30, 0],
+                })
+                .encode(),
+                RenewRequest {
+                    request: vec![0x30, 0],
+                }
+                .encode(),
+            ],
+        ),
+        (
             "id",
             vec![id(chunk("hello").into()), PACK.to_string().into_bytes()],
         ),
@@ -391,10 +451,18 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
             "partition",
             vec![with_size(1 << 40, &mbr), with_size(1 << 40, &gpt)],
         ),
+        ("pattern", vec![b"web*web0*web01\x04\x05".to_vec()]),
         ("seal", vec![seal_prefix().encode().to_vec()]),
         ("segment_map", vec![segment_map().encode()]),
         ("snapshot", vec![snapshot_file().1]),
         ("splice", vec![(0..200).collect(), vec![3; 90]]),
+        (
+            "token",
+            vec![
+                token().to_text().as_bytes().to_vec(),
+                b"uct1-0oO 1iIlL".to_vec(),
+            ],
+        ),
     ]
 }
 

@@ -13,6 +13,8 @@
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
 //! - [`snapshot`], [`config`], [`reason`]: the roots and the set-up
+//! - [`wire`]: what proxies and repository servers say to each other
+//! - [`trust`]: tokens, enrolment, and the names, roles and scopes of peers
 //! - [`codec`]: how all of them are written
 
 pub mod chunker;
@@ -28,4 +30,6 @@ pub mod reason;
 pub mod segment;
 pub mod snapshot;
 pub mod source;
+pub mod trust;
 pub mod units;
+pub mod wire;

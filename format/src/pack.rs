@@ -20,6 +20,8 @@ use crate::id::{ObjectId, PackId, RepositoryId, SessionId};
 pub const PACK_HEADER_LEN: usize = 64;
 /// Bytes of a record's header.
 pub const RECORD_HEADER_LEN: usize = 64;
+/// Bytes of a record's header on the wire: it has no place yet.
+pub const RECORD_WIRE_LEN: usize = 56;
 /// Bytes of an entry of the table of contents.
 pub const TOC_ENTRY_LEN: usize = 48;
 /// Bytes of a pack's footer.
@@ -324,9 +326,9 @@ impl RecordHeader {
         }
     }
 
-    /// The bytes, for a record at `position` of `pack`.
-    pub fn encode(&self, pack: PackId, position: u64) -> [u8; RECORD_HEADER_LEN] {
-        let mut out = [0; RECORD_HEADER_LEN];
+    /// The first [`RECORD_WIRE_LEN`] bytes, which do not depend on where the record stands.
+    pub fn encode_on_wire(&self) -> [u8; RECORD_WIRE_LEN] {
+        let mut out = [0; RECORD_WIRE_LEN];
         out[..4].copy_from_slice(RECORD_MAGIC);
         out[4] = self.info.kind.code();
         out[5] = self.info.encoding.code();
@@ -334,6 +336,28 @@ impl RecordHeader {
         out[12..16].copy_from_slice(&self.info.plain_len.to_le_bytes());
         out[16..48].copy_from_slice(self.info.id.as_bytes());
         out[48..56].copy_from_slice(&self.payload_checksum.to_le_bytes());
+        out
+    }
+
+    /// Reads and checks what [`encode_on_wire`](Self::encode_on_wire) wrote.
+    pub fn decode_on_wire(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        reader.magic(RECORD_MAGIC)?;
+        let (kind, encoding) = (reader.u8()?, reader.u8()?);
+        reader.zeros(2)?;
+        let (stored_len, plain_len) = (reader.u32()?, reader.u32()?);
+        let id = ObjectId::from_bytes(reader.array()?);
+        let payload_checksum = reader.u64()?;
+        let info = record_info(reader, id, kind, encoding, stored_len, plain_len)?;
+        Ok(Self {
+            info,
+            payload_checksum,
+        })
+    }
+
+    /// The bytes, for a record at `position` of `pack`.
+    pub fn encode(&self, pack: PackId, position: u64) -> [u8; RECORD_HEADER_LEN] {
+        let mut out = [0; RECORD_HEADER_LEN];
+        out[..RECORD_WIRE_LEN].copy_from_slice(&self.encode_on_wire());
         let sum = placed_checksum(&out[..56], pack, position);
         out[56..].copy_from_slice(&sum.to_le_bytes());
         out
@@ -342,21 +366,13 @@ impl RecordHeader {
     /// Reads and checks the header of the record at `position` of `pack`.
     pub fn decode(bytes: &[u8], pack: PackId, position: u64) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("record header", bytes);
-        let covered = reader.clone().take(56)?;
+        let covered = reader.clone().take(RECORD_WIRE_LEN)?;
+        let mut sum = Reader::new("record header", &bytes[RECORD_WIRE_LEN..]);
         reader.magic(RECORD_MAGIC)?;
-        let (kind, encoding) = (reader.u8()?, reader.u8()?);
-        reader.zeros(2)?;
-        let (stored_len, plain_len) = (reader.u32()?, reader.u32()?);
-        let id = ObjectId::from_bytes(reader.array()?);
-        let payload_checksum = reader.u64()?;
-        if reader.u64()? != placed_checksum(covered, pack, position) {
+        if sum.u64()? != placed_checksum(covered, pack, position) {
             return Err(reader.error(Problem::Checksum));
         }
-        let info = record_info(&reader, id, kind, encoding, stored_len, plain_len)?;
-        Ok(Self {
-            info,
-            payload_checksum,
-        })
+        Self::decode_on_wire(&mut Reader::new("record header", covered))
     }
 
     /// Checks that `payload` is what was written.

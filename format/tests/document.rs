@@ -1,10 +1,11 @@
-//! docs/format.md shows what this crate writes: its worked examples are compared byte by byte.
+//! docs/format.md and docs/trust.md show what this crate writes: their worked examples are compared byte by byte.
 
 #[expect(dead_code, reason = "the example's own main, which writes files")]
 #[path = "../examples/worked_dump.rs"]
 mod worked_dump;
 
 const DOCUMENT: &str = include_str!("../../docs/format.md");
+const TRUST: &str = include_str!("../../docs/trust.md");
 
 #[test]
 fn worked_examples_are_those_of_the_document() {
@@ -12,6 +13,16 @@ fn worked_examples_are_those_of_the_document() {
         assert!(
             DOCUMENT.contains(&format!("```text\n{text}```\n")),
             "docs/format.md: the example '{name}' is not what worked_dump prints"
+        );
+    }
+}
+
+#[test]
+fn worked_examples_of_trust_are_those_of_its_document() {
+    for (name, text) in worked_dump::trust_examples() {
+        assert!(
+            TRUST.contains(&format!("```text\n{text}```\n")),
+            "docs/trust.md: the example '{name}' is not what worked_dump prints"
         );
     }
 }

@@ -16,9 +16,10 @@ use crate::failure::{Outcome, Problem, quote, warn};
 use crate::progress::Activity;
 use crate::report::{self, line};
 use crate::settings::Settings;
+use crate::signals::is_stopping;
 use crate::snapshot_view::{SnapshotView, Totals, disk_table};
 use crate::units::{Size, Took, count, ratio};
-use crate::work::{Work, is_stopping};
+use crate::work::Work;
 
 /// Back up the disks of a virtual machine as one snapshot
 ///
@@ -90,6 +91,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                     "without --parent the disks are read in full, and only what is new is stored",
                 ))
             })?;
+            catalog.warn_unreadable();
             job.parent = Some(parent.clone());
         }
         let work = Work::start(
@@ -117,22 +119,28 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
 }
 
 fn explain(error: RepositoryError, vm: &str, progress: &Progress) -> anyhow::Error {
-    let stored = Size(progress.stored_bytes.get());
-    let kept = format!(
-        "no snapshot was published; {stored} of new data stay stored for the next run to find"
-    );
+    let kept = match progress.kept_bytes.get() {
+        0 => "no snapshot was published".to_owned(),
+        bytes => format!(
+            "no snapshot was published; {} of new data stay stored for the next run to find",
+            Size(bytes)
+        ),
+    };
     if !matches!(error, RepositoryError::Cancelled) && !is_stopping() {
         return anyhow::Error::new(error).context(format!("backing up {vm}: {kept}"));
     }
     let words: Vec<String> = std::env::args().skip(1).map(|word| quote(&word)).collect();
-    Problem::new(format!("stopped on request: {kept}"))
+    let stopped = Problem::new(format!("stopped on request: {kept}"))
         // Not in backquotes: these words name the repository already.
         .hint(format!(
             "to go on, run again: undercroft {}",
             words.join(" ")
-        ))
-        .hint("to give the space back instead: `undercroft gc`")
-        .into()
+        ));
+    match progress.kept_bytes.get() {
+        0 => stopped,
+        _ => stopped.hint("to give the space back instead: `undercroft gc`"),
+    }
+    .into()
 }
 
 fn write(text: &mut String, report: &BackupReport) {

@@ -1,15 +1,19 @@
 //! `undercroft bench`.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
 use undercroft_dataplane::measure::{MeasureOptions, Measurement, generate, measure};
+use undercroft_dataplane::repository::error::RepositoryError;
 
-use crate::failure::Outcome;
+use crate::failure::{Outcome, Problem};
+use crate::progress::Activity;
 use crate::report::{self, Align, Table, line};
 use crate::settings::Settings;
 use crate::units::parse_size;
+use crate::work::Work;
+
+/// The generated image.
+const IMAGE: &str = "undercroft-bench-image.raw";
 
 /// Measure each stage of the pipeline, and the whole, on this machine
 ///
@@ -37,26 +41,31 @@ pub struct Args {
     encrypt: bool,
 }
 
+/// A file that goes away with its owner.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let threads = rayon::ThreadPoolBuilder::new()
-        .num_threads(settings.threads)
-        .build()
-        .context("starting threads")?;
-    let generated = args.dir.join("undercroft-bench-image.raw");
-    let show = std::io::stderr().is_terminal();
-    let mut started = |name: &'static str| {
-        if show {
-            let _ = writeln!(std::io::stderr(), "measuring: {name}");
-        }
-    };
+    let engine = settings.engine()?;
+    let work = Work::start(
+        settings,
+        Activity {
+            name: "bench",
+            total_bytes: 0,
+        },
+    )?;
+    let generated = Temporary(args.dir.join(IMAGE));
     let image = match &args.image {
-        Some(image) => image.clone(),
+        Some(image) => image,
         None => {
-            started("nothing yet: the image is generated");
-            let _ = std::fs::remove_file(&generated);
-            generate(&generated, args.size)
-                .with_context(|| format!("generating {}", generated.display()))?;
-            generated.clone()
+            let _ = std::fs::remove_file(&generated.0);
+            generate(&generated.0, args.size, &work.progress).map_err(explain)?;
+            &generated.0
         }
     };
     let options = MeasureOptions {
@@ -64,14 +73,20 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         encrypted: args.encrypt,
         zstd_level: args.zstd_level,
     };
-    let engine = settings.engine()?;
-    let measured = measure(&image, &options, &engine, &threads, &mut started);
-    if args.image.is_none() {
-        let _ = std::fs::remove_file(&generated);
-    }
-    let measured = measured?;
+    let measured = measure(image, &options, &engine, &work.threads, &work.progress);
+    let measured = measured.map_err(explain)?;
+    drop(work);
     report::emit(settings, &measured, |text| write(text, &measured))?;
     Ok(Outcome::Done)
+}
+
+fn explain(error: RepositoryError) -> anyhow::Error {
+    if matches!(error, RepositoryError::Cancelled) {
+        return Problem::new("stopped on request: nothing was left behind").into();
+    }
+    let measuring =
+        Problem::new("measuring").hint("to measure elsewhere: --dir DIR; less: --size SIZE");
+    anyhow::Error::new(error).context(measuring.at_target())
 }
 
 fn write(text: &mut String, measured: &Measurement) {

@@ -42,6 +42,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                 forgotten.push(stored.id);
             }
         }
+        catalog.warn_unreadable();
         maintenance.forget(&forgotten)?;
         Ok(Report { forgotten })
     })?;

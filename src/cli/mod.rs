@@ -12,6 +12,7 @@ mod protect;
 mod prune;
 mod rebuild_index;
 mod repair;
+mod repository;
 mod restore;
 mod show;
 mod snapshots;
@@ -27,7 +28,7 @@ use crate::settings::{GlobalArgs, Settings};
 ///
 /// The repository is a directory, given by --repo or UNDERCROFT_REPO. A SNAPSHOT is named by the first
 /// digits of its id (`3f9c`), by `VM@latest`, `VM@latest-2`, or by `VM@TIME` with a date or a time
-/// (`web01@2026-11-22T03:00`): the newest one at or before it.
+/// (`web01@2026-11-22T03:00`): the newest one up to the end of that day, minute or second.
 #[derive(Parser)]
 #[command(name = "undercroft", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -58,6 +59,7 @@ enum Command {
     Prune(prune::Args),
     Gc(gc::Args),
     Stats(stats::Args),
+    Repository(repository::Args),
     Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -82,6 +84,7 @@ impl Cli {
             Command::Prune(args) => prune::run(&settings, args),
             Command::Gc(args) => gc::run(&settings, args),
             Command::Stats(args) => stats::run(&settings, args),
+            Command::Repository(args) => repository::run(&settings, args),
             Command::Bench(args) => bench::run(&settings, args),
             Command::Completions(args) => completions::run(args),
             Command::Man(args) => man::run(&settings, args),

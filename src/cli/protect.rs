@@ -30,9 +30,9 @@ struct Report {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let id = access::maintain(settings, "protect", Key::IfGiven, |maintenance| {
-        let id = Catalog::read(settings, maintenance.repository())?
-            .resolve(&args.snapshot)?
-            .id;
+        let catalog = Catalog::read(settings, maintenance.repository())?;
+        let id = catalog.resolve(&args.snapshot)?.id;
+        catalog.warn_unreadable();
         maintenance.protect(id, !args.off)?;
         Ok(id)
     })?;

@@ -93,6 +93,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     };
     if args.dry_run {
         let catalog = Catalog::read(settings, &*access::list(settings)?)?;
+        catalog.warn_unreadable();
         let outcome = catalog.outcome();
         let report = Report {
             dry_run: true,
@@ -104,6 +105,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     }
     let (report, outcome) = access::maintain(settings, "prune", Key::IfGiven, |maintenance| {
         let catalog = Catalog::read(settings, maintenance.repository())?;
+        catalog.warn_unreadable();
         let outcome = catalog.outcome();
         let decisions = decide(&catalog)?;
         let pruned = decisions.iter().filter(|decision| !decision.keep);

@@ -8,9 +8,11 @@ use undercroft_dataplane::repository::open::{OpenNote, read_config, rebuild_inde
 
 use crate::access;
 use crate::failure::Outcome;
+use crate::progress::Activity;
 use crate::report::{self, line};
 use crate::settings::Settings;
 use crate::units::{Took, count};
+use crate::work::Work;
 
 /// Make the index anew from the packs alone
 ///
@@ -33,11 +35,19 @@ pub fn run(settings: &Settings, _: Args) -> anyhow::Result<Outcome> {
     let storage = LocalStorage::new(root.to_owned());
     let config = read_config(&storage, &root.display().to_string())?;
     let _lock = OwnerLock::acquire(root, &access::owner(settings, "rebuild-index"))?;
+    let work = Work::start(
+        settings,
+        Activity {
+            name: "rebuild-index",
+            total_bytes: 0,
+        },
+    )?;
     let clock = Stopwatch::start();
     let mut notes = Vec::new();
-    let index = rebuild_index(root, &storage, &config, &mut notes)?;
+    let index = rebuild_index(root, &storage, &config, &mut notes, &work.progress)?;
     let packs = index.packs()?.len() as u64;
     index.shutdown()?;
+    drop(work);
     notes.iter().for_each(access::tell);
     let took = clock.elapsed();
     let unreadable = notes

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
@@ -16,7 +17,7 @@ use crate::access::{self, PinnedRead};
 use crate::failure::{Outcome, Problem, warn};
 use crate::progress::Activity;
 use crate::report::{self, Align, Table, line};
-use crate::restore_target::{Destination, OpenTarget, Overwrite, Plan};
+use crate::restore_target::{Destination, OpenTarget, Overwrite, Plan, not_in_place};
 use crate::settings::{Key, Settings};
 use crate::units::{Size, Took};
 use crate::work::Work;
@@ -41,9 +42,9 @@ pub struct Args {
     #[arg(long, value_name = "LABEL")]
     disk: Option<String>,
     /// Where to
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "TARGET", value_parser = NonEmptyStringValueParser::new())]
     to: String,
-    /// Read the target and write only what differs
+    /// Read the target and write only what differs; a longer file is cut only with --force
     #[arg(long)]
     in_place: bool,
     /// Overwrite a file or device that is there
@@ -71,14 +72,17 @@ struct DiskReport {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let read = access::read_pinned(settings, Key::Needed, std::slice::from_ref(&args.snapshot))?;
-    let stored = &read.snapshots[0];
     let overwrite = match (args.in_place, args.force) {
-        (true, _) => Overwrite::InPlace,
+        (true, cut) => Overwrite::InPlace { cut },
         (false, true) => Overwrite::Force,
         (false, false) => Overwrite::Never,
     };
     let destination = Destination::of(&args.to);
+    if args.in_place && destination == Destination::Stdout {
+        return Err(not_in_place("standard output"));
+    }
+    let read = access::read_pinned(settings, Key::Needed, std::slice::from_ref(&args.snapshot))?;
+    let stored = &read.snapshots[0];
     let disks = choose(&read, args.disk.as_deref(), &destination)?;
     let plan = Plan::new(settings.root()?, &destination, overwrite)?;
     let work = Work::start(
@@ -96,7 +100,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let metadata = stored.snapshot.metadata.as_ref();
     let metadata = metadata.filter(|_| plan.takes_metadata() && args.disk.is_none());
     if let Some(metadata) = metadata {
-        plan.check_metadata(&metadata.name)?;
+        plan.check_metadata(&metadata.name, &disks)?;
     }
     let mut report = Report {
         snapshot: stored.id,
@@ -228,7 +232,13 @@ fn explain(error: RepositoryError, disk: &DiskManifest, target: &str) -> anyhow:
         .hint("run the same command again; for a device or a large file add --in-place to keep what is right already")
         .into();
     }
-    anyhow::Error::new(error).context(format!("restoring disk {} to {target}", disk.label))
+    let restoring = Problem::new(format!("restoring disk {} to {target}", disk.label));
+    // A restore writes to the target alone.
+    let restoring = match error.is_disk_full() {
+        true => restoring.at_target(),
+        false => restoring,
+    };
+    anyhow::Error::new(error).context(restoring)
 }
 
 fn write(text: &mut String, report: &Report, took: Duration) {

@@ -26,6 +26,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let repository = access::list(settings)?;
     let catalog = Catalog::read(settings, &*repository)?;
     let stored = catalog.resolve(&args.snapshot)?;
+    catalog.warn_unreadable();
     report::emit(settings, &SnapshotView::of(stored), |text| {
         write(text, settings, stored);
     })?;

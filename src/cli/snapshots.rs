@@ -30,6 +30,7 @@ pub struct Args {
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let repository = access::list(settings)?;
     let mut catalog = Catalog::read(settings, &*repository)?;
+    catalog.warn_unreadable();
     let outcome = catalog.outcome();
     let is_asked = |vm: &str, tags: &[String]| {
         args.vm.as_ref().is_none_or(|asked| asked == vm)

@@ -1,14 +1,11 @@
 //! `undercroft verify`.
 
-use std::slice;
-
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::repository::verify::{VerifyOptions, VerifyReport};
 
 use crate::access::{self, PinnedRead};
-use crate::catalog::Catalog;
 use crate::failure::{Outcome, warn};
 use crate::progress::Activity;
 use crate::report::{self, line};
@@ -106,15 +103,10 @@ fn open(settings: &Settings, key: Key, asked: &[SnapshotSpec]) -> anyhow::Result
     if !asked.is_empty() {
         return access::read_pinned(settings, key, asked);
     }
-    let listed = access::list(settings)?;
-    let catalog = Catalog::read(settings, &*listed)?;
-    match catalog.snapshots.last() {
-        Some(newest) => {
-            let spec: SnapshotSpec = newest.id.to_string().parse()?;
-            access::read_pinned(settings, key, slice::from_ref(&spec))
-        }
-        None => access::read_pinned(settings, key, &[]),
-    }
+    access::read_chosen(settings, key, |catalog| {
+        let newest = catalog.snapshots.last();
+        Ok(newest.map(|newest| newest.id).into_iter().collect())
+    })
 }
 
 fn write(text: &mut String, found: &VerifyReport) {

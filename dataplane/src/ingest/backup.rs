@@ -106,8 +106,8 @@ pub struct BackupReport {
 /// Backs up a VM.
 ///
 /// # Errors
-/// Whatever failed first; then no snapshot was published, and what was stored stays for the next try
-/// to find.
+/// Whatever failed first; then no snapshot was published, and what was sealed stays for the next try
+/// to find: `progress` says how much that is.
 pub fn backup(
     repository: Arc<dyn Repository>,
     job: BackupJob,
@@ -117,9 +117,12 @@ pub fn backup(
     let wall = Stopwatch::start();
     let session = repository.clone().begin(&request(&job))?;
     let engine = &**repository.engine();
-    match store_all(&*session, engine, job, threads, progress, &wall) {
+    let stored = store_all(&*session, engine, job, threads, progress, &wall);
+    let sealed = session.sealed();
+    match stored {
         Ok((snapshot, waits, warnings)) => {
-            let (id, figures) = session.commit(&snapshot)?;
+            let committed = session.commit(&snapshot);
+            let (id, figures) = committed.inspect_err(|_| progress.kept_bytes.add(sealed.bytes))?;
             Ok(BackupReport {
                 id,
                 snapshot,
@@ -132,7 +135,8 @@ pub fn backup(
         }
         Err(error) => {
             // What is complete stays for the next try; a failure here adds nothing to the first one.
-            let _ = session.abandon();
+            let kept = session.abandon().unwrap_or(sealed);
+            progress.kept_bytes.add(kept.bytes);
             Err(error)
         }
     }

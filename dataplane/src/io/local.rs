@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,23 @@ use super::file::BlockFile;
 use super::os_file::OsFile;
 use super::storage::{Entry, Storage, check_len, check_path};
 
-/// Files under one directory.
+/// Permissions of new directories.
+const PRIVATE_DIR: u32 = 0o700;
+
+/// Makes a directory that is its owner's alone; its own directory must exist. One that exists already is
+/// fine, and stays as it is.
+///
+/// # Errors
+/// What the system says.
+pub fn create_private_dir(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(PRIVATE_DIR).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+/// Files under one directory. What is made there is its owner's alone: a config holds the keys of a
+/// repository that is not encrypted, and packs hold its disks.
 #[derive(Debug)]
 pub struct LocalStorage {
     root: PathBuf,
@@ -55,11 +72,7 @@ impl Storage for LocalStorage {
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
-        let path = self.path(path)?;
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            other => other,
-        }
+        create_private_dir(&self.path(path)?)
     }
 
     fn remove_dir(&self, path: &str) -> io::Result<()> {

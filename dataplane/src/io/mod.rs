@@ -37,7 +37,7 @@ pub use engine::{
     Transfer, TransferError, WRITE_REQUEST_LEN_MAX,
 };
 pub use file::BlockFile;
-pub use local::LocalStorage;
-pub use os_file::OsFile;
+pub use local::{LocalStorage, create_private_dir};
+pub use os_file::{OsFile, PRIVATE_FILE};
 pub use sim::{SimEngine, SimFile, SimOp, SimStorage};
 pub use storage::{Entry, Storage};

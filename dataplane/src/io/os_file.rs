@@ -19,6 +19,9 @@ use rustix::io::Errno;
 
 use super::file::BlockFile;
 
+/// Permissions of new files: what they hold was somebody's disk.
+pub const PRIVATE_FILE: u32 = 0o600;
+
 /// What direct I/O is aligned to where the system does not say (Linux before 6.1): right for every disk
 /// with sectors of up to 4 KiB.
 const ALIGNMENT_UNKNOWN: usize = 4096;
@@ -60,14 +63,18 @@ impl OsFile {
         )
     }
 
-    /// Creates a file for reading and writing; one that exists already is left alone.
+    /// Creates a file for reading and writing, its owner's alone; one that exists already is left alone.
     ///
     /// # Errors
     /// As [`OsFile::open_read`], and [`io::ErrorKind::AlreadyExists`].
     pub fn create_new(path: impl AsRef<Path>, direct: bool) -> io::Result<OsFile> {
         OsFile::open(
             path.as_ref(),
-            OpenOptions::new().read(true).write(true).create_new(true),
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(PRIVATE_FILE),
             direct,
         )
     }

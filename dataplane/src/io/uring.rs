@@ -1,5 +1,9 @@
 //! Disks driven by io_uring: one ring per queue, the arena registered, no thread of its own.
 //!
+//! Registering an arena pins its pages, which makes the kernel clear those that were never used: 140 ms
+//! for 64 MiB were measured, a tenth of a backup, in which nothing else moved. So an arena is registered
+//! once it has been through use; until then requests name plain memory, and pages come as they are needed.
+//!
 //! Memory safety rests on three facts. A request handed to the kernel stays in `sent` until its completion
 //! is reaped. The schedule keeps the buffer of every request that has not come back. And dropping the
 //! queue reaps all completions first, or, should the kernel refuse even that, leaks the buffers rather
@@ -81,11 +85,10 @@ impl Engine for UringEngine {
     fn queue(&self, pool: &Arc<BufferPool>, depth: u32) -> io::Result<Box<dyn Queue>> {
         let depth = depth.clamp(1, DEPTH_MAX);
         let (ring, disabled) = new_ring(depth)?;
-        let registered = register_arena(&ring, pool)?;
         Ok(Box::new(UringQueue {
             ring,
             disabled,
-            registered,
+            arena: ArenaState::New { moved: 0 },
             pool: Arc::clone(pool),
             schedule: Schedule::new(),
             sent: Slab::new(),
@@ -100,8 +103,8 @@ struct UringQueue {
     ring: IoUring,
     /// The ring waits to be enabled by the thread that will use it.
     disabled: bool,
-    /// The arena of `pool` is registered with the ring.
-    registered: bool,
+    /// Whether the arena of `pool` is registered with the ring.
+    arena: ArenaState,
     pool: Arc<BufferPool>,
     schedule: Schedule,
     /// Requests with the kernel, or in the submission ring on their way to it; keys are the `user_data`.
@@ -109,6 +112,17 @@ struct UringQueue {
     controller: DepthController,
     started: Stopwatch,
     depth: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ArenaState {
+    /// Not yet; so many bytes went through it.
+    New {
+        moved: u64,
+    },
+    Registered,
+    /// The kernel does not allow it.
+    Refused,
 }
 
 struct Sent {
@@ -126,9 +140,10 @@ impl Queue for UringQueue {
             self.disabled = false;
         }
         assert!(
-            !self.registered || Arc::ptr_eq(transfer.buffer.pool(), &self.pool),
+            Arc::ptr_eq(transfer.buffer.pool(), &self.pool),
             "a buffer of another pool than the queue was made for"
         );
+        self.register_when_used();
         self.schedule.push(transfer);
         self.send_requests();
     }
@@ -168,6 +183,24 @@ impl Queue for UringQueue {
 }
 
 impl UringQueue {
+    /// Registers the arena when twice its bytes have gone through it: its pages are there then.
+    fn register_when_used(&mut self) {
+        let ArenaState::New { moved } = self.arena else {
+            return;
+        };
+        if moved < 2 * self.pool.total() as u64 {
+            return;
+        }
+        self.arena = match register_arena(&self.ring, &self.pool) {
+            Ok(true) => ArenaState::Registered,
+            Ok(false) => ArenaState::Refused,
+            Err(error) => {
+                tracing::debug!(%error, "going on without a registered arena");
+                ArenaState::Refused
+            }
+        };
+    }
+
     /// Hands requests to the kernel up to the depth in use.
     fn send_requests(&mut self) {
         if self.queue_entries() {
@@ -199,7 +232,8 @@ impl UringQueue {
 
     /// Puts a request into the submission ring, or gives it back if that is full.
     fn queue_entry(&mut self, request: Request) -> Result<(), Request> {
-        let (entry, direct) = entry_of(&request, self.registered);
+        let registered = self.arena == ArenaState::Registered;
+        let (entry, direct) = entry_of(&request, registered);
         let key = self.sent.insert(Sent { request, direct });
         // SAFETY: the memory in `entry` is the request's: inside a buffer that `schedule` keeps until the
         // request is completed, which only `reap` does, after the kernel's completion. The descriptor is
@@ -233,6 +267,9 @@ impl UringQueue {
             let Sent { request, direct } = self.sent.remove(completion.user_data() as usize);
             let result = result_of(&request, direct, completion.result());
             if let Ok(bytes) = result {
+                if let ArenaState::New { moved } = &mut self.arena {
+                    *moved += bytes as u64;
+                }
                 self.controller
                     .completed(bytes as u64, self.started.elapsed(), saturated);
             }

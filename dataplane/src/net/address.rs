@@ -48,11 +48,15 @@ impl RepositoryName {
 impl FromStr for RepositoryName {
     type Err = AddressError;
 
-    /// Letters, digits, `.`, `_` and `-`, not beginning with a dot: it becomes a directory's name.
+    /// Letters, digits, `.`, `_` and `-`, not beginning with a dot: it becomes a directory's name, beside
+    /// that of the server's authority.
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let problem = match text {
             "" => "has no name of a repository",
             text if text.len() > NAME_LEN_MAX => "has a name of a repository over 64 bytes",
+            super::trust::DIRECTORY => {
+                "names the server's own directory, where no repository can be"
+            }
             text if text.starts_with('.') => "has a name of a repository that begins with a dot",
             text if !text
                 .bytes()
@@ -189,6 +193,7 @@ mod tests {
             ("quic://[fd00::1/main", "lacks"),
             ("quic://backup/a/../etc", "other characters"),
             ("quic://backup/..", "begins with a dot"),
+            ("quic://backup/trust", "own directory"),
         ] {
             let error = text.parse::<RemoteAddress>().expect_err(text).to_string();
             assert!(error.contains(said), "{text}: {error}");

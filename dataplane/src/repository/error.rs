@@ -182,6 +182,7 @@ impl RepositoryError {
                 source.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
             ),
+            Self::Index(error) => error.is_disk_full(),
             _ => false,
         }
     }

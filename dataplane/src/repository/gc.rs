@@ -269,8 +269,10 @@ impl Collector<'_> {
         for pass in 0..passes {
             let first = (pass * 256 / passes) as u8;
             let last = ((pass + 1) * 256 / passes - 1) as u8;
+            // Ids are hashes: a pass has its share of them, give or take. A table that grows is there twice.
+            let share = objects / passes;
             let mut mark = Mark {
-                live: Fingerprints::with_capacity((objects / passes) as usize),
+                live: Fingerprints::with_capacity((share + share / 64 + 1024) as usize),
                 first_bytes: first..=last,
                 walked: Fingerprints::with_capacity(maps as usize),
                 references: 0,
@@ -361,11 +363,25 @@ impl Collector<'_> {
         Ok(())
     }
 
+    /// Objects of which a session holds one copy while the index names another: two sessions stored them
+    /// at the same time. With the other copy's pack they would go from the index, although the session was
+    /// promised them.
+    fn promised_elsewhere(&self) -> Result<HashSet<ObjectId>> {
+        let index = self.repository.lookup().index();
+        let held = self.repository.registry().held(|id| index.pack_number(id));
+        let mut promised = HashSet::new();
+        for pack in held {
+            promised.extend(index.lost(pack)?);
+        }
+        Ok(promised)
+    }
+
     fn sweep(&mut self, packs: Vec<Sweeping>, pinned: bool) -> Result<()> {
+        let promised = self.promised_elsewhere()?;
         let (dead, rest): (Vec<_>, Vec<_>) =
             packs.into_iter().partition(|pack| pack.live_bytes == 0);
         for pack in dead {
-            if self.condemn(&pack) {
+            if self.condemn(&pack, &promised)? {
                 self.report.packs_removed += 1;
                 self.report.bytes_freed += pack.len;
                 self.remove(&pack)?;
@@ -378,7 +394,7 @@ impl Collector<'_> {
             // A reader in another process may have looked up a place in this pack already.
             if pinned {
                 self.report.packs_held += 1;
-            } else if self.condemn(&pack) {
+            } else if self.condemn(&pack, &promised)? {
                 rewrite.push(pack);
             }
         }
@@ -420,12 +436,18 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn condemn(&mut self, pack: &Sweeping) -> bool {
-        let free = self.repository.registry().condemn(pack.id, pack.number);
+    fn condemn(&mut self, pack: &Sweeping, promised: &HashSet<ObjectId>) -> Result<bool> {
+        let stands_in = !promised.is_empty() && {
+            let toc = self.contents(pack.id)?.toc;
+            toc.entries
+                .iter()
+                .any(|entry| promised.contains(&entry.info.id))
+        };
+        let free = !stands_in && self.repository.registry().condemn(pack.id, pack.number);
         if !free {
             self.report.packs_held += 1;
         }
-        free
+        Ok(free)
     }
 
     fn rewrite(&mut self, packs: &[Sweeping]) -> Result<()> {

@@ -90,6 +90,10 @@ impl Session for LocalSession {
             .append_all(PackKind::Data, batch.records())
     }
 
+    fn sealed(&self) -> PackerFigures {
+        self.store.figures()
+    }
+
     fn commit(mut self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
         let figures = self.store.seal()?;
         let repository = &self.store.repository;

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -12,6 +13,7 @@ use undercroft_format::codec::checksum;
 
 use super::error::{RepositoryError, Result};
 use super::layout;
+use crate::io::PRIVATE_FILE;
 
 /// Ownership of a repository, until dropped.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ impl OwnerLock {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(PRIVATE_FILE)
             .open(root.join(layout::LOCK))
             .map_err(io("opening"))?;
         let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);

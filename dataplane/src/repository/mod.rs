@@ -36,6 +36,7 @@ pub mod records;
 pub mod registry;
 pub mod repair;
 pub mod scrub;
+pub mod scrubber;
 pub mod session;
 pub mod snapshots;
 pub mod stats;

@@ -17,8 +17,9 @@ use super::keys::{Keys, Unlock, wrap_master};
 use super::lock::OwnerLock;
 use super::pack_reader::{PackListing, list_packs, read_contents};
 use super::{LocalRepository, Parts, layout, loss};
-use crate::io::{Engine, LocalStorage, Storage};
+use crate::io::{Engine, LocalStorage, Storage, create_private_dir};
 use crate::net::address::{AddressError, RemoteAddress};
+use crate::progress::Progress;
 
 /// How to set up a new repository.
 #[derive(Clone, Debug)]
@@ -83,6 +84,8 @@ pub enum OpenNote {
     IndexRebuilt(String),
     /// The index could not be used; one in memory serves, and why.
     IndexInMemory(String),
+    /// The index could not be used for want of room; one in memory serves, and why.
+    IndexDiskFull(String),
     /// Packs that the index did not know were added.
     PacksAdded(usize),
     /// Packs that are gone were dropped from the index.
@@ -147,7 +150,10 @@ pub fn create(
 pub fn create_local(root: &Path, options: &CreateOptions) -> Result<Option<Zeroizing<String>>> {
     let location = root.display().to_string();
     let io = |action| RepositoryError::io(action, &location);
-    std::fs::create_dir_all(root).map_err(io("creating"))?;
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent).map_err(io("creating"))?;
+    }
+    create_private_dir(root).map_err(io("creating"))?;
     if !root.join(layout::CONFIG).exists() {
         let known = |name: &std::ffi::OsStr| {
             layout::DIRECTORIES.iter().any(|dir| name == *dir) || name == "config.tmp"
@@ -227,11 +233,16 @@ pub fn open_local(
 }
 
 /// Remakes the index of the repository at `root` from packs alone. The caller owns the repository.
+///
+/// # Errors
+/// Besides failures [`RepositoryError::Cancelled`] once `progress` says to stop: then there is no index,
+/// and the next opening makes one.
 pub fn rebuild_index(
     root: &Path,
     storage: &dyn Storage,
     config: &Config,
     notes: &mut Vec<OpenNote>,
+    progress: &Progress,
 ) -> Result<Arc<dyn ChunkIndex>> {
     let dir = root.join(layout::INDEX);
     let io = |action| RepositoryError::io(action, layout::INDEX);
@@ -242,7 +253,15 @@ pub fn rebuild_index(
     let listing = list_packs(storage)?;
     sync_names(storage, listing.sealed.iter().map(|(id, _)| *id))?;
     let mut unreadable = Vec::new();
-    let packs = listing.sealed.iter().filter_map(|(id, _)| {
+    progress
+        .total_bytes
+        .add(listing.sealed.iter().map(|(_, len)| len).sum());
+    let wanted = listing
+        .sealed
+        .iter()
+        .take_while(|_| !progress.is_stopping());
+    let packs = wanted.filter_map(|(id, len)| {
+        progress.done_bytes.add(*len);
         match read_contents(storage, config.repository, *id) {
             Ok(contents) => Some(IndexInput {
                 id: contents.id,
@@ -257,6 +276,11 @@ pub fn rebuild_index(
         }
     });
     let index = RocksIndex::build(&dir, packs, index_options(config))?;
+    if progress.is_stopping() {
+        index.shutdown()?;
+        std::fs::remove_dir_all(&dir).map_err(io("removing"))?;
+        return Err(RepositoryError::Cancelled);
+    }
     notes.extend(unreadable);
     Ok(Arc::new(index))
 }
@@ -278,17 +302,25 @@ fn own_index(
     let dir = root.join(layout::INDEX);
     let index: Arc<dyn ChunkIndex> = match RocksIndex::open(&dir, index_options(config)) {
         Ok(index) => Arc::new(index),
+        // A full disk must not keep a collection from making room, and nothing says that the index is
+        // damaged: it stays for when there is room again.
+        Err(error) if error.is_disk_full() => {
+            notes.push(OpenNote::IndexDiskFull(describe(&error)));
+            Arc::new(MemoryIndex::default())
+        }
         Err(error) => {
             let why = describe(&error);
-            match rebuild_index(root, storage, config, notes) {
+            match rebuild_index(root, storage, config, notes, &Progress::default()) {
                 Ok(index) => {
                     notes.push(OpenNote::IndexRebuilt(why));
                     return Ok(index);
                 }
-                // A full disk must not keep a collection from making room.
                 Err(error) => {
                     let why = format!("{why}; remaking it failed: {}", describe(&error));
-                    notes.push(OpenNote::IndexInMemory(why));
+                    notes.push(match error.is_disk_full() {
+                        true => OpenNote::IndexDiskFull(why),
+                        false => OpenNote::IndexInMemory(why),
+                    });
                     Arc::new(MemoryIndex::default())
                 }
             }

@@ -24,8 +24,10 @@ pub struct PackContents {
     pub len: u64,
     /// Its records.
     pub toc: Toc,
-    /// Where the last record ends and the table begins.
+    /// Where the table begins: after the last record, and zeros.
     pub toc_position: u64,
+    /// Where the table ends.
+    pub toc_end: u64,
 }
 
 /// Lists the sealed packs, and the names of the unsealed ones, in order of id.
@@ -85,7 +87,8 @@ pub fn read_contents(
     contents_of(&*file, repository, id, &path)
 }
 
-fn contents_of(
+/// Reads and checks the header and the table of contents of sealed pack `id` in `file`.
+pub fn contents_of(
     file: &dyn BlockFile,
     repository: RepositoryId,
     id: PackId,
@@ -116,6 +119,7 @@ fn contents_of(
         len,
         toc,
         toc_position: footer.toc_position,
+        toc_end: footer.toc_position + footer.toc_len() as u64,
     })
 }
 

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -18,6 +19,7 @@ use undercroft_format::snapshot::SNAPSHOT_LEN_MAX;
 use super::entropy::Entropy;
 use super::error::{RepositoryError, Result};
 use super::layout;
+use crate::io::PRIVATE_FILE;
 
 /// A pinned snapshot, until dropped.
 #[derive(Debug)]
@@ -36,7 +38,9 @@ impl Pin {
         let source = root.join(layout::snapshot(id));
         let name = SessionId::from_bytes(entropy.array()?);
         let path = root.join(layout::PINS).join(format!("{id}-{name}"));
-        let Ok(file) = File::create_new(&path) else {
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(PRIVATE_FILE);
+        let Ok(file) = options.open(&path) else {
             return Ok(None);
         };
         let pin = Self { path, file };

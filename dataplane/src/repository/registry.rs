@@ -137,6 +137,20 @@ impl Registry {
         held.flat_map(|held| held.parents.iter().cloned()).collect()
     }
 
+    /// The packs that sessions hold or wrote, those included that ended while the collection ran;
+    /// `number_of` knows the numbers of packs that were written.
+    pub fn held(&self, number_of: impl Fn(PackId) -> Option<PackNumber>) -> HashSet<PackNumber> {
+        let state = self.0.lock();
+        let inherited = state.collection.iter().map(|c| &c.inherited);
+        let holds = state.sessions.values().chain(inherited);
+        holds
+            .flat_map(|held| {
+                let written = held.written.iter().filter_map(|id| number_of(*id));
+                held.found.iter().copied().chain(written)
+            })
+            .collect()
+    }
+
     /// A collection begins, before it reads the packs and the snapshots. False if one runs already.
     pub fn begin_collection(&self) -> bool {
         let mut state = self.0.lock();

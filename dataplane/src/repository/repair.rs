@@ -17,7 +17,7 @@ use super::gc::read_record;
 use super::pack_reader::list_packs;
 use super::packer::{Packer, PackerContext};
 use super::scrub::PackFindings;
-use super::verify::scrub_packs;
+use super::scrubber::scrub_packs;
 use super::{LocalRepository, Repository, layout};
 use crate::progress::Progress;
 

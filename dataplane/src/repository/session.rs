@@ -136,6 +136,11 @@ pub trait Session: Send + Sync {
         Ok(())
     }
 
+    /// What is sealed so far, and so stays however the session ends.
+    fn sealed(&self) -> PackerFigures {
+        PackerFigures::default()
+    }
+
     /// Makes everything durable, then publishes `snapshot`.
     ///
     /// # Errors

@@ -8,7 +8,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use undercroft_format::id::{ObjectId, PackId, SessionId, SnapshotId};
 use undercroft_format::pack::{ObjectKind, PackKind};
@@ -20,21 +19,12 @@ use super::error::{RepositoryError, Result};
 use super::fingerprints::Fingerprints;
 use super::index::{SealState, check_seal};
 use super::pack_reader::{list_packs, read_contents};
-use super::record::RecordDecoder;
-use super::scrub::{Deep, PackFindings, scrub_pack};
+use super::scrubber::scrub_packs;
 use super::snapshots::StoredSnapshot;
 use super::walk::{Place, Visitor, walk_snapshot};
 use super::{LocalRepository, Repository, layout, lock};
-use crate::io::{BufferPool, Direction, Piece, Transfer};
 use crate::progress::Progress;
 use crate::restore::decode::describe;
-
-/// Requests at the repository's device at once.
-const QUEUE_DEPTH: u32 = 16;
-/// Packs in memory beyond those that workers check.
-const READ_AHEAD_PACKS: usize = 1;
-/// A file in the packs' directory that is longer than this is no pack of ours.
-const PACK_LEN_MAX: u64 = 128 << 20;
 
 /// Longer than any file of a session.
 const SESSION_LEN_MAX: u64 = 64;
@@ -206,128 +196,6 @@ fn problem(path: &str, text: &str) -> Damage {
     }
 }
 
-/// Reads and checks packs, a bounded number at a time; says what is wrong, and which objects are good.
-pub fn scrub_packs(
-    repository: &Arc<LocalRepository>,
-    packs: &[(PackId, u64)],
-    deep: bool,
-    threads: &rayon::ThreadPool,
-    progress: &Progress,
-) -> Result<(Vec<PackFindings>, Presence)> {
-    let keys = if deep {
-        Some(repository.keys()?.clone())
-    } else {
-        None
-    };
-    progress
-        .total_bytes
-        .add(packs.iter().map(|(_, len)| len).sum());
-    let longest = packs
-        .iter()
-        .map(|(_, len)| *len)
-        .max()
-        .unwrap_or(0)
-        .min(PACK_LEN_MAX);
-    let workers = threads.current_num_threads();
-    let buffers = (workers + READ_AHEAD_PACKS).min(packs.len().max(1));
-    let pool = BufferPool::new((longest as usize + 4096).next_multiple_of(64 << 10) * buffers);
-    let decoders: Vec<Mutex<(RecordDecoder, Vec<u8>)>> =
-        (0..workers).map(|_| Mutex::default()).collect();
-    let findings = Mutex::new((
-        Vec::with_capacity(packs.len()),
-        Fingerprints::with_capacity(1024),
-    ));
-    threads.in_place_scope(|scope| -> Result<()> {
-        let mut queue = repository
-            .engine()
-            .queue(&pool, QUEUE_DEPTH)
-            .map_err(RepositoryError::io("starting I/O for", layout::PACKS))?;
-        let (findings, decoders, keys) = (&findings, &decoders, &keys);
-        let reap = |queue: &mut dyn crate::io::Queue| -> bool {
-            let Some(done) = queue.wait() else {
-                return false;
-            };
-            let (id, len) = packs[done.transfer.token as usize];
-            let (result, buffer) = (done.result, done.transfer.buffer);
-            scope.spawn(move |_| {
-                let thread = rayon::current_thread_index().unwrap_or(0) % decoders.len();
-                let mut found = match result {
-                    Ok(()) => {
-                        let mut state = decoders[thread].lock();
-                        let (decoder, plain) = &mut *state;
-                        let deep = keys.as_ref().map(|keys| Deep {
-                            keys,
-                            decoder,
-                            plain,
-                        });
-                        let repository = repository.config().repository;
-                        scrub_pack(&buffer[..len as usize], repository, id, deep)
-                    }
-                    Err(error) => {
-                        let mut found = PackFindings::new(id, len);
-                        found.damage(Some(error.file_offset), error.source);
-                        found
-                    }
-                };
-                progress.done_bytes.add(len);
-                let mut shared = findings.lock();
-                let (findings, good) = &mut *shared;
-                found.note_good(good);
-                findings.push(found);
-            });
-            true
-        };
-        for (token, (id, len)) in packs.iter().enumerate() {
-            if progress.is_stopping() {
-                while reap(&mut *queue) {}
-                return Err(RepositoryError::Cancelled);
-            }
-            let file = match repository.files().get(*id) {
-                Ok(file) if *len <= PACK_LEN_MAX => file,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    // Listed a moment ago: a collection that runs beside this scrub removed it.
-                    tracing::debug!(pack = %id, "a pack went while packs were read");
-                    continue;
-                }
-                other => {
-                    let mut found = PackFindings::new(*id, 0);
-                    match other {
-                        Ok(_) => found.damage(None, "the file is longer than any pack"),
-                        Err(error) => found.damage(None, error),
-                    }
-                    findings.lock().0.push(found);
-                    continue;
-                }
-            };
-            let buffer = loop {
-                match pool.try_acquire((*len as usize).max(1)) {
-                    Some(buffer) => break buffer,
-                    None if reap(&mut *queue) => {}
-                    None => break pool.acquire((*len as usize).max(1)),
-                }
-            };
-            let piece = Piece {
-                file,
-                file_offset: 0,
-                buffer_offset: 0,
-                len: *len as usize,
-            };
-            progress.read_bytes.add(*len);
-            queue.submit(Transfer {
-                token: token as u64,
-                direction: Direction::Read,
-                buffer,
-                pieces: vec![piece],
-            });
-        }
-        while reap(&mut *queue) {}
-        Ok(())
-    })?;
-    let (mut findings, good) = findings.into_inner();
-    findings.sort_by_key(|found| found.id);
-    Ok((findings, Presence::new(good)))
-}
-
 /// The packs that hold what these snapshots refer to. Meta packs are all taken: they are few.
 fn packs_of(
     repository: &Arc<LocalRepository>,
@@ -389,7 +257,7 @@ pub struct Presence {
 
 impl Presence {
     /// The objects that a scrub of all packs found good.
-    fn new(good: Fingerprints) -> Self {
+    pub fn new(good: Fingerprints) -> Self {
         Self {
             good: vec![good],
             complete: Fingerprints::with_capacity(1024),

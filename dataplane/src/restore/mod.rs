@@ -39,8 +39,13 @@ use crate::repository::snapshots::StoredSnapshot;
 
 /// Requests at the target's device at once, when it is compared.
 const QUEUE_DEPTH: u32 = 16;
-/// Segments whose records are fetched ahead of the workers.
-const FETCH_AHEAD: usize = 2;
+/// Room for records beyond that of the worst segment: those of one or two usual segments, which compress
+/// to 5 MiB. Memory that is used for the first time costs more than reading into it.
+const FETCH_AHEAD_LEN: usize = 8 << 20;
+/// Decoded segments beyond those that workers decode: one being fetched, one or two being written.
+const DECODED_AHEAD: usize = 2;
+/// Bytes of decoded segments, if that leaves room for two: more threads then share them.
+const DECODED_LEN_MAX: usize = 128 << 20;
 /// Segments whose maps are looked for together: few at first, so that the disks start early, then twice
 /// as many each time.
 const MAPS_AHEAD: std::ops::RangeInclusive<u64> = 4..=64;
@@ -117,8 +122,9 @@ pub fn restore_disk(
     progress.total_bytes.add(disk.size.get());
     let segments = disk.segment_size.segments_of(disk.size) as usize;
     let segment_len = disk.segment_size.bytes().min(disk.size.get().max(4096)) as usize;
-    let in_work = (workers + FETCH_AHEAD).min(segments.max(1));
-    let decoded_len = (segment_len + 4096) * (in_work + 1).min(segments.max(1));
+    let decoded = (workers + DECODED_AHEAD)
+        .min(DECODED_LEN_MAX / segment_len)
+        .clamp(2, segments.max(2));
     let written_before = progress.stored_bytes.get();
     let restore = Restore {
         repository,
@@ -140,8 +146,8 @@ pub fn restore_disk(
         },
         all_segments: target.is_stream() || needs_zeros(&target),
         // A segment's records may be longer than its data: headers, gaps, other parts of chunks.
-        fetch_pool: BufferPool::new(FETCH_LEN_MAX * FETCH_AHEAD.min(segments.max(1)) + (1 << 20)),
-        decoded_pool: BufferPool::new(decoded_len),
+        fetch_pool: BufferPool::new(FETCH_LEN_MAX + FETCH_AHEAD_LEN),
+        decoded_pool: BufferPool::new((segment_len + 4096) * decoded),
         decoders: (0..workers).map(|_| Mutex::default()).collect(),
         shared: Shared::default(),
     };
@@ -194,6 +200,29 @@ fn windows(segments: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
         len = (2 * len).min(*MAPS_AHEAD.end());
         (!window.is_empty()).then_some(window)
     })
+}
+
+/// The reads that fill `out` with `range` of the target. Its holes are zeros, and not read.
+fn data_of(file: &Arc<dyn BlockFile>, range: DiskRange, out: &mut Buffer) -> Result<Vec<Piece>> {
+    let mut pieces = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let data = file
+            .next_data(at, range.end)
+            .map_err(RepositoryError::io("looking for holes in", "the target"))?
+            .unwrap_or(range.end..range.end);
+        out[(at - range.start) as usize..(data.start - range.start) as usize].fill(0);
+        if !data.is_empty() {
+            pieces.push(Piece {
+                file: file.clone(),
+                file_offset: data.start,
+                buffer_offset: (data.start - range.start) as usize,
+                len: (data.end - data.start) as usize,
+            });
+        }
+        at = data.end;
+    }
+    Ok(pieces)
 }
 
 fn needs_zeros(target: &Target) -> bool {
@@ -450,18 +479,43 @@ struct Fetcher<'r, 'scope, 'b> {
 impl Fetcher<'_, '_, '_> {
     /// Segments of zeros, if the target wants to know.
     fn zeros(&mut self, numbers: std::ops::Range<u64>) -> Result<()> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        if let Some(file) = self.restore.in_place.clone() {
+            return self.compare_zeros(&*file, numbers);
+        }
         for number in numbers {
             let number = SegmentNumber(number);
             let range = self.restore.range_of(number);
-            if self.restore.in_place.is_some() {
-                let len = range.len() as u32;
-                self.start(number, range, SegmentMap::zero(len))?;
-            } else if self.restore.all_segments {
+            if self.restore.all_segments {
                 self.send_zero(number, range);
             } else {
                 self.restore.progress.done_bytes.add(range.len());
             }
         }
+        Ok(())
+    }
+
+    /// Segments that must be zero in a target that is compared: where it has holes, they are.
+    fn compare_zeros(&mut self, file: &dyn BlockFile, numbers: std::ops::Range<u64>) -> Result<()> {
+        let restore = self.restore;
+        let mut at = restore.range_of(SegmentNumber(numbers.start)).start;
+        let end = restore.range_of(SegmentNumber(numbers.end - 1)).end;
+        while let Some(data) = file
+            .next_data(at, end)
+            .map_err(RepositoryError::io("looking for holes in", "the target"))?
+        {
+            let number = restore.disk.segment_size.segment_at(data.start);
+            let range = restore.range_of(number);
+            restore
+                .progress
+                .done_bytes
+                .add(range.start.saturating_sub(at));
+            self.start(number, range, SegmentMap::zero(range.len() as u32))?;
+            at = range.end;
+        }
+        restore.progress.done_bytes.add(end - at);
         Ok(())
     }
 
@@ -502,20 +556,16 @@ impl Fetcher<'_, '_, '_> {
             ));
         }
         let mut plan = SegmentPlan::new(number, range, map);
-        let out = self.acquire(&restore.decoded_pool, range.len() as usize);
+        let mut out = self.acquire(&restore.decoded_pool, range.len() as usize);
         if let (Some(file), Some(queue)) = (&restore.in_place, &mut self.target) {
-            let piece = Piece {
-                file: file.clone(),
-                file_offset: range.start,
-                buffer_offset: 0,
-                len: range.len() as usize,
-            };
-            restore.progress.read_bytes.add(range.len());
+            let pieces = data_of(file, range, &mut out)?;
+            let read: usize = pieces.iter().map(|piece| piece.len).sum();
+            restore.progress.read_bytes.add(read as u64);
             queue.submit(Transfer {
                 token: plan.number.0,
                 direction: Direction::Read,
                 buffer: out,
-                pieces: vec![piece],
+                pieces,
             });
             self.reading.push(Reading { plan, out: None });
             return Ok(());

@@ -21,8 +21,8 @@ use super::record::{PLACE_LEN, State, decode_place, encode_place};
 use super::rocks::{RocksIndex, is_empty};
 use super::rocks_options::{self, IndexOptions, TABLE_FILE_LEN};
 use super::rocks_store::{Access, Store};
-use super::seal::Seal;
 use super::{IndexedPack, Place};
+use crate::io::create_private_dir;
 
 /// Partitions go by the id's first 10 bits.
 const PARTITIONS: usize = 1 << PARTITION_BITS;
@@ -35,6 +35,8 @@ const BUFFER_LEN: usize = 512 * RECORD_LEN;
 const TABLE_BYTES_PER_ENTRY: u64 = 58;
 /// Packs recorded by one write.
 const PACKS_PER_BATCH: usize = 10_000;
+/// Replaced records told by one write.
+const LOST_PER_BATCH: usize = 10_000;
 /// Where table files are made, inside the index's directory so that they can move.
 const WORK_DIR: &str = "build";
 
@@ -66,7 +68,7 @@ impl RocksIndex {
         packs: impl IntoIterator<Item = PackContents>,
         options: IndexOptions,
     ) -> Result<Self, IndexError> {
-        fs::create_dir_all(dir).map_err(dir.io("making directory"))?;
+        create_private_dir(dir).map_err(dir.io("making directory"))?;
         if !is_empty(dir)? {
             let dir = dir.to_owned();
             return Err(IndexError::NotEmpty { dir });
@@ -74,7 +76,7 @@ impl RocksIndex {
         let budget = options.budget();
         let store = Store::open(dir, Access::Create, &budget)?;
         let work_dir = dir.join(WORK_DIR);
-        fs::create_dir(&work_dir).map_err(work_dir.io("making directory"))?;
+        create_private_dir(&work_dir).map_err(work_dir.io("making directory"))?;
 
         let mut list = PackList::default();
         let partitions = deal(&work_dir, packs, &mut list)?;
@@ -87,6 +89,7 @@ impl RocksIndex {
             partitions: &partitions,
             options: &rocks_options::chunks(&budget, &cache),
             table: &table,
+            store: &store,
         };
         let (tables, entries) = job.write_tables(&work_dir)?;
         store.ingest(tables)?;
@@ -105,7 +108,7 @@ impl RocksIndex {
             entries,
         };
         store.finish(options.repository, &state)?;
-        Self::own(dir, options, store, state, list, table, Seal::default())
+        Ok(Self::built(dir, options, store, state, list, table))
     }
 }
 
@@ -187,8 +190,9 @@ impl Partitions {
             as u64
     }
 
-    /// The partition's records by id, one per id, the newest.
-    fn sorted(&self, partition: usize) -> Result<Vec<Record>, IndexError> {
+    /// The partition's records by id, one per id, the newest, and those that newer ones in other packs
+    /// replace.
+    fn sorted(&self, partition: usize) -> Result<Sorted, IndexError> {
         let count = self.count(partition) as usize;
         let partition = &self.partitions[partition];
         let mut bytes = vec![0; count * RECORD_LEN];
@@ -203,8 +207,17 @@ impl Partitions {
         records.sort_by(|a, b| a[..ObjectId::LEN].cmp(&b[..ObjectId::LEN]));
         let same_id = |a: &Record, b: &Record| a[..ObjectId::LEN] == b[..ObjectId::LEN];
         // The sort is stable: the last of a run is the newest.
-        let runs = records.chunk_by(same_id);
-        Ok(runs.filter_map(|run| run.last().copied()).collect())
+        let mut sorted = Sorted::default();
+        sorted.newest.reserve(count);
+        for run in records.chunk_by(same_id) {
+            let (newest, older) = run.split_last().expect("a run is not empty");
+            sorted.newest.push(*newest);
+            let replaced = older
+                .iter()
+                .filter(|older| pack_of(older) != pack_of(newest));
+            sorted.replaced.extend(replaced);
+        }
+        Ok(sorted)
     }
 
     /// Consecutive partitions that fill a table file together.
@@ -223,10 +236,24 @@ impl Partitions {
     }
 }
 
+#[derive(Default)]
+struct Sorted {
+    newest: Vec<Record>,
+    replaced: Vec<Record>,
+}
+
+fn pack_of(record: &Record) -> [u8; 4] {
+    let [a, b, c, d, ..] = record[ObjectId::LEN..] else {
+        unreachable!("a place begins with its pack number")
+    };
+    [a, b, c, d]
+}
+
 struct Job<'a> {
     partitions: &'a Partitions,
     options: &'a Options,
     table: &'a RamTable,
+    store: &'a Store,
 }
 
 impl Job<'_> {
@@ -253,27 +280,43 @@ impl Job<'_> {
         writer.open(path).map_err(failed())?;
         let mut entries = 0;
         for partition in partitions {
-            let records = self.partitions.sorted(partition)?;
-            for record in &records {
+            let Sorted { newest, replaced } = self.partitions.sorted(partition)?;
+            for record in &newest {
                 let (id, place) = record.split_at(ObjectId::LEN);
                 writer.put(id, place).map_err(failed())?;
             }
-            self.table.apply(records.iter().map(insertion));
-            entries += records.len() as u64;
+            self.table.apply(newest.iter().map(insertion));
+            entries += newest.len() as u64;
+            self.write_lost(&replaced)?;
         }
         writer.finish().map_err(failed())?;
         Ok(entries)
     }
+
+    fn write_lost(&self, replaced: &[Record]) -> Result<(), IndexError> {
+        for replaced in replaced.chunks(LOST_PER_BATCH) {
+            let mut batch = self.store.batch();
+            for record in replaced {
+                let place = decode_record(record);
+                batch.put_lost(place.pack, &place.info.id);
+            }
+            self.store.write(batch)?;
+        }
+        Ok(())
+    }
 }
 
 fn insertion(record: &Record) -> Change {
+    let place = decode_record(record);
+    Change::Insert {
+        id: place.info.id,
+        pack: place.pack,
+    }
+}
+
+fn decode_record(record: &Record) -> Place {
     let (id, place) = record
         .split_first_chunk()
         .expect("a record is longer than an id");
-    let id = ObjectId::from_bytes(*id);
-    let place = decode_place(id, place).expect("encoded by this build");
-    Change::Insert {
-        id,
-        pack: place.pack,
-    }
+    decode_place(ObjectId::from_bytes(*id), place).expect("encoded by this build")
 }

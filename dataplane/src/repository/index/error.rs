@@ -136,6 +136,24 @@ impl IndexError {
             _ => false,
         }
     }
+
+    /// Whether it failed for want of room: the index itself may be as good as ever.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Rocks { source, .. } => says_disk_full(source),
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// RocksDB passes on `strerror`'s words alone, those of ENOSPC and EDQUOT here.
+pub(super) fn says_disk_full(error: &rocksdb::Error) -> bool {
+    let text = error.as_ref();
+    text.contains("No space left on device") || text.contains("Disk quota exceeded")
 }
 
 /// Makes errors about one index.

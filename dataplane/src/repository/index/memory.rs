@@ -1,13 +1,13 @@
 //! An index that lives in RAM alone: for tests and simulations.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use parking_lot::RwLock;
 use undercroft_format::id::{ObjectId, PackId};
 use undercroft_format::pack::{PackKind, TocEntry};
 
 use super::pack_list::PackList;
-use super::{ChunkIndex, IndexError, IndexedPack, PackNumber, Place};
+use super::{Candidate, ChunkIndex, IndexError, IndexedPack, PackNumber, Place};
 
 /// A [`ChunkIndex`] of maps. `candidates` is exact here.
 #[derive(Debug, Default)]
@@ -19,12 +19,20 @@ pub struct MemoryIndex {
 struct State {
     packs: PackList,
     places: HashMap<ObjectId, Place>,
+    lost: HashMap<PackNumber, BTreeSet<ObjectId>>,
 }
 
 impl MemoryIndex {
     /// An empty index.
     pub fn new() -> Self {
         Self::default()
+    }
+}
+
+impl State {
+    fn lose(&mut self, number: PackNumber, id: ObjectId) {
+        self.lost.entry(number).or_default().insert(id);
+        self.packs.lose(number);
     }
 }
 
@@ -55,9 +63,11 @@ impl ChunkIndex for MemoryIndex {
         let pack = state.packs.numbered(id, kind, len, entries.len())?;
         state.packs.insert(pack);
         for entry in entries {
-            state
-                .places
-                .insert(entry.info.id, Place::new(pack.number, entry));
+            let (id, place) = (entry.info.id, Place::new(pack.number, entry));
+            let before = state.places.insert(id, place);
+            if let Some(before) = before.filter(|before| before.pack != pack.number) {
+                state.lose(before.pack, id);
+            }
         }
         Ok(pack.number)
     }
@@ -65,7 +75,9 @@ impl ChunkIndex for MemoryIndex {
     fn remove_pack(&self, number: PackNumber, entries: &[TocEntry]) -> Result<(), IndexError> {
         let ids: Vec<_> = entries.iter().map(|entry| entry.info.id).collect();
         self.forget(number, &ids)?;
-        self.state.write().packs.remove(number);
+        let mut state = self.state.write();
+        state.packs.remove(number);
+        state.lost.remove(&number);
         Ok(())
     }
 
@@ -78,6 +90,7 @@ impl ChunkIndex for MemoryIndex {
                 .is_some_and(|place| place.pack == number)
             {
                 state.places.remove(id);
+                state.lose(number, *id);
             }
         }
         Ok(())
@@ -91,16 +104,28 @@ impl ChunkIndex for MemoryIndex {
         Ok(entries)
     }
 
-    fn candidates(
-        &self,
-        ids: &[ObjectId],
-        out: &mut Vec<Option<PackNumber>>,
-    ) -> Result<(), IndexError> {
+    fn lost(&self, number: PackNumber) -> Result<Vec<ObjectId>, IndexError> {
         let state = self.state.read();
+        Ok(state
+            .lost
+            .get(&number)
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect())
+    }
+
+    fn losses(&self, number: PackNumber) -> u64 {
+        self.state.read().packs.losses(number)
+    }
+
+    fn candidates(&self, ids: &[ObjectId], out: &mut Vec<Candidate>) -> Result<(), IndexError> {
+        let state = self.state.read();
+        let pack = |id| state.places.get(id).map(|place| place.pack);
         out.clear();
         out.extend(
             ids.iter()
-                .map(|id| state.places.get(id).map(|place| place.pack)),
+                .map(|id| pack(id).map_or(Candidate::Absent, Candidate::In)),
         );
         Ok(())
     }

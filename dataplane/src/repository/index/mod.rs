@@ -8,7 +8,8 @@
 //!
 //! Two levels: [`RamTable`] answers *is it here, and in which pack* from RAM in about 11 bytes per entry;
 //! RocksDB holds the exact places. Both stay under one memory budget: a table that would outgrow its part
-//! of it is dropped, and RocksDB's filters answer in its stead.
+//! of it becomes a filter of the same size, which still knows what is certainly not here. The table is
+//! loaded when it is asked for the first time: who never probes pays neither its time nor its memory.
 //!
 //! | | `find`, `candidates` | `insert_pack`, `remove_pack`, `forget` | `shutdown` |
 //! | --- | --- | --- | --- |
@@ -19,6 +20,7 @@ mod bulk;
 mod error;
 mod memory;
 mod pack_list;
+mod ram_filter;
 mod ram_shard;
 mod ram_table;
 mod ram_table_file;
@@ -39,7 +41,7 @@ use undercroft_format::pack::{PackKind, RecordInfo, TocEntry};
 pub use bulk::PackContents;
 pub use error::{Damage, IndexError};
 pub use memory::MemoryIndex;
-pub use ram_table::{Change, RamTable};
+pub use ram_table::{Change, Knowledge, RamTable};
 pub use ram_table_file::LoadTableError;
 pub use rocks::RocksIndex;
 pub use rocks_options::IndexOptions;
@@ -84,6 +86,20 @@ impl Place {
             position: self.position,
         }
     }
+}
+
+/// What RAM says of an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidate {
+    /// Certainly not in the index.
+    Absent,
+    /// Probably in this pack, but wrong once in 2⁴⁰ divided by the number of entries (one in 20,000 at 50
+    /// million entries): the id may be absent, or stand in another pack when two ids share a fingerprint.
+    /// So look it up in that pack's table of contents; if it is not there, only
+    /// [`find`](ChunkIndex::find) knows.
+    In(PackNumber),
+    /// In the index or not: only [`find`](ChunkIndex::find) knows.
+    Unsure,
 }
 
 /// A pack that the index knows.
@@ -138,17 +154,17 @@ pub trait ChunkIndex: Send + Sync + Debug {
     /// All entries that stand in that pack, by position. Reads the whole index: for repairs only.
     fn entries_of(&self, number: PackNumber) -> Result<Vec<TocEntry>, IndexError>;
 
-    /// Fills `out` with one answer per id, from RAM where the table fits its budget.
-    ///
-    /// `None`: certainly not in the index. `Some`: probably in this pack, but wrong once in 2⁴⁰ divided
-    /// by the number of entries (one in 20,000 at 50 million entries): the id may be absent, or stand in
-    /// another pack when two ids share a fingerprint. So look the id up in that pack's table of contents;
-    /// if it is not there, only [`find`](Self::find) knows.
-    fn candidates(
-        &self,
-        ids: &[ObjectId],
-        out: &mut Vec<Option<PackNumber>>,
-    ) -> Result<(), IndexError>;
+    /// The ids, in order, that stand in that pack's table of contents but not in that pack: newer packs
+    /// took them over, or they were forgotten. All other ids of the table stand there.
+    fn lost(&self, number: PackNumber) -> Result<Vec<ObjectId>, IndexError>;
+
+    /// Counts how often [`lost`](Self::lost) changed for that pack since the index was opened. Answered
+    /// from RAM.
+    fn losses(&self, number: PackNumber) -> u64;
+
+    /// Fills `out` with one answer per id, from RAM alone. The first call may load what is needed, which
+    /// takes seconds in a large index that was not closed cleanly.
+    fn candidates(&self, ids: &[ObjectId], out: &mut Vec<Candidate>) -> Result<(), IndexError>;
 
     /// Fills `out` with the exact place of each id.
     ///

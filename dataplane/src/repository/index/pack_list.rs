@@ -12,6 +12,8 @@ use super::{IndexError, IndexedPack, PackNumber};
 pub(super) struct PackList {
     by_number: BTreeMap<PackNumber, IndexedPack>,
     by_id: HashMap<PackId, PackNumber>,
+    /// Packs that lost entries since the index was opened, and how often.
+    losses: HashMap<PackNumber, u64>,
     /// Numbers below it have been given; it never falls, so that no answer about a removed pack can be
     /// taken for one about a new pack.
     pub(super) next: u32,
@@ -36,6 +38,15 @@ impl PackList {
 
     pub(super) fn number(&self, id: PackId) -> Option<PackNumber> {
         self.by_id.get(&id).copied()
+    }
+
+    /// A pack of this list lost entries.
+    pub(super) fn lose(&mut self, number: PackNumber) {
+        *self.losses.entry(number).or_default() += 1;
+    }
+
+    pub(super) fn losses(&self, number: PackNumber) -> u64 {
+        self.losses.get(&number).copied().unwrap_or(0)
     }
 
     pub(super) fn all(&self) -> Vec<IndexedPack> {
@@ -76,6 +87,7 @@ impl PackList {
     pub(super) fn remove(&mut self, number: PackNumber) {
         if let Some(pack) = self.by_number.remove(&number) {
             self.by_id.remove(&pack.id);
+            self.losses.remove(&number);
         }
     }
 }

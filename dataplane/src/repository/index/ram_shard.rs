@@ -163,6 +163,10 @@ impl Shard {
         true
     }
 
+    pub(super) fn fingerprints(&self) -> impl Iterator<Item = u32> + '_ {
+        self.slots().map(fingerprint_of)
+    }
+
     pub(super) fn slots(&self) -> impl Iterator<Item = u64> + '_ {
         let slots = self.buckets.iter().flat_map(|bucket| bucket.0);
         slots.filter(|slot| *slot != 0)

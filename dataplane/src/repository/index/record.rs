@@ -1,9 +1,10 @@
-//! What RocksDB holds: the three column families and their values.
+//! What RocksDB holds: the four column families and their values.
 //!
 //! | family | key | value |
 //! | --- | --- | --- |
 //! | `chunks` | object id (32) | pack number (4), position (4), payload length (3), plaintext length (3), kind and encoding (1) |
 //! | `packs` | pack number, big-endian (4) | pack id (16), kind (1), length (8), entries (4) |
+//! | `lost` | pack number, big-endian (4), object id (32) | nothing: the id is in the pack's table of contents, but does not stand there |
 //! | `meta` | `schema` | schema version (4) |
 //! | | `repository` | repository id (16) |
 //! | | `state` | generation (8), next pack number (4), entries (8) |
@@ -21,6 +22,7 @@ use super::{IndexedPack, PackNumber, Place};
 
 pub(super) const CHUNKS: &str = "chunks";
 pub(super) const PACKS: &str = "packs";
+pub(super) const LOST: &str = "lost";
 pub(super) const META: &str = "meta";
 
 pub(super) const SCHEMA_KEY: &str = "schema";
@@ -28,7 +30,7 @@ pub(super) const REPOSITORY_KEY: &str = "repository";
 pub(super) const STATE_KEY: &str = "state";
 
 /// Changes whenever this file's table does: an index of another version is made anew, never converted.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 
 pub(super) const PLACE_LEN: usize = 15;
 
@@ -40,7 +42,7 @@ const SEALED: u8 = 1 << 5;
 /// The `state` record: what every write batch brings up to date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct State {
-    /// Counts the times that the index was opened for writing: ties a stored RAM table to its index.
+    /// Counts the times that the index was opened and changed: ties a stored RAM table to its index.
     pub(super) generation: u64,
     /// The number that the next pack gets.
     pub(super) next_pack: u32,
@@ -94,6 +96,13 @@ pub(super) fn decode_place(id: ObjectId, value: &[u8]) -> Result<Place, DecodeEr
 
 pub(super) fn pack_key(number: PackNumber) -> [u8; 4] {
     number.0.to_be_bytes()
+}
+
+pub(super) fn lost_key(number: PackNumber, id: &ObjectId) -> [u8; 4 + ObjectId::LEN] {
+    let mut key = [0; 4 + ObjectId::LEN];
+    key[..4].copy_from_slice(&pack_key(number));
+    key[4..].copy_from_slice(id.as_bytes());
+    key
 }
 
 pub(super) fn encode_pack(pack: &IndexedPack) -> Vec<u8> {

@@ -1,8 +1,12 @@
 //! The index of a repository: [`RamTable`] above RocksDB.
 //!
-//! The table and RocksDB hold the same entries, between any two calls of a writer: RocksDB is written
-//! first, and what the table needs to know of the old places is asked before. So what the table does not
-//! know is not there, and RocksDB is asked only about the rest.
+//! The table, once loaded, and RocksDB hold the same entries, between any two calls of a writer: RocksDB is
+//! written first, and what the table needs to know of the old places is asked before. So what the table
+//! does not know is not there, and RocksDB is asked only about the rest.
+//!
+//! A stored table belongs to one generation of the index. The first change after opening begins the next
+//! one, in the same write: whatever a crash leaves, a stored table of the generation that RocksDB tells is
+//! a table of what RocksDB holds.
 //!
 //! One mutex orders the writers. The locks inside are taken in the order: writer, store, packs, table.
 
@@ -11,7 +15,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use undercroft_format::id::{ObjectId, PackId};
@@ -19,12 +24,13 @@ use undercroft_format::pack::{PackKind, TocEntry};
 
 use super::error::{AtDir, Damage};
 use super::pack_list::PackList;
-use super::ram_table::{Change, RamTable};
+use super::ram_table::{Change, Knowledge, RamTable};
 use super::record::{STATE_KEY, State};
 use super::rocks_options::{Budget, IndexOptions};
 use super::rocks_store::{Access, Store};
 use super::seal::{Seal, replace_file};
-use super::{ChunkIndex, IndexError, IndexedPack, PackNumber, Place};
+use super::{Candidate, ChunkIndex, IndexError, IndexedPack, PackNumber, Place};
+use crate::io::create_private_dir;
 
 /// The stored RAM table, beside RocksDB's files while the index is closed.
 const TABLE_FILE: &str = "ram-table";
@@ -39,10 +45,16 @@ pub struct RocksIndex {
     /// None once shut down.
     store: RwLock<Option<Store>>,
     packs: RwLock<PackList>,
-    table: RamTable,
+    /// Set when it is first asked for.
+    table: OnceLock<RamTable>,
+    /// Whether the stored table is that of `table`, as it is now.
+    table_is_stored: AtomicBool,
     entries: AtomicU64,
     writer: Mutex<()>,
+    /// That of the next change.
     generation: u64,
+    /// Whether that generation has begun.
+    changed: AtomicBool,
     /// The seal that was broken by opening.
     broken_seal: Seal,
 }
@@ -50,8 +62,9 @@ pub struct RocksIndex {
 impl RocksIndex {
     /// Opens the index in `dir`; makes an empty one if the directory is empty or not there.
     ///
-    /// Opening for writing breaks the seal. It is quick after [`shutdown`](ChunkIndex::shutdown); else the
-    /// whole index is read once to make the RAM table.
+    /// Opening for writing breaks the seal. It is quick; the RAM table is read when the first candidates
+    /// are asked for, and made by reading the whole index unless it was left by
+    /// [`shutdown`](ChunkIndex::shutdown).
     ///
     /// # Errors
     /// [`IndexError::Locked`] if another process owns it; [`IndexError::Damaged`] for anything that makes
@@ -73,40 +86,27 @@ impl RocksIndex {
         }
         let state = store.check(options.repository)?;
         let packs = PackList::new(store.packs()?, state.next_pack);
-        let table = load_table(dir, &store, &state, budget.table)?;
-        Self::own(dir, options, store, state, packs, table, broken_seal)
+        Ok(Self {
+            broken_seal,
+            ..Self::new(dir, options, store, state, packs)
+        })
     }
 
-    /// Takes ownership: from here on, a RAM table stored earlier no longer fits.
-    pub(super) fn own(
+    /// An index that was built just now, with its table.
+    pub(super) fn built(
         dir: &Path,
         options: IndexOptions,
         store: Store,
         state: State,
         packs: PackList,
         table: RamTable,
-        broken_seal: Seal,
-    ) -> Result<Self, IndexError> {
-        let generation = state.generation + 1;
-        let mut batch = store.batch();
-        batch.put_state(&State {
-            generation,
-            ..state
-        });
-        store.write(batch)?;
-        let stored = dir.join(TABLE_FILE);
-        if let Err(error) = fs::remove_file(&stored)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(stored.io("removing the stored table")(error));
+    ) -> Self {
+        let index = Self::new(dir, options, store, state, packs);
+        if let Some(store) = index.store.read().as_ref() {
+            index.share_memory(store, &table);
         }
-        let index = Self {
-            generation,
-            broken_seal,
-            ..Self::new(dir, options, store, state.entries, packs, table)
-        };
-        index.share_memory(&*index.store()?);
-        Ok(index)
+        index.table.get_or_init(|| table);
+        index
     }
 
     /// Merges RocksDB's files: fewer bytes on disk, and filters that are asked once. Takes minutes when
@@ -134,20 +134,41 @@ impl RocksIndex {
         Ok(())
     }
 
-    /// Whether the RAM table answers; else RocksDB's filters do.
-    pub fn has_table(&self) -> bool {
-        !self.table.is_overflowed()
+    /// The RAM table. The first call loads it, from its file or by a scan.
+    pub fn table(&self) -> Result<&RamTable, IndexError> {
+        if let Some(table) = self.table.get() {
+            return Ok(table);
+        }
+        // No writer may change what is being read.
+        let _writer = self.writer.lock();
+        let store = self.store()?;
+        if let Some(table) = self.table.get() {
+            return Ok(table);
+        }
+        if let Some(table) = self.load_stored_table(&store) {
+            return Ok(table);
+        }
+        let table = self.scanned_table(&store)?;
+        self.share_memory(&store, &table);
+        Ok(self.table.get_or_init(|| table))
     }
 
-    /// The RAM table.
-    pub fn table(&self) -> &RamTable {
-        &self.table
+    /// Whether the table was asked for yet.
+    pub fn has_loaded_table(&self) -> bool {
+        self.table.get().is_some()
+    }
+
+    /// Whether the table came from its file and has not changed since.
+    #[cfg(test)]
+    pub(super) fn table_is_as_stored(&self) -> bool {
+        self.table_is_stored.load(Ordering::Relaxed)
     }
 
     fn follow(dir: &Path, options: IndexOptions) -> Result<Self, IndexError> {
         let (store, state, packs) = Self::look(dir, &options)?;
-        let table = RamTable::overflowed(0);
-        Ok(Self::new(dir, options, store, state.entries, packs, table))
+        let index = Self::new(dir, options, store, state, packs);
+        index.table.get_or_init(RamTable::nothing);
+        Ok(index)
     }
 
     /// The state that the index is in now, for reading.
@@ -158,30 +179,25 @@ impl RocksIndex {
         Ok((store, state, packs))
     }
 
-    fn new(
-        dir: &Path,
-        options: IndexOptions,
-        store: Store,
-        entries: u64,
-        packs: PackList,
-        table: RamTable,
-    ) -> Self {
+    fn new(dir: &Path, options: IndexOptions, store: Store, state: State, packs: PackList) -> Self {
         Self {
             dir: dir.to_owned(),
             budget: options.budget(),
             options,
             store: RwLock::new(Some(store)),
             packs: RwLock::new(packs),
-            table,
-            entries: AtomicU64::new(entries),
+            table: OnceLock::new(),
+            table_is_stored: AtomicBool::new(false),
+            entries: AtomicU64::new(state.entries),
             writer: Mutex::new(()),
-            generation: 0,
+            generation: state.generation + 1,
+            changed: AtomicBool::new(false),
             broken_seal: Seal::default(),
         }
     }
 
     fn break_seal(dir: &Path) -> Result<Seal, IndexError> {
-        fs::create_dir_all(dir).map_err(dir.io("making directory"))?;
+        create_private_dir(dir).map_err(dir.io("making directory"))?;
         let seal = Seal::read(dir).map_err(dir.io("reading the seal of"))?;
         let changed = seal.glance(dir, TABLE_FILE);
         if let Some(name) = changed.map_err(dir.io("comparing with its seal"))? {
@@ -206,18 +222,21 @@ impl RocksIndex {
         Ok(())
     }
 
-    /// Exact places: RocksDB is asked about what the table may know.
+    /// Exact places: RocksDB is asked about what the table, if it is loaded, may know.
     fn places(&self, store: &Store, ids: &[ObjectId]) -> Result<Vec<Option<Place>>, IndexError> {
-        let mut candidates = Vec::new();
-        if !self.table.candidates(ids, &mut candidates) {
+        let Some(table) = self.table.get() else {
             return store.find(ids);
-        }
+        };
+        let mut candidates = Vec::new();
+        table.candidates(ids, &mut candidates);
         let maybe = ids.iter().zip(&candidates);
-        let maybe: Vec<_> = maybe
-            .filter_map(|(id, candidate)| candidate.map(|_| *id))
-            .collect();
+        let maybe = maybe.filter(|(_, candidate)| **candidate != Candidate::Absent);
+        let maybe: Vec<_> = maybe.map(|(id, _)| *id).collect();
         let mut found = store.find(&maybe)?.into_iter();
-        let place = |candidate: &Option<_>| candidate.and_then(|_| found.next().flatten());
+        let place = |candidate: &Candidate| match candidate {
+            Candidate::Absent => None,
+            Candidate::In(_) | Candidate::Unsure => found.next().flatten(),
+        };
         Ok(candidates.iter().map(place).collect())
     }
 
@@ -229,6 +248,7 @@ impl RocksIndex {
         if self.packs.read().get(number).is_none() {
             return Ok(());
         }
+        self.load_stored_table(&store);
         let mut ids = ids.to_vec();
         ids.sort_unstable();
         ids.dedup();
@@ -239,19 +259,35 @@ impl RocksIndex {
         let mut batch = store.batch();
         gone.iter().for_each(|id| batch.delete_place(id));
         if whole {
+            let lost = store.lost(number)?;
+            lost.iter().for_each(|id| batch.delete_lost(number, id));
             batch.delete_pack(number);
+        } else {
+            gone.iter().for_each(|id| batch.put_lost(number, id));
         }
         batch.put_state(&self.state(entries, self.packs.read().next));
         store.write(batch)?;
         self.entries.store(entries, Ordering::Release);
-        self.table.apply(
-            gone.into_iter()
-                .map(|id| Change::Remove { id, pack: number }),
-        );
+        let mut packs = self.packs.write();
         if whole {
-            self.packs.write().remove(number);
+            packs.remove(number);
+        } else {
+            packs.lose(number);
         }
+        drop(packs);
+        let gone = gone.into_iter();
+        self.follow_changes(&store, gone.map(|id| Change::Remove { id, pack: number }));
         Ok(())
+    }
+
+    /// Brings the table up to date with what was just written.
+    fn follow_changes(&self, store: &Store, changes: impl Iterator<Item = Change>) {
+        self.changed.store(true, Ordering::Relaxed);
+        self.table_is_stored.store(false, Ordering::Relaxed);
+        if let Some(table) = self.table.get() {
+            table.apply(changes);
+            self.share_memory(store, table);
+        }
     }
 
     fn state(&self, entries: u64, next_pack: u32) -> State {
@@ -262,24 +298,102 @@ impl RocksIndex {
         }
     }
 
-    /// The block cache takes over the budget of a table that gave up.
-    fn share_memory(&self, store: &Store) {
-        if self.table.is_overflowed() {
+    /// The block cache takes over the budget of a table that knows nothing.
+    fn share_memory(&self, store: &Store, table: &RamTable) {
+        if table.knowledge() == Knowledge::Nothing {
             store.set_cache_capacity(self.budget.cache_alone);
         }
     }
 
-    fn seal(&self) -> Result<(), IndexError> {
-        let table = self.dir.join(TABLE_FILE);
-        if self.has_table() {
-            replace_file(&self.dir, TABLE_FILE, |file| {
-                let out = BufWriter::with_capacity(1 << 20, file);
-                self.table.save(self.generation, out).map(|_| ())
-            })
-            .map_err(table.io("writing the RAM table to"))?;
+    /// The generation of what RocksDB holds now.
+    fn generation_now(&self) -> u64 {
+        let changed = self.changed.load(Ordering::Relaxed);
+        self.generation - u64::from(!changed)
+    }
+
+    /// Loads the stored table, if it is there and fits, so that changes can be made to it too: else the next
+    /// open would have to scan. For writers.
+    fn load_stored_table(&self, store: &Store) -> Option<&RamTable> {
+        if self.table.get().is_none() && !self.changed.load(Ordering::Relaxed) {
+            let table = self.stored_table()?;
+            self.table_is_stored.store(true, Ordering::Relaxed);
+            self.share_memory(store, &table);
+            self.table.get_or_init(|| table);
         }
+        self.table.get()
+    }
+
+    fn stored_table(&self) -> Option<RamTable> {
+        if self.is_empty() {
+            return Some(RamTable::new(self.budget.table));
+        }
+        let path = self.dir.join(TABLE_FILE);
+        let file = File::open(&path).ok()?;
+        let file_len = file.metadata().ok()?.len();
+        let input = BufReader::with_capacity(1 << 20, file);
+        let (generation, entries) = (self.generation_now(), self.len());
+        match RamTable::load(input, file_len, generation, entries, self.budget.table) {
+            Ok(table) => Some(table),
+            Err(error) => {
+                tracing::warn!(table = %path.display(), %error, "making the RAM table by a scan instead");
+                None
+            }
+        }
+    }
+
+    fn scanned_table(&self, store: &Store) -> Result<RamTable, IndexError> {
+        let entries = self.len();
+        let table = RamTable::with_capacity(entries, self.budget.table);
+        if table.knowledge() == Knowledge::Nothing {
+            return Ok(table);
+        }
+        let mut batch = Vec::with_capacity(SCAN_BATCH);
+        let mut scanned = 0;
+        store.each_place(|place| {
+            batch.push(Change::Insert {
+                id: place.info.id,
+                pack: place.pack,
+            });
+            scanned += 1;
+            if batch.len() == SCAN_BATCH {
+                table.apply(batch.drain(..));
+            }
+            ControlFlow::Continue(())
+        })?;
+        table.apply(batch);
+        if scanned != entries {
+            return Err(self.dir.damaged(Damage::Record(STATE_KEY)));
+        }
+        Ok(table)
+    }
+
+    fn seal(&self) -> Result<(), IndexError> {
+        self.store_table()?;
         let sealed = self.broken_seal.renew(&self.dir);
         sealed.map_err(self.dir.io("sealing"))
+    }
+
+    /// Leaves the table for the next open; a stored one that no longer fits goes.
+    fn store_table(&self) -> Result<(), IndexError> {
+        let path = self.dir.join(TABLE_FILE);
+        let is_stored = self.table_is_stored.load(Ordering::Relaxed);
+        match self.table.get() {
+            Some(_) if is_stored => Ok(()),
+            Some(table) if table.knowledge() != Knowledge::Nothing => {
+                let written = replace_file(&self.dir, TABLE_FILE, |file| {
+                    let out = BufWriter::with_capacity(1 << 20, file);
+                    table.save(self.generation_now(), out).map(|_| ())
+                });
+                written.map_err(path.io("writing the RAM table to"))
+            }
+            None if !self.changed.load(Ordering::Relaxed) => Ok(()),
+            _ => match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(path.io("removing the stored table")(error))
+                }
+                _ => Ok(()),
+            },
+        }
     }
 }
 
@@ -309,6 +423,7 @@ impl ChunkIndex for RocksIndex {
         if let Some(number) = self.packs.read().number(id) {
             return Ok(number);
         }
+        self.load_stored_table(&store);
         let pack = self.packs.read().numbered(id, kind, len, entries.len())?;
         let places = newest_by_id(pack.number, entries);
         let ids: Vec<_> = places.iter().map(|place| place.info.id).collect();
@@ -318,27 +433,32 @@ impl ChunkIndex for RocksIndex {
 
         let mut batch = store.batch();
         places.iter().for_each(|place| batch.put_place(place));
+        for place in before.iter().flatten() {
+            batch.put_lost(place.pack, &place.info.id);
+        }
         batch.put_pack(&pack);
         batch.put_state(&self.state(entries, pack.number.0 + 1));
         store.write(batch)?;
 
         self.entries.store(entries, Ordering::Release);
         // Known before any lookup can name it.
-        self.packs.write().insert(pack);
+        let mut packs = self.packs.write();
+        packs.insert(pack);
+        before
+            .iter()
+            .flatten()
+            .for_each(|place| packs.lose(place.pack));
+        drop(packs);
         let to = pack.number;
-        self.table.apply(
-            ids.into_iter()
-                .zip(before)
-                .map(|(id, before)| match before {
-                    Some(place) => Change::Move {
-                        id,
-                        from: place.pack,
-                        to,
-                    },
-                    None => Change::Insert { id, pack: to },
-                }),
-        );
-        self.share_memory(&store);
+        let change = |(id, before): (_, Option<Place>)| match before {
+            Some(place) => Change::Move {
+                id,
+                from: place.pack,
+                to,
+            },
+            None => Change::Insert { id, pack: to },
+        };
+        self.follow_changes(&store, ids.into_iter().zip(before).map(change));
         Ok(pack.number)
     }
 
@@ -364,16 +484,17 @@ impl ChunkIndex for RocksIndex {
         Ok(entries)
     }
 
-    fn candidates(
-        &self,
-        ids: &[ObjectId],
-        out: &mut Vec<Option<PackNumber>>,
-    ) -> Result<(), IndexError> {
-        let store = self.store()?;
-        if !self.table.candidates(ids, out) {
-            let places = store.find(ids)?;
-            out.extend(places.iter().map(|place| place.map(|place| place.pack)));
-        }
+    fn lost(&self, number: PackNumber) -> Result<Vec<ObjectId>, IndexError> {
+        self.store()?.lost(number)
+    }
+
+    fn losses(&self, number: PackNumber) -> u64 {
+        self.packs.read().losses(number)
+    }
+
+    fn candidates(&self, ids: &[ObjectId], out: &mut Vec<Candidate>) -> Result<(), IndexError> {
+        drop(self.store()?);
+        self.table()?.candidates(ids, out);
         Ok(())
     }
 
@@ -390,7 +511,8 @@ impl ChunkIndex for RocksIndex {
 
     fn memory_bytes(&self) -> u64 {
         let store = self.store().map_or(0, |store| store.memory_bytes());
-        store + self.table.memory_bytes() + self.packs.read().memory_bytes()
+        let table = self.table.get().map_or(0, RamTable::memory_bytes);
+        store + table + self.packs.read().memory_bytes()
     }
 
     fn disk_bytes(&self) -> Result<u64, IndexError> {
@@ -462,51 +584,4 @@ fn newest_by_id(pack: PackNumber, entries: &[TocEntry]) -> Vec<Place> {
         same
     });
     places
-}
-
-fn load_table(
-    dir: &Path,
-    store: &Store,
-    state: &State,
-    cap_bytes: u64,
-) -> Result<RamTable, IndexError> {
-    if let Some(table) = stored_table(&dir.join(TABLE_FILE), state, cap_bytes) {
-        return Ok(table);
-    }
-    let table = RamTable::with_capacity(state.entries, cap_bytes);
-    if table.is_overflowed() {
-        return Ok(table);
-    }
-    let mut batch = Vec::with_capacity(SCAN_BATCH);
-    store.each_place(|place| {
-        batch.push(Change::Insert {
-            id: place.info.id,
-            pack: place.pack,
-        });
-        if batch.len() < SCAN_BATCH || table.apply(batch.drain(..)) {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    })?;
-    table.apply(batch);
-    if !table.is_overflowed() && table.len() != state.entries {
-        return Err(dir.damaged(Damage::Record(STATE_KEY)));
-    }
-    Ok(table)
-}
-
-/// The stored table, if it is there and fits. If not, no harm is done.
-fn stored_table(path: &Path, state: &State, cap_bytes: u64) -> Option<RamTable> {
-    let file = File::open(path).ok()?;
-    let file_len = file.metadata().ok()?.len();
-    let input = BufReader::with_capacity(1 << 20, file);
-    match RamTable::load(input, file_len, state.generation, cap_bytes) {
-        Ok(table) if table.len() == state.entries => Some(table),
-        Ok(_) => None,
-        Err(error) => {
-            tracing::warn!(table = %path.display(), %error, "making the RAM table by a scan instead");
-            None
-        }
-    }
 }

@@ -6,7 +6,7 @@ use rocksdb::{
 };
 use undercroft_format::id::RepositoryId;
 
-use super::record::{CHUNKS, META, PACKS};
+use super::record::{CHUNKS, LOST, META, PACKS};
 
 const MIB: u64 = 1 << 20;
 /// Bytes of a data block: a point lookup reads one.
@@ -27,7 +27,7 @@ pub struct IndexOptions {
     pub repository: RepositoryId,
     /// Hard cap in bytes for the RAM table, the block cache and the memtables together.
     pub memory_budget: u64,
-    /// Only read, also while another process owns the index. No RAM table is loaded.
+    /// Only read, also while another process owns the index. No RAM table is ever loaded.
     pub read_only: bool,
 }
 
@@ -36,11 +36,11 @@ pub struct IndexOptions {
 pub(super) struct Budget {
     /// One of the two memtables.
     pub(super) memtable: u64,
-    /// The block cache while there is a RAM table.
+    /// The block cache beside a RAM table or filter.
     pub(super) cache: u64,
-    /// The block cache without a RAM table.
+    /// The block cache without either.
     pub(super) cache_alone: u64,
-    /// The RAM table.
+    /// The RAM table, or the filter that it becomes.
     pub(super) table: u64,
 }
 
@@ -82,7 +82,7 @@ pub(super) fn database(create: bool) -> Options {
     options
 }
 
-/// The three families, and the one that RocksDB insists on.
+/// The four families, and the one that RocksDB insists on.
 pub(super) fn families(budget: &Budget, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
     let chunks = chunks(budget, cache);
     let mut small = Options::default();
@@ -98,6 +98,7 @@ pub(super) fn families(budget: &Budget, cache: &Cache) -> Vec<ColumnFamilyDescri
         ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, small.clone()),
         ColumnFamilyDescriptor::new(CHUNKS, chunks),
         ColumnFamilyDescriptor::new(PACKS, small.clone()),
+        ColumnFamilyDescriptor::new(LOST, small.clone()),
         ColumnFamilyDescriptor::new(META, small),
     ]
 }

@@ -1,4 +1,4 @@
-//! RocksDB with our three families in our types. Knows nothing of the RAM table.
+//! RocksDB with our four families in our types. Knows nothing of the RAM table.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,10 @@ use rocksdb::{
 };
 use undercroft_format::id::{ObjectId, RepositoryId};
 
-use super::error::{AtDir, Damage, IndexError};
-use super::record::{self, CHUNKS, META, PACKS, REPOSITORY_KEY, SCHEMA, SCHEMA_KEY, STATE_KEY};
+use super::error::{AtDir, Damage, IndexError, says_disk_full};
+use super::record::{
+    self, CHUNKS, LOST, META, PACKS, REPOSITORY_KEY, SCHEMA, SCHEMA_KEY, STATE_KEY,
+};
 use super::record::{State, decode_pack, decode_place, decode_state, encode_place, encode_state};
 use super::rocks_options::{self, Budget};
 use super::scratch::ScratchDir;
@@ -119,6 +121,24 @@ impl Store {
         .collect()
     }
 
+    /// The ids that a pack lost, in order.
+    pub(super) fn lost(&self, number: PackNumber) -> Result<Vec<ObjectId>, IndexError> {
+        let prefix = record::pack_key(number);
+        let mut rows = self.db.raw_iterator_cf(self.family(LOST));
+        rows.seek(prefix);
+        let mut lost = Vec::new();
+        while let Some(id) = rows.key().and_then(|key| key.strip_prefix(&prefix)) {
+            let bytes = id
+                .try_into()
+                .map_err(|_| self.dir.damaged(Damage::Key(id.len())))?;
+            lost.push(ObjectId::from_bytes(bytes));
+            rows.next();
+        }
+        let read = rows.status();
+        read.map_err(|error| self.dir.damaged(Damage::Rocks(error)))?;
+        Ok(lost)
+    }
+
     /// The exact places of `ids`, in their order.
     pub(super) fn find(&self, ids: &[ObjectId]) -> Result<Vec<Option<Place>>, IndexError> {
         let chunks = self.family(CHUNKS);
@@ -173,7 +193,7 @@ impl Store {
 
     /// Makes everything written durable.
     pub(super) fn flush(&self) -> Result<(), IndexError> {
-        let families = [CHUNKS, PACKS, META].map(|name| self.family(name));
+        let families = [CHUNKS, PACKS, LOST, META].map(|name| self.family(name));
         let flushed = self.db.flush_cfs_opt(&families, &FlushOptions::default());
         let flushed = flushed.and_then(|()| self.db.flush_wal(true));
         flushed.map_err(self.dir.rocks("flushing"))
@@ -209,7 +229,7 @@ impl Store {
             let value = self.db.property_int_value_cf(family, name);
             value.ok().flatten().unwrap_or(0)
         };
-        let families = [CHUNKS, PACKS, META].map(|name| self.family(name));
+        let families = [CHUNKS, PACKS, LOST, META].map(|name| self.family(name));
         let per_family = families.map(|family| {
             property(family, "rocksdb.cur-size-all-mem-tables")
                 + property(family, "rocksdb.estimate-table-readers-mem")
@@ -228,7 +248,7 @@ impl Store {
 
     fn family(&self, name: &str) -> &ColumnFamily {
         let family = self.db.cf_handle(name);
-        family.expect("opening fails unless all three families are there")
+        family.expect("opening fails unless all families are there")
     }
 }
 
@@ -261,6 +281,16 @@ impl Batch<'_> {
         self.rows.delete_cf(family, record::pack_key(number));
     }
 
+    pub(super) fn put_lost(&mut self, number: PackNumber, id: &ObjectId) {
+        let family = self.store.family(LOST);
+        self.rows.put_cf(family, record::lost_key(number, id), []);
+    }
+
+    pub(super) fn delete_lost(&mut self, number: PackNumber, id: &ObjectId) {
+        let family = self.store.family(LOST);
+        self.rows.delete_cf(family, record::lost_key(number, id));
+    }
+
     pub(super) fn put_state(&mut self, state: &State) {
         let family = self.store.family(META);
         self.rows.put_cf(family, STATE_KEY, encode_state(state));
@@ -275,6 +305,8 @@ fn own(dir: &Path, access: Access, budget: &Budget, cache: &Cache) -> Result<DB,
         if locked {
             let dir = dir.to_owned();
             IndexError::Locked { dir, source }
+        } else if says_disk_full(&source) {
+            dir.rocks("opening")(source)
         } else {
             dir.damaged(Damage::Rocks(source))
         }
