@@ -1,7 +1,7 @@
 //! A repository behind a server, as if it were local.
 //!
-//! [`link`] is the connections; [`repository`], [`session`], [`records`] and [`maintenance`] are the traits of
-//! the same names over it, [`snapshot_files`] the directory of snapshots.
+//! `link` is the connections; `repository`, `session`, `records` and `maintenance` are the traits of
+//! the same names over it, `snapshot_files` the directory of snapshots.
 
 mod lane;
 pub mod link;

@@ -1,10 +1,10 @@
 //! The repository server: owns every repository of a store and serves them to enrolled peers.
 //!
-//! [`listener`] lets connections in, [`connection`] says who is there and which repository they want; then
-//! each stream is a conversation on a thread of its own: [`session`] and [`lane`] take backups in,
-//! [`fetch`] and [`roots`] give records and snapshots out, [`upkeep`] does long work. [`served`] is a
-//! repository with its sessions, [`kept_session`] one of them, [`check`] looks at every record and
-//! [`commit`] at every snapshot before they count.
+//! `listener` lets connections in, `connection` says who is there and which repository they want; then
+//! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
+//! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
+//! repository with its sessions, `kept_session` one of them, `check` looks at every record and
+//! `commit` at every snapshot before they count.
 
 mod access;
 mod check;
