@@ -4,6 +4,7 @@ use jiff::tz::TimeZone;
 use undercroft_control::{SnapshotSpec, SnapshotSummary};
 use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_dataplane::repository::scrubber::is_damage;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_format::id::SnapshotId;
 
@@ -23,7 +24,14 @@ pub struct Catalog {
 impl Catalog {
     /// Reads all snapshots of `repository`.
     pub fn read(settings: &Settings, repository: &dyn Repository) -> anyhow::Result<Self> {
-        let (snapshots, unreadable) = repository.snapshots().read_all()?;
+        let (snapshots, mut unreadable) = repository.snapshots().read_all()?;
+        // That a file may not be read is no damage: nothing can be said, and nothing has to be mended.
+        let forbidden = unreadable.iter().position(
+            |(_, error)| matches!(error, RepositoryError::Io { source, .. } if !is_damage(source)),
+        );
+        if let Some(place) = forbidden {
+            return Err(unreadable.swap_remove(place).1.into());
+        }
         Ok(Self {
             summaries: snapshots.iter().map(summary).collect(),
             snapshots,

@@ -15,7 +15,9 @@ use crate::work::Work;
 ///
 /// What is good in damaged packs is copied to new ones; the damaged files move to `damaged/` in the
 /// repository. Snapshots that lost something are marked as incomplete, and as whole again when a later
-/// backup has brought back what they lost. Exit code 3 if something cannot be restored now.
+/// backup has brought back what they lost: all chunks that a full read cuts as well. Lost maps, and chunks
+/// at the edges of changed blocks, come back only as long as the disk is backed up the same way again; a
+/// snapshot that stays incomplete is best forgotten once a newer one is whole. Exit code 3 if something cannot be restored now.
 ///
 /// JSON: damage (path, position, problem), packs_replaced, records_lost, snapshots_removed,
 /// markers_rewritten, snapshots_incomplete, snapshots_whole_again, affected (snapshot, vm, disk, range,

@@ -415,6 +415,8 @@ impl Machine<'_> {
             fn unreadable(&mut self, _: &Place<'_>, error: RepositoryError) -> Result<()> {
                 match error {
                     RepositoryError::CorruptObject { id, .. } => self.0.distrust(id),
+                    // A server would go on taking the damaged record for stored.
+                    error @ RepositoryError::Remote(_) => Err(error),
                     error if error.is_damage() => Ok(()),
                     error => Err(error),
                 }
