@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId, SnapshotId};
-use undercroft_format::maptree::{NodeStore, Tree, update};
+use undercroft_format::maptree::{Tree, update};
 use undercroft_format::pack::ObjectKind;
 use undercroft_format::ranges::RangeSet;
 use undercroft_format::reason::Reason;
@@ -20,13 +20,13 @@ use undercroft_format::units::{DiskLength, SegmentNumber};
 use super::chunker::Chunker;
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
 use super::source::{ChangedBlocks, DiskSource, Source};
+use super::store_nodes::StoreNodes;
 use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use crate::clock::Stopwatch;
 use crate::io::{BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
-use crate::repository::objects::ReadNodes;
 use crate::repository::record::RecordEncoder;
 use crate::repository::session::{DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
@@ -659,33 +659,6 @@ fn splice_plan(changed: RangeSet, size: DiskLength, parent: &DiskManifest) -> Pl
         parent: Some(parent.tree()),
         read_mode: ReadMode::ChangedBlocks,
         reasons,
-    }
-}
-
-/// Stores the new nodes of a map tree.
-struct StoreNodes<'a> {
-    session: &'a dyn Session,
-    counters: &'a DiskCounters,
-    encoder: RecordEncoder,
-}
-
-impl NodeStore for StoreNodes<'_> {
-    type Error = RepositoryError;
-
-    fn load(&mut self, id: NodeId) -> Result<Vec<u8>> {
-        ReadNodes(self.session.objects()).load(id)
-    }
-
-    fn save(&mut self, id: NodeId, encoded: Vec<u8>) -> Result<()> {
-        let object = ObjectId::from(id);
-        if !self.session.probe(&[object])?[0] && self.session.claim(object) {
-            let record = self
-                .encoder
-                .encode(object, ObjectKind::Node, &encoded, None);
-            let stored = self.session.store(&record)?;
-            self.counters.metadata_bytes.add(stored);
-        }
-        Ok(())
     }
 }
 

@@ -13,4 +13,5 @@ pub mod backup;
 pub mod chunker;
 pub mod reader;
 pub mod source;
+pub mod store_nodes;
 pub mod worker;
