@@ -26,6 +26,7 @@ use crate::net::conversation::StreamError;
 use crate::net::convert::failure_of;
 use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
 use crate::net::transport::{self, RESET_KEY_LEN, ServerSide};
+use crate::net::trust::floor::ServerTime;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
 use crate::net::trust::tls::{Admitted, server_config};
 use crate::net::trust::{self, Authority, EnrolRequest, TrustError};
@@ -135,7 +136,7 @@ impl Server {
             transport::endpoint(address, Some(ServerSide { config, reset_key }))
                 .map_err(|source| ServerError::Listen { address, source })?
         };
-        let shared = Arc::new(Shared::new(options, pool));
+        let shared = Arc::new(Shared::new(options, pool, authority.time().clone()));
         runtime.spawn(accept(shared.clone(), endpoint.clone(), authority.clone()));
         runtime.spawn(tick(shared.clone(), authority));
         Ok(Self {
@@ -284,6 +285,7 @@ async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
 /// What all connections share.
 pub struct Shared {
     options: ServerOptions,
+    time: Arc<ServerTime>,
     threads: rayon::ThreadPool,
     clock: Stopwatch,
     served: Mutex<HashMap<RepositoryName, Arc<Served>>>,
@@ -296,9 +298,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn new(options: ServerOptions, threads: rayon::ThreadPool) -> Self {
+    fn new(options: ServerOptions, threads: rayon::ThreadPool, time: Arc<ServerTime>) -> Self {
         Self {
             options,
+            time,
             threads,
             clock: Stopwatch::start(),
             served: Mutex::default(),
@@ -415,6 +418,7 @@ impl Shared {
             self.options.engine.clone(),
             self.options.checkpoint,
             self.now_ms(),
+            self.time.clone(),
         );
         let (opened, notes) = opened.map_err(|error| match error {
             RepositoryError::NotARepository { .. } => Failure::new(
