@@ -64,6 +64,6 @@ pub use role::Role;
 pub use scope::Scope;
 pub use serial::Serial;
 pub use time::{SetClock, SystemClock, UnixMs, WallClock};
-pub use tls::{ALPN, ALPN_ENROL, AdmitError, Admitted, admit, server_config};
+pub use tls::{ALPN, ALPN_ENROL, AdmitError, Admitted, Protocols, admit, server_config};
 pub use token::Token;
 pub use verb::{Verb, allows};
