@@ -296,7 +296,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn new(options: ServerOptions, threads: rayon::ThreadPool) -> Self {
+    pub(super) fn new(options: ServerOptions, threads: rayon::ThreadPool) -> Self {
         Self {
             options,
             threads,

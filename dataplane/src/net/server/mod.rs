@@ -4,7 +4,7 @@
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
 //! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
 //! repository with its sessions, `kept_session` one of them, `check` looks at every record and
-//! `commit` at every snapshot before they count.
+//! `commit` at every snapshot before they count. `unplugged` is all of this without sockets.
 
 mod access;
 mod check;
@@ -17,7 +17,9 @@ mod listener;
 mod roots;
 mod served;
 mod session;
+mod unplugged;
 mod upkeep;
 
 pub use kept_session::CheckpointPolicy;
 pub use listener::{Server, ServerError, ServerOptions};
+pub use unplugged::UnpluggedServer;

@@ -1,6 +1,6 @@
 //! A repository that the server owns, with its sessions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ const SESSIONS_MAX: usize = 256;
 pub struct Served {
     name: RepositoryName,
     repository: Arc<LocalRepository>,
-    sessions: Mutex<HashMap<SessionId, Arc<KeptSession>>>,
+    sessions: Mutex<BTreeMap<SessionId, Arc<KeptSession>>>,
     fetch_pool: Arc<BufferPool>,
     policy: CheckpointPolicy,
 }
@@ -58,6 +58,16 @@ impl Served {
             engine,
         };
         let (repository, notes) = open_local(root, &options)?;
+        Ok((Self::of(name, repository, policy, now_ms)?, notes))
+    }
+
+    /// Takes up the sessions that an earlier server left in `repository`.
+    pub fn of(
+        name: RepositoryName,
+        repository: Arc<LocalRepository>,
+        policy: CheckpointPolicy,
+        now_ms: u64,
+    ) -> Result<Arc<Self>> {
         let served = Self {
             name,
             repository,
@@ -66,7 +76,7 @@ impl Served {
             policy,
         };
         served.take_up_sessions(now_ms)?;
-        Ok((Arc::new(served), notes))
+        Ok(Arc::new(served))
     }
 
     fn take_up_sessions(&self, now_ms: u64) -> Result<()> {
