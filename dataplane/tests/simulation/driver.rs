@@ -55,6 +55,8 @@ pub struct Run {
     /// Disk faults are among it.
     has_bad_disk: bool,
     back_at: u64,
+    /// When the disk gets room again.
+    room_at: u64,
     steps: u64,
 }
 
@@ -82,6 +84,7 @@ impl Run {
             troubles: world.below(12),
             has_bad_disk: world.once_in(3),
             back_at: 0,
+            room_at: u64::MAX,
             steps: 0,
         }
     }
@@ -253,6 +256,10 @@ impl Run {
             let is_dead = (state.is_server_mute)();
             (state.is_server_up, is_dead, state.now)
         };
+        if now >= self.room_at {
+            self.site.disk.set_capacity(u64::MAX);
+            self.room_at = u64::MAX;
+        }
         if is_up && is_dead {
             self.crash(true);
         } else if !is_up && now >= self.back_at {
@@ -414,8 +421,8 @@ impl Run {
         self.world
             .note(|| format!("the disk has {room} bytes left"));
         self.site.disk.set_capacity(self.site.used() + room);
-        // Until somebody does something about it.
-        self.calm = self.calm.min(40);
+        let mut state = self.world.lock();
+        self.room_at = state.now + state.rng.below(60_000);
     }
 
     /// All is well again, leases lapse, and then everything must be in order.

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use undercroft_dataplane::io::{SimStorage, Storage};
+use undercroft_dataplane::io::{SimEngine, SimStorage, Storage};
 use undercroft_dataplane::net::server::{CheckpointPolicy, UnpluggedServer};
+use undercroft_dataplane::repository::entropy::SeededEntropy;
 use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_dataplane::repository::index::MemoryIndex;
 use undercroft_dataplane::repository::keys::Keys;
-use undercroft_dataplane::repository::{LocalRepository, Repository, layout};
+use undercroft_dataplane::repository::open::reconcile;
+use undercroft_dataplane::repository::{LocalRepository, Parts, Repository};
 use undercroft_format::config::Config;
 use undercroft_format::id::SnapshotId;
 
@@ -59,7 +62,7 @@ impl Site {
         let seed = self.world.lock().rng.next();
         let current = Arc::new(Mutex::new(None::<Arc<LocalRepository>>));
         let storage = self.interruptible(&current);
-        let repository = open(storage, &self.config, &self.keys, seed)?;
+        let repository = self.open_as_owner(storage, seed)?;
         *current.lock() = Some(repository.clone());
         let name = "main".parse().expect("a name");
         let server = UnpluggedServer::new(name, repository, LEASE, self.policy)?;
@@ -68,6 +71,27 @@ impl Site {
         state.is_server_up = true;
         state.note("the server is up".to_owned());
         Ok(())
+    }
+
+    /// Opens the repository without a key if that is a secret.
+    fn open_as_owner(
+        &self,
+        storage: Arc<dyn Storage>,
+        seed: u64,
+    ) -> Result<Arc<LocalRepository>, RepositoryError> {
+        let index = Arc::new(MemoryIndex::new());
+        reconcile(&*storage, self.config.repository, &*index, &mut Vec::new())?;
+        Ok(LocalRepository::assemble(Parts {
+            storage,
+            engine: Arc::new(SimEngine::new()),
+            entropy: Arc::new(SeededEntropy::new(seed)),
+            config: self.config.clone(),
+            keys: (!self.config.is_encrypted()).then(|| self.keys.clone()),
+            index,
+            root: None,
+            lock: None,
+            beside_owner: false,
+        }))
     }
 
     /// The disk, with collections in the middle of whatever changes it.
@@ -192,7 +216,7 @@ impl Site {
             run_gc(repository, 100).unwrap_or_else(|error| panic!("gc: {}", chain(&error)));
         }
         assert_no_leftovers(repository);
-        self.check_in(repository);
+        self.check();
         let (all, _) = repository.snapshots().read_all().expect("listed");
         let live = live_objects(repository, &all).expect("all is there");
         let copies: usize = packs_on_disk(repository).values().map(Vec::len).sum();
@@ -216,13 +240,6 @@ impl Site {
     pub fn used(&self) -> u64 {
         let contents = self.disk.contents();
         contents.values().flatten().map(|of| of.len() as u64).sum()
-    }
-
-    /// Whether an ended session's file is there.
-    pub fn session_files(&self) -> usize {
-        self.disk
-            .list(layout::SESSIONS)
-            .map_or(0, |list| list.len())
     }
 }
 

@@ -46,6 +46,7 @@ fn begin(
     is_resumed: bool,
 ) -> Result<(), Broken> {
     if is_resumed {
+        session.settle_in()?;
         for (disk, finished) in (0..).zip(session.finished()) {
             let finished: Vec<_> = finished.into_iter().collect();
             for segments in finished.chunks(SEGMENTS_MAX) {
