@@ -146,8 +146,13 @@ pub fn backup(
             })
         }
         Err(error) => {
-            // What is complete stays for the next try; a failure here adds nothing to the first one.
-            let kept = session.abandon().unwrap_or(sealed);
+            let error = error.interrupting(session.id());
+            // What is complete stays for the next try; a failure here adds nothing to the first one. A session
+            // that can be gone on with is left open.
+            let kept = match error {
+                RepositoryError::Interrupted { .. } => sealed,
+                _ => session.abandon().unwrap_or(sealed),
+            };
             progress.kept_bytes.add(kept.bytes);
             Err(error)
         }

@@ -101,7 +101,10 @@ impl RemoteSession {
                 .extend(segments);
         };
         let reference = match begun.reference {
-            Some(id) => Some(repository.snapshots().read(id)?),
+            Some(id) => {
+                let read = repository.snapshots().read(id);
+                Some(read.map_err(|error| error.interrupting(begun.session))?)
+            }
             None => None,
         };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
