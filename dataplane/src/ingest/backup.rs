@@ -25,7 +25,7 @@ use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use crate::clock::Stopwatch;
 use crate::io::{BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
-use crate::repository::Repository;
+use crate::repository::{Repository, Traffic};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::RecordEncoder;
 use crate::repository::session::{DiskState, Session, SessionRequest};
@@ -99,6 +99,8 @@ pub struct BackupReport {
     pub packs: u64,
     /// Bytes of packs written.
     pub pack_bytes: u64,
+    /// What the repository's connections carried, if it is behind a server.
+    pub traffic: Option<Traffic>,
     /// Problems with changed blocks, per disk, in words.
     pub warnings: Vec<String>,
 }
@@ -130,6 +132,7 @@ pub fn backup(
                 engine: repository.engine().choice().kind.to_string(),
                 packs: figures.packs,
                 pack_bytes: figures.bytes,
+                traffic: repository.traffic(),
                 warnings,
             })
         }
@@ -381,12 +384,9 @@ impl Machine<'_> {
             root: None,
             segments: 0,
         });
-        let mut nodes = StoreNodes {
-            session: self.session,
-            counters,
-            encoder: RecordEncoder::new(1),
-        };
+        let mut nodes = StoreNodes::new(self.session, counters);
         let tree = update(&mut nodes, old, segments, changes)?;
+        nodes.finish()?;
         let data_bytes = self.data_bytes(parent, plan, segments, counters)?;
         Ok(StoredDisk {
             root: tree.root,

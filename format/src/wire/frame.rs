@@ -101,6 +101,12 @@ frames! {
     SegmentDone = 37, 64;
     /// Has everything before been taken in?
     Flush = 38, 0;
+    /// Which maps does the reference have?
+    AskReference = 39, 16;
+    /// The beginnings of their ids.
+    ReferenceMaps = 40, (32 << 10) + 16;
+    /// Segments that are as they are in the reference.
+    SegmentsUnchanged = 41, (64 << 10) + 16;
     /// Records by id.
     Fetch = 48, IDS_BODY_MAX;
     /// A record.

@@ -10,6 +10,7 @@ pub use super::failure::Failure;
 pub use super::fetch::{Fetch, Unfetched};
 pub use super::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Flush, SegmentDone};
+pub use super::reference::{AskReference, ReferenceMaps, SegmentsUnchanged};
 pub use super::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned,
 };
@@ -90,6 +91,9 @@ messages! {
     Answers(Answers),
     SegmentDone(SegmentDone),
     Flush(Flush),
+    AskReference(AskReference),
+    ReferenceMaps(ReferenceMaps),
+    SegmentsUnchanged(SegmentsUnchanged),
     Fetch(Fetch),
     Unfetched(Unfetched),
     ListSnapshots(ListSnapshots),

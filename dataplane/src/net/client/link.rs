@@ -19,6 +19,7 @@ use crate::net::address::{RepositoryName, ServerAddress};
 use crate::net::conversation::{Conversation, StreamError};
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
+use crate::repository::Traffic;
 use crate::repository::error::{RepositoryError, Result};
 
 /// Threads that drive sockets and connections.
@@ -226,6 +227,17 @@ impl Link {
     /// What a connection's path is like.
     pub fn path_stats(&self, number: usize) -> quinn::PathStats {
         self.connections[number].connection.stats().path
+    }
+
+    /// What all connections carried.
+    pub fn traffic(&self) -> Traffic {
+        let mut traffic = Traffic::default();
+        for linked in &self.connections {
+            let stats = linked.connection.stats();
+            traffic.sent_bytes += stats.udp_tx.bytes;
+            traffic.received_bytes += stats.udp_rx.bytes;
+        }
+        traffic
     }
 
     /// Connections.

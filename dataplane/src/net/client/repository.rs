@@ -14,7 +14,7 @@ use super::snapshot_files::SnapshotFiles;
 use crate::io::Engine;
 use crate::net::address::RepositoryName;
 use crate::net::conversation::Conversation;
-use crate::repository::Repository;
+use crate::repository::{Repository, Traffic};
 use crate::repository::entropy::{Entropy, SystemEntropy};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Unlock};
@@ -114,6 +114,10 @@ impl Repository for RemoteRepository {
 
     fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        Some(self.link.traffic())
     }
 
     fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Box<dyn Session>> {

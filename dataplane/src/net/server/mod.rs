@@ -2,7 +2,7 @@
 //!
 //! `listener` lets connections in, `connection` says who is there and which repository they want; then
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
-//! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
+//! `reference` says what a backup need not send, `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
 //! repository with its sessions, `kept_session` one of them, `check` looks at every record and
 //! `commit` at every snapshot before they count.
 
@@ -14,6 +14,7 @@ mod fetch;
 mod kept_session;
 mod lane;
 mod listener;
+mod reference;
 mod roots;
 mod served;
 mod session;
