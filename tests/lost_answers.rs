@@ -226,7 +226,10 @@ fn a_stream_whose_commit_is_not_answered_is_a_success() {
         let report = report_of(child);
         assert_eq!(world.snapshot_files().len(), before + 1);
         world.served.assert_restores("vm@latest", &content);
-        if report["warnings"].to_string().contains("was published before") {
+        if report["warnings"]
+            .to_string()
+            .contains("was published before")
+        {
             return;
         }
         // The answer was faster than this test.

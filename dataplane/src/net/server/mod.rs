@@ -2,7 +2,7 @@
 //!
 //! `listener` lets connections in, `connection` says who is there and which repository they want; then
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
-//! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
+//! `fetch` and `roots` give records and snapshots out, `upkeep` does long work, with `judge` where that takes a key. `served` is a
 //! repository with its sessions, `kept_session` one of them, `published` what ended ones came to, `check` looks at every record and
 //! `commit` at every snapshot before they count.
 
@@ -11,6 +11,7 @@ mod check;
 mod commit;
 mod connection;
 mod fetch;
+mod judge;
 mod kept_session;
 mod lane;
 mod listener;
