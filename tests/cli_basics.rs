@@ -211,6 +211,7 @@ Commands:
   rebuild-index  Make the index anew from the packs alone
   forget         Remove snapshots
   protect        Protect a snapshot from forget and prune
+  lock           Lock a snapshot: nobody can forget it before the lock ends
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
