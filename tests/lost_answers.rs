@@ -200,7 +200,6 @@ fn a_commit_whose_answer_is_lost_publishes_once_and_is_a_success() {
         world.served.assert_restores("vm@latest", &image.bytes);
     }
     assert!(told > 0, "every answer arrived");
-    assert!(world.served.sessions().is_empty());
     succeed(world.served.undercroft().args(["verify", "--deep"]));
 }
 
