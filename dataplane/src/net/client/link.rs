@@ -224,9 +224,9 @@ impl Link {
         Ok(Conversation::new(handle, stream))
     }
 
-    /// What a connection's path is like.
-    pub fn path_stats(&self, number: usize) -> quinn::PathStats {
-        self.connections[number].connection.stats().path
+    /// What a connection carried, and what its path is like.
+    pub fn stats(&self, number: usize) -> quinn::ConnectionStats {
+        self.connections[number].connection.stats()
     }
 
     /// What all connections carried.

@@ -14,13 +14,13 @@ use super::snapshot_files::SnapshotFiles;
 use crate::io::Engine;
 use crate::net::address::RepositoryName;
 use crate::net::conversation::Conversation;
-use crate::repository::{Repository, Traffic};
 use crate::repository::entropy::{Entropy, SystemEntropy};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Unlock};
 use crate::repository::objects::Objects;
-use crate::repository::session::{Session, SessionRequest};
+use crate::repository::session::{Begun, SessionRequest};
 use crate::repository::snapshots::Snapshots;
+use crate::repository::{Repository, Traffic};
 
 /// A repository that a server owns.
 pub struct RemoteRepository {
@@ -120,7 +120,7 @@ impl Repository for RemoteRepository {
         Some(self.link.traffic())
     }
 
-    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Box<dyn Session>> {
-        Ok(Box::new(RemoteSession::begin(self, request)?))
+    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun> {
+        RemoteSession::begin(self, request)
     }
 }

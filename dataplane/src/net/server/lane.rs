@@ -3,7 +3,7 @@
 use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::lane::{
-    Answers, AskObjects, AskSegments, Attach, Flush, SegmentDone, pushed_records,
+    Answers, AskObjects, AskSegments, Attach, Distrust, Flush, SegmentDone, pushed_records,
 };
 use undercroft_format::wire::reference::{AskReference, SegmentsUnchanged};
 use undercroft_format::wire::upkeep::Done;
@@ -53,6 +53,11 @@ impl Lane<'_> {
                 let known = self.session.holds_segments(epoch, &ids)?;
                 Ok(on.stream.say(&Answers { known })?)
             }
+            FrameType::Distrust => {
+                let Distrust { kind, ids } = expect(frame)?;
+                self.session.distrust(epoch, kind, &ids)?;
+                Ok(on.stream.say(&Done)?)
+            }
             FrameType::SegmentDone => {
                 let SegmentDone { place, done } = expect(frame)?;
                 Ok(self.session.segment_done(epoch, place, done)?)
@@ -67,7 +72,12 @@ impl Lane<'_> {
             FrameType::SegmentsUnchanged => {
                 let segments: SegmentsUnchanged = expect(frame)?;
                 let repository = on.served.repository();
-                Ok(reference::unchanged(repository, self.session, epoch, &segments)?)
+                Ok(reference::unchanged(
+                    repository,
+                    self.session,
+                    epoch,
+                    &segments,
+                )?)
             }
             FrameType::Flush => {
                 let Flush = expect(frame)?;

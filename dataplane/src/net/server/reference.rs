@@ -43,9 +43,8 @@ pub fn unchanged(
         let text = "segments are said to be as they are in the reference, which does not have them";
         Failure::new(FailureCode::Protocol, text)
     };
-    let follows = |one: &UnchangedSegment, next: &UnchangedSegment| {
-        one.number.0 + 1 == next.number.0
-    };
+    let follows =
+        |one: &UnchangedSegment, next: &UnchangedSegment| one.number.0 + 1 == next.number.0;
     // Run by run: what lies between is not looked at, however far apart they are.
     for run in segments.chunk_by(follows) {
         let tree = tree(repository, session, *disk).ok_or_else(lacks)?;
@@ -88,13 +87,12 @@ fn visit(
     segments: std::ops::Range<u64>,
     mut take: impl FnMut(u64, SegmentMapId),
 ) -> Result<(), Failure> {
-    let visited = repository.objects().visit_tree(
-        tree,
-        segments,
-        &mut |SegmentNumber(number), map| {
-            take(number, map);
-            Ok(())
-        },
-    );
+    let visited =
+        repository
+            .objects()
+            .visit_tree(tree, segments, &mut |SegmentNumber(number), map| {
+                take(number, map);
+                Ok(())
+            });
     visited.map_err(|error: RepositoryError| failure_of(&error))
 }
