@@ -4,8 +4,8 @@
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
 //! `reference` says what a backup need not send, `fetch` and `roots` give records and snapshots out,
 //! `upkeep` does long work. `served` is a repository with its sessions, `kept_session` one of them,
-//! `published` what ended ones came to, `check` looks at every record and
-//! `commit` at every snapshot before they count.
+//! `published` what ended ones came to, `check` looks at every record and `commit` at every snapshot
+//! before they count. `unplugged` is all of this without sockets.
 
 mod access;
 mod check;
@@ -20,7 +20,9 @@ mod reference;
 mod roots;
 mod served;
 mod session;
+mod unplugged;
 mod upkeep;
 
 pub use kept_session::CheckpointPolicy;
 pub use listener::{Server, ServerError, ServerOptions};
+pub use unplugged::UnpluggedServer;
