@@ -25,7 +25,7 @@ const DATAGRAM_LEN_MAX: u16 = 65_507;
 /// Bytes of a packet to begin with: what every Ethernet carries, less headers.
 const MTU_FIRST: u16 = 1452;
 /// Bytes of a packet that discovery stops at.
-const MTU_LAST: u16 = 6500;
+pub const MTU_LAST: u16 = 6500;
 const _: () = assert!(MTU_LAST <= DATAGRAM_LEN_MAX / BATCH_PACKETS);
 
 /// Bytes of the kernel's buffers per socket: a burst of a whole window fits.

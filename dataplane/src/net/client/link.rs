@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Endpoint, VarInt};
 use tokio::runtime::{Handle, Runtime};
 use undercroft_format::config::Config;
 use undercroft_format::wire::VERSION;
@@ -228,12 +228,6 @@ impl Link {
         self.converse_on(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A new stream, on the connection whose turn it is.
-    pub async fn open_stream(&self) -> Result<(SendStream, RecvStream), StreamError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
-        Ok(self.connections[number].connection.open_bi().await?)
-    }
-
     /// A new stream on a certain connection.
     pub fn converse_on(&self, number: usize) -> Result<Conversation, StreamError> {
         if let Some(dial) = &self.dial {
@@ -245,9 +239,14 @@ impl Link {
         Ok(Conversation::new(handle, stream))
     }
 
-    /// What a connection's path is like.
-    pub fn path_stats(&self, number: usize) -> quinn::PathStats {
-        self.connections[number].connection.stats().path
+    /// The runtime, if there is one.
+    pub fn runtime(&self) -> Option<&Handle> {
+        self.runtime.as_ref().map(Runtime::handle)
+    }
+
+    /// What a connection carried, and what its path is like.
+    pub fn stats(&self, number: usize) -> quinn::ConnectionStats {
+        self.connections[number].connection.stats()
     }
 
     /// What all connections carried.

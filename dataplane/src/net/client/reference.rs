@@ -1,6 +1,7 @@
 //! What a session knows of its reference, and which segments it found as they are there.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use undercroft_format::id::SegmentMapId;
@@ -23,7 +24,10 @@ const TOLD_MAX: usize = 256;
 const TELL_EVERY_MS: u128 = 1_000;
 
 /// The maps of the reference, by disk, as far as they were asked for.
-pub struct Reference(Vec<Mutex<VecDeque<Window>>>);
+pub struct Reference {
+    windows: Vec<Mutex<VecDeque<Window>>>,
+    is_distrusted: AtomicBool,
+}
 
 struct Window {
     first: u64,
@@ -40,7 +44,20 @@ impl Window {
 impl Reference {
     /// That of a session with so many disks.
     pub fn new(disks: usize) -> Self {
-        Self((0..disks).map(|_| Mutex::default()).collect())
+        Self {
+            windows: (0..disks).map(|_| Mutex::default()).collect(),
+            is_distrusted: AtomicBool::new(false),
+        }
+    }
+
+    /// It may have lost something: what it has says nothing from here on.
+    pub fn distrust(&self) {
+        self.is_distrusted.store(true, Ordering::SeqCst);
+    }
+
+    fn windows(&self, place: SegmentPlace) -> Option<&Mutex<VecDeque<Window>>> {
+        let windows = self.windows.get(usize::from(place.disk))?;
+        (!self.is_distrusted.load(Ordering::SeqCst)).then_some(windows)
     }
 
     /// Whether the reference has this map at this place. Lets `ask` ask for what is not known yet.
@@ -52,7 +69,7 @@ impl Reference {
     ) -> Result<bool> {
         let number = place.number.0;
         let first = number - number % WINDOW;
-        let Some(windows) = self.0.get(usize::from(place.disk)) else {
+        let Some(windows) = self.windows(place) else {
             return Ok(false);
         };
         // Others that want the same window wait for the answer.
@@ -77,7 +94,7 @@ impl Reference {
     /// Whether it is known that the reference has a segment as it was done.
     pub fn is_known_to_have(&self, place: SegmentPlace, done: &DoneSegment) -> bool {
         let number = place.number.0;
-        let (Some(map), Some(windows)) = (done.map, self.0.get(usize::from(place.disk))) else {
+        let (Some(map), Some(windows)) = (done.map, self.windows(place)) else {
             return false;
         };
         let is_here =

@@ -50,7 +50,7 @@ pub struct RemoteSession {
     attach: Attach,
     finished: Vec<DoneSegments>,
     /// A snapshot that the server keeps for the session, and that is likely to be much alike.
-    reference: Mutex<Option<Arc<Reference>>>,
+    reference: Option<Reference>,
     unchanged: Unchanged,
     lock: Option<LockEnd>,
     claims: Claims,
@@ -115,11 +115,7 @@ impl RemoteSession {
                 epoch: begun.epoch,
             },
             finished,
-            reference: Mutex::new(
-                begun
-                    .reference
-                    .map(|_| Arc::new(Reference::new(request.disks.len()))),
-            ),
+            reference: begun.reference.map(|_| Reference::new(request.disks.len())),
             unchanged: Unchanged::default(),
             lock: request.lock,
             claims: Claims::default(),
@@ -195,10 +191,6 @@ impl RemoteSession {
             self.push(builder, &ids)?;
         }
         Ok(stored)
-    }
-
-    fn reference(&self) -> Option<Arc<Reference>> {
-        self.reference.lock().clone()
     }
 
     /// Tells of segments that are as they are in the reference.
@@ -287,7 +279,7 @@ impl Session for RemoteSession {
     }
 
     fn holds_segment(&self, place: SegmentPlace, map: SegmentMapId) -> Result<Held> {
-        if let Some(reference) = self.reference() {
+        if let Some(reference) = &self.reference {
             let ask = |question| self.on_lane(|lane| lane.ask(&question, &self.claims));
             if reference.has(place, map, ask)? {
                 return Ok(Held::Whole);
@@ -321,7 +313,9 @@ impl Session for RemoteSession {
 
     fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
         // It may have what is damaged in common with the parent, and answers without asking.
-        *self.reference.lock() = None;
+        if let Some(reference) = &self.reference {
+            reference.distrust();
+        }
         for ids in ids.chunks(IDS_MAX as usize) {
             let ids = ids.to_vec();
             let Done = self.on_lane(|lane| lane.ask(&Distrust { kind, ids }, &self.claims))?;
@@ -343,7 +337,7 @@ impl Session for RemoteSession {
     }
 
     fn segment_done(&self, place: SegmentPlace, done: DoneSegment) -> Result<()> {
-        if let Some(reference) = self.reference()
+        if let Some(reference) = &self.reference
             && reference.is_known_to_have(place, &done)
         {
             return self.tell_unchanged(self.unchanged.add(place, done.data_bytes));
