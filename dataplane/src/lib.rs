@@ -17,3 +17,4 @@ pub mod progress;
 pub mod repository;
 pub mod restore;
 pub mod simulate;
+pub mod wall_clock;

@@ -1,6 +1,8 @@
 //! What the stories share: images, changed-block bitmaps, and runs of the real binary.
 #![allow(dead_code, reason = "each story uses a part of it")]
 
+pub mod served;
+
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -427,10 +427,10 @@ impl Run {
 
     /// All is well again, leases lapse, and then everything must be in order.
     fn end(&mut self) {
-        self.site.check();
         if self.site.server.is_some() {
             self.stop_server(false);
         }
+        self.site.check();
         let mut state = self.world.lock();
         state.now = state.now.max(self.back_at) + 1;
         drop(state);

@@ -13,8 +13,10 @@ use undercroft_dataplane::repository::index::MemoryIndex;
 use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::open::reconcile;
 use undercroft_dataplane::repository::{LocalRepository, Parts, Repository};
+use undercroft_dataplane::wall_clock::SetClock;
 use undercroft_format::config::Config;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::trust::time::UnixMs;
 
 use super::support::{
     Decoded, Watched, assert_no_leftovers, assert_restores, chain, live_objects, make_directories,
@@ -35,6 +37,7 @@ pub struct Site {
     decoded: Decoded,
     /// A collection right after the change of that number from now.
     collect_after: Arc<AtomicU64>,
+    is_collecting: Arc<AtomicBool>,
 }
 
 impl Site {
@@ -54,6 +57,7 @@ impl Site {
             policy,
             decoded: Decoded::default(),
             collect_after: Arc::default(),
+            is_collecting: Arc::default(),
         }
     }
 
@@ -64,8 +68,9 @@ impl Site {
         let storage = self.interruptible(&current);
         let repository = self.open_as_owner(storage, seed)?;
         *current.lock() = Some(repository.clone());
+        let clock = Arc::new(SetClock::new(UnixMs::from_millis(1)));
         let name = "main".parse().expect("a name");
-        let server = UnpluggedServer::new(name, repository, LEASE, self.policy)?;
+        let server = UnpluggedServer::new(name, repository, LEASE, self.policy, clock)?;
         self.server = Some(Arc::new(server));
         let mut state = self.world.lock();
         state.is_server_up = true;
@@ -100,7 +105,7 @@ impl Site {
         current: &Arc<Mutex<Option<Arc<LocalRepository>>>>,
     ) -> Arc<dyn Storage> {
         let (current, after) = (current.clone(), self.collect_after.clone());
-        let is_collecting = AtomicBool::new(false);
+        let is_collecting = self.is_collecting.clone();
         let world = self.world.clone();
         let hook = move |_: &str, _: &str, _: &[u8]| {
             if after.load(Ordering::Relaxed) == 0 || is_collecting.swap(true, Ordering::Relaxed) {
@@ -127,7 +132,9 @@ impl Site {
 
     pub fn collect(&self) {
         if let Some(server) = &self.server {
+            self.is_collecting.store(true, Ordering::Relaxed);
             collect(&self.world, server.repository());
+            self.is_collecting.store(false, Ordering::Relaxed);
         }
     }
 
@@ -147,7 +154,7 @@ impl Site {
         state.note(format!("{id} is forgotten"));
         drop(state);
         // Without room or with a bad disk it stays.
-        let _ = snapshots.forget(id);
+        let _ = snapshots.forget(&[id]);
     }
 
     /// The disk as it is found after the server ended; without power it has lost what was not synced.

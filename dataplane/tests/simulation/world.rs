@@ -478,6 +478,8 @@ impl FrameStream for SimStream {
             let attempt = state.connections[connection].attempt;
             if self.side == Side::Server {
                 state.books.server_says(self.number, attempt, &frame);
+            } else {
+                state.books.client_says(self.number, &frame);
             }
             state.note(format!(
                 "{:?} of attempt {attempt} writes {:?} of {} on {}",

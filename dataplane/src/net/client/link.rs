@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, VarInt};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::runtime::{Handle, Runtime};
 use undercroft_format::config::Config;
 use undercroft_format::wire::VERSION;
@@ -186,13 +186,22 @@ impl Link {
         self.converse_on(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// A new stream, on the connection whose turn it is.
+    pub async fn open_stream(&self) -> Result<(SendStream, RecvStream), StreamError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        Ok(self.connections[number].connection.open_bi().await?)
+    }
+
     /// A new stream on a certain connection.
     pub fn converse_on(&self, number: usize) -> Result<Conversation, StreamError> {
         if let Some(dial) = &self.dial {
             return Ok(Conversation::over(dial.open_stream(number)?));
         }
         let linked = &self.connections[number % self.connections.len()];
-        let handle = self.handle().clone();
+        let handle = self
+            .handle()
+            .expect("it runs until the link is dropped")
+            .clone();
         let stream = handle.block_on(linked.connection.open_bi())?;
         Ok(Conversation::new(handle, stream))
     }
@@ -207,10 +216,9 @@ impl Link {
         self.connections.len()
     }
 
-    /// The runtime that drives the connections.
-    pub fn handle(&self) -> &Handle {
-        let runtime = self.runtime.as_ref();
-        runtime.expect("it runs until the link is dropped").handle()
+    /// The runtime that drives the connections, if they are QUIC's.
+    pub fn handle(&self) -> Option<&Handle> {
+        self.runtime.as_ref().map(Runtime::handle)
     }
 }
 
