@@ -128,7 +128,8 @@ pub fn backup(
         Begun::Published(committed) => return published(&*repository, committed),
     };
     let engine = &**repository.engine();
-    let stored = store_all(&*session, engine, job, threads, progress, &wall);
+    let stored = store_all(&*session, engine, job, threads, progress, &wall)
+        .map_err(|error| session.failure(error));
     let sealed = session.sealed();
     match stored {
         Ok((snapshot, waits, warnings)) => {

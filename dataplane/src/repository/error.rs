@@ -200,10 +200,14 @@ impl RepositoryError {
     /// An I/O error while doing `action` to `path`.
     pub fn io(action: &'static str, path: &str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
+        move |source| match source.downcast::<Self>() {
+            // A storage that is a server's has told already what it was about.
+            Ok(error) => error,
+            Err(source) => Self::Io {
+                action,
+                path,
+                source,
+            },
         }
     }
 

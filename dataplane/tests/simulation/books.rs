@@ -51,6 +51,8 @@ pub struct Books {
     pub has_disk_faults: bool,
     /// Power failed, or the server was killed.
     pub crashes: u64,
+    /// Attempts that know their session.
+    pub heard_begun: BTreeSet<u64>,
     sessions: BTreeMap<SessionId, SessionBook>,
     streams: BTreeMap<StreamNumber, (SessionId, Epoch)>,
     /// Streams on which a client wants to go on with a session.

@@ -18,7 +18,7 @@ use super::support::{Rng, config};
 use super::world::{ActorNumber, Killed, Side, SimStream, State, Wait, World};
 
 /// Stack of an actor, in words.
-const STACK_WORDS: usize = 64 << 10;
+const STACK_WORDS: usize = 32 << 10;
 /// Steps until something is wrong with the test.
 const STEPS_MAX: u64 = 100_000;
 /// How often leases are looked at.

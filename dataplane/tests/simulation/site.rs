@@ -157,22 +157,16 @@ impl Site {
         let _ = snapshots.forget(&[id]);
     }
 
-    /// The disk as it is found after the server ended; without power it has lost what was not synced.
+    /// The disk as it is found after the server ended; without power it has lost some of what was not synced.
     pub fn lose_power(&mut self, is_power_lost: bool) {
         self.collect_after.store(0, Ordering::Relaxed);
-        let seed = self.world.lock().rng.next();
-        let mut states = self.disk.crash_states(seed, 4);
-        let chosen = match is_power_lost {
-            true => self.world.below(states.len() as u64) as usize,
-            false => self.all_kept(&states),
-        };
-        self.disk = states.swap_remove(chosen);
-    }
-
-    fn all_kept(&self, states: &[SimStorage]) -> usize {
-        let now = self.disk.contents();
-        let kept = states.iter().position(|state| state.contents() == now);
-        kept.expect("that all is kept is among the states")
+        self.disk.clear_faults();
+        if is_power_lost {
+            let seed = self.world.lock().rng.next();
+            let mut states = self.disk.crash_states(seed, 4);
+            let chosen = self.world.below(states.len() as u64);
+            self.disk = states.swap_remove(chosen as usize);
+        }
     }
 
     /// Panics unless what is visible is right and what was promised is there.
@@ -256,7 +250,9 @@ fn collect(world: &World, repository: &Arc<LocalRepository>) {
         Ok(report) => world.note(|| format!("a collection removed {}", report.packs_removed)),
         Err(error) => {
             world.note(|| format!("a collection failed: {}", chain(&error)));
-            let has_faults = world.lock().books.has_disk_faults;
+            let state = world.lock();
+            let has_faults = state.books.has_disk_faults || (state.is_server_mute)();
+            drop(state);
             assert!(has_faults, "a collection failed: {}", chain(&error));
         }
     }

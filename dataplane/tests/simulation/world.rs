@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use undercroft_dataplane::net::client::Dial;
 use undercroft_dataplane::net::conversation::{Frame, FrameStream, StreamError, Waited};
-use undercroft_format::wire::frame::{FRAME_HEADER_LEN, FrameHeader};
+use undercroft_format::wire::frame::{FRAME_HEADER_LEN, FrameHeader, FrameType};
 
 use super::books::Books;
 use super::support::Rng;
@@ -319,6 +319,10 @@ impl State {
             let (_, item) = direction.queue.pop_front().expect("just seen");
             if let Item::Frame(frame) = item {
                 direction.bytes -= frame.1.len();
+                let attempt = self.connections[self.streams[number].connection].attempt;
+                if frame.0 == FrameType::Begun {
+                    self.books.heard_begun.insert(attempt);
+                }
                 self.note(format!(
                     "{side:?} reads {:?} of {} on {number}",
                     frame.0,

@@ -101,7 +101,12 @@ impl RemoteSession {
                 .extend(segments);
         };
         let reference = match begun.reference {
-            Some(id) => Some(repository.snapshots().read(id)?),
+            Some(id) => match repository.snapshots().read(id) {
+                Ok(stored) => Some(stored),
+                // It would have saved questions; its data stays all the same.
+                Err(RepositoryError::NoSuchSnapshot { .. }) => None,
+                Err(error) => return Err(interruption_of(begun.session, error, false)),
+            },
             None => None,
         };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
@@ -151,26 +156,18 @@ impl RemoteSession {
 
     /// Tells an interruption, after which the session can be gone on with, from a failure.
     fn interrupted(&self, error: StreamError) -> RepositoryError {
-        self.interrupted_at(error, false)
+        self.interrupted_at(error.into(), false)
     }
 
-    fn interrupted_at(&self, error: StreamError, is_committing: bool) -> RepositoryError {
-        let is_interruption = error.is_lost()
-            || matches!(&error, StreamError::Failed(failure) if failure.code == FailureCode::Draining);
-        let error = RepositoryError::from(error);
-        if !is_interruption {
-            return error;
+    fn interrupted_at(&self, error: RepositoryError, is_committing: bool) -> RepositoryError {
+        if is_interruption(&error) {
+            tracing::info!(
+                session = %self.attach.session,
+                segments = self.acknowledged.load(Ordering::Relaxed),
+                "interrupted; so many segments are known to be kept"
+            );
         }
-        tracing::info!(
-            session = %self.attach.session,
-            segments = self.acknowledged.load(Ordering::Relaxed),
-            "interrupted; so many segments are known to be kept"
-        );
-        RepositoryError::Interrupted {
-            session: self.attach.session,
-            is_committing,
-            source: Box::new(error),
-        }
+        interruption_of(self.attach.session, error, is_committing)
     }
 
     fn push(&self, builder: PushBuilder, ids: &[ObjectId]) -> Result<()> {
@@ -238,7 +235,34 @@ impl RemoteSession {
         self.control
             .lock()
             .ask(last)
-            .map_err(|error| self.interrupted_at(error, Q::KIND == FrameType::Commit))
+            .map_err(|error| self.interrupted_at(error.into(), Q::KIND == FrameType::Commit))
+    }
+}
+
+/// Whether another connection may go on with the session.
+fn is_interruption(error: &RepositoryError) -> bool {
+    match error {
+        RepositoryError::Connection(cause) => cause
+            .downcast_ref::<StreamError>()
+            .is_some_and(StreamError::is_lost),
+        RepositoryError::Remote(failure) => failure.code == FailureCode::Draining,
+        _ => false,
+    }
+}
+
+/// A failure of `session`, which may be an interruption.
+fn interruption_of(
+    session: SessionId,
+    error: RepositoryError,
+    is_committing: bool,
+) -> RepositoryError {
+    match is_interruption(&error) {
+        true => RepositoryError::Interrupted {
+            session,
+            is_committing,
+            source: Box::new(error),
+        },
+        false => error,
     }
 }
 
@@ -322,6 +346,10 @@ impl Session for RemoteSession {
             *known = *known || self.claims.contains(*id);
         }
         Ok(known)
+    }
+
+    fn failure(&self, error: RepositoryError) -> RepositoryError {
+        interruption_of(self.attach.session, error, false)
     }
 
     fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
