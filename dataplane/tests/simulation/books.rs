@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use undercroft_dataplane::net::conversation::{Frame, expect};
 use undercroft_format::id::{SessionId, SnapshotId};
-use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::failure::{Failure, FailureCode};
+use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::session::{
     self as wire, Acknowledged, Begun, Epoch, Finished, SegmentPlace,
 };
@@ -129,6 +129,7 @@ impl Books {
                 let book = session.and_then(|session| self.sessions.get(session));
                 let is_hidden = failure.code == FailureCode::NoSuchSession
                     && book.is_some_and(|book| book.has_published)
+                    && !self.streams.contains_key(&stream)
                     && self.forgetting.is_empty()
                     && !self.has_disk_faults;
                 assert!(!is_hidden, "{session:?} is not told that it was published");

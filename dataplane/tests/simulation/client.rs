@@ -254,7 +254,9 @@ impl Clients {
     fn check_error(&self, attempt: u64, error: &RepositoryError) {
         let has_begun = self.world.lock().books.heard_begun.contains(&attempt);
         match error {
-            RepositoryError::Interrupted { .. } => assert!(has_begun, "interrupted before it began"),
+            RepositoryError::Interrupted { .. } => {
+                assert!(has_begun, "interrupted before it began")
+            }
             error => assert!(
                 !(has_begun && is_lost(error)),
                 "attempt {attempt} can go on and does not know: {}",

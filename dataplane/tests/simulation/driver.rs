@@ -430,6 +430,7 @@ impl Run {
         if self.site.server.is_some() {
             self.stop_server(false);
         }
+        self.site.disk.set_capacity(u64::MAX);
         self.site.check();
         let mut state = self.world.lock();
         state.now = state.now.max(self.back_at) + 1;

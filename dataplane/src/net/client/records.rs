@@ -16,9 +16,7 @@ use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameT
 use super::expected::ExpectedMaps;
 use super::link::Link;
 use crate::io::{Buffer, BufferPool, Engine};
-use crate::net::conversation::{
-    Frame, QuicStream, StreamError, expect, of_exact, read_frame,
-};
+use crate::net::conversation::{Frame, QuicStream, StreamError, expect, of_exact, read_frame};
 use crate::net::convert::error_of;
 use crate::repository::error::{RecordProblem, RepositoryError, Result};
 use crate::repository::local_records::FETCH_LEN_MAX;
@@ -157,17 +155,16 @@ impl Records for RemoteRecords {
             return;
         };
         let link = self.link.clone();
-        self.expected
-            .fetch(handle, ids.clone(), async move {
-                let mut found = Vec::new();
-                let (send, recv) = link.open_stream().await?;
-                fetch_each((send, recv), ObjectKind::SegmentMap, &ids, |_, record| {
-                    // Asking for what is missing alone tells why.
-                    found.extend(record);
-                })
-                .await?;
-                Ok(found)
-            });
+        self.expected.fetch(handle, ids.clone(), async move {
+            let mut found = Vec::new();
+            let (send, recv) = link.open_stream().await?;
+            fetch_each((send, recv), ObjectKind::SegmentMap, &ids, |_, record| {
+                // Asking for what is missing alone tells why.
+                found.extend(record);
+            })
+            .await?;
+            Ok(found)
+        });
     }
 
     fn fetch_ahead_len(&self) -> usize {
