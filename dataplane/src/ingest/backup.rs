@@ -148,7 +148,11 @@ pub fn backup(
         }
         Err(error) => {
             // What is complete stays for the next try; a failure here adds nothing to the first one.
-            let kept = session.abandon().unwrap_or(sealed);
+            let kept = match error {
+                // Perhaps on one of several connections: the session must not end on another one.
+                RepositoryError::Interrupted { .. } => sealed,
+                _ => session.abandon().unwrap_or(sealed),
+            };
             progress.kept_bytes.add(kept.bytes);
             Err(error)
         }

@@ -340,8 +340,11 @@ impl Drop for SessionStore {
         self.packer = None;
         self.repository.registry().end(self.id);
         if !self.keeps_file.load(Ordering::Relaxed) {
-            // Left behind, the file only says that a session ended badly; a collection removes it.
-            let _ = self.repository.storage().remove(&layout::session(self.id));
+            // Left behind, the file says that a session ended badly. A collection removes it, a server takes
+            // the session up until its lease lapses.
+            let storage = self.repository.storage();
+            let _ = storage.remove(&layout::session(self.id));
+            let _ = storage.sync_dir(layout::SESSIONS);
         }
     }
 }
