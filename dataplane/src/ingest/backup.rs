@@ -128,8 +128,7 @@ pub fn backup(
         Begun::Published(committed) => return published(&*repository, committed),
     };
     let engine = &**repository.engine();
-    let stored = store_all(&*session, engine, job, threads, progress, &wall)
-        .map_err(|error| session.failure(error));
+    let stored = store_all(&*session, engine, job, threads, progress, &wall);
     let sealed = session.sealed();
     match stored {
         Ok((snapshot, waits, warnings)) => {
@@ -147,9 +146,10 @@ pub fn backup(
             })
         }
         Err(error) => {
-            // What is complete stays for the next try; a failure here adds nothing to the first one.
+            let error = error.interrupting(session.id());
+            // What is complete stays for the next try; a failure here adds nothing to the first one. A session
+            // that can be gone on with is left open.
             let kept = match error {
-                // Perhaps on one of several connections: the session must not end on another one.
                 RepositoryError::Interrupted { .. } => sealed,
                 _ => session.abandon().unwrap_or(sealed),
             };

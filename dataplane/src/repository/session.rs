@@ -13,7 +13,7 @@ use undercroft_format::snapshot::Snapshot;
 pub use undercroft_format::wire::ledger::DoneSegments;
 pub use undercroft_format::wire::session::{DiskState, DoneSegment, SegmentPlace};
 
-use super::error::{RepositoryError, Result};
+use super::error::Result;
 use super::keys::{Keys, Sealer};
 use super::objects::Objects;
 use super::packer::PackerFigures;
@@ -120,12 +120,6 @@ pub trait Session: Send + Sync {
     fn segment_done(&self, place: SegmentPlace, done: DoneSegment) -> Result<()> {
         let _ = (place, done);
         Ok(())
-    }
-
-    /// What a failure of something else than the session's own methods means to it: reading
-    /// [`objects`](Self::objects), for instance, may have met the interruption of the session.
-    fn failure(&self, error: RepositoryError) -> RepositoryError {
-        error
     }
 
     /// What is sealed so far, and so stays however the session ends.

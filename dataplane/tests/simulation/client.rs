@@ -125,6 +125,8 @@ impl Clients {
                                 FailureCode::NoSuchSession
                                     | FailureCode::Fenced
                                     | FailureCode::DisksChanged
+                                    // Of a careless client.
+                                    | FailureCode::Unpublishable
                             )
                         ),
                     };
@@ -171,7 +173,9 @@ impl Clients {
             state.note(format!("attempt {attempt} at {name}, resuming {resume:?}"));
             (attempt, 1 + state.rng.below(2) as usize, state.rng.next())
         };
-        let dial = self.world.connect(attempt, connections);
+        // A client may be wrong about what it sent; the server may not.
+        let is_careless = self.world.once_in(12);
+        let dial = self.world.connect(attempt, is_careless, connections);
         let dial = dial.ok_or(Failed::NobodyAnswers)?;
         let repository = RemoteRepository::assemble(
             Link::over(Box::new(dial)),
@@ -214,6 +218,7 @@ impl Clients {
             });
         }
         let job = BackupJob {
+            lock: None,
             vm: name,
             disks: jobs,
             parent,

@@ -94,6 +94,8 @@ impl Stream {
 struct Connection {
     /// Whose backup it is for.
     attempt: u64,
+    /// What its client pushes does not always get onto the wire.
+    is_careless: bool,
     owner: ActorNumber,
     delay_ms: u64,
     /// When client and server notice that it is broken.
@@ -187,14 +189,16 @@ impl World {
     }
 
     /// Connects to the server for a backup; `None` if nobody answers.
-    pub fn connect(&self, attempt: u64, count: usize) -> Option<SimDial> {
+    pub fn connect(&self, attempt: u64, is_careless: bool, count: usize) -> Option<SimDial> {
         let delay = self.below(20);
         self.sleep(delay);
         let mut state = self.lock();
         if !state.is_server_up {
             return None;
         }
-        let connections = (0..count).map(|_| state.connect(attempt)).collect();
+        let connections = (0..count)
+            .map(|_| state.connect(attempt, is_careless))
+            .collect();
         Some(SimDial {
             world: self.clone(),
             connections,
@@ -223,7 +227,7 @@ impl State {
         self.trace_hash.finalize()
     }
 
-    fn connect(&mut self, attempt: u64) -> ConnectionNumber {
+    fn connect(&mut self, attempt: u64, is_careless: bool) -> ConnectionNumber {
         let delay_ms = match self.rng.below(6) {
             0 => 500,
             1 => 50,
@@ -231,6 +235,7 @@ impl State {
         };
         self.connections.push(Connection {
             attempt,
+            is_careless,
             owner: self.current,
             delay_ms,
             broken: None,
@@ -469,8 +474,7 @@ impl FrameStream for SimStream {
                 }
             }
             let (header, body) = rest.split_at(FRAME_HEADER_LEN);
-            let header = FrameHeader::decode(header.try_into().expect("a whole header"))
-                .expect("what is sent is a frame");
+            let header = FrameHeader::decode(header).expect("what is sent is a frame");
             let (body, after) = body.split_at(header.len as usize);
             rest = after;
             let mut state = self.world.lock();
@@ -484,6 +488,13 @@ impl FrameStream for SimStream {
                 state.books.server_says(self.number, attempt, &frame);
             } else {
                 state.books.client_says(self.number, &frame);
+                if state.connections[connection].is_careless
+                    && frame.0 == FrameType::Push
+                    && state.rng.below(4) == 0
+                {
+                    state.note(format!("attempt {attempt} leaves a Push out"));
+                    continue;
+                }
             }
             state.note(format!(
                 "{:?} of attempt {attempt} writes {:?} of {} on {}",

@@ -105,7 +105,7 @@ impl RemoteSession {
                 Ok(stored) => Some(stored),
                 // It would have saved questions; its data stays all the same.
                 Err(RepositoryError::NoSuchSnapshot { .. }) => None,
-                Err(error) => return Err(interruption_of(begun.session, error, false)),
+                Err(error) => return Err(error.interrupting(begun.session)),
             },
             None => None,
         };
@@ -156,18 +156,26 @@ impl RemoteSession {
 
     /// Tells an interruption, after which the session can be gone on with, from a failure.
     fn interrupted(&self, error: StreamError) -> RepositoryError {
-        self.interrupted_at(error.into(), false)
+        self.interrupted_at(error, false)
     }
 
-    fn interrupted_at(&self, error: RepositoryError, is_committing: bool) -> RepositoryError {
-        if is_interruption(&error) {
-            tracing::info!(
-                session = %self.attach.session,
-                segments = self.acknowledged.load(Ordering::Relaxed),
-                "interrupted; so many segments are known to be kept"
-            );
+    fn interrupted_at(&self, error: StreamError, is_committing: bool) -> RepositoryError {
+        let is_interruption = error.is_lost()
+            || matches!(&error, StreamError::Failed(failure) if failure.code == FailureCode::Draining);
+        let error = RepositoryError::from(error);
+        if !is_interruption {
+            return error;
         }
-        interruption_of(self.attach.session, error, is_committing)
+        tracing::info!(
+            session = %self.attach.session,
+            segments = self.acknowledged.load(Ordering::Relaxed),
+            "interrupted; so many segments are known to be kept"
+        );
+        RepositoryError::Interrupted {
+            session: self.attach.session,
+            is_committing,
+            source: Box::new(error),
+        }
     }
 
     fn push(&self, builder: PushBuilder, ids: &[ObjectId]) -> Result<()> {
@@ -235,34 +243,7 @@ impl RemoteSession {
         self.control
             .lock()
             .ask(last)
-            .map_err(|error| self.interrupted_at(error.into(), Q::KIND == FrameType::Commit))
-    }
-}
-
-/// Whether another connection may go on with the session.
-fn is_interruption(error: &RepositoryError) -> bool {
-    match error {
-        RepositoryError::Connection(cause) => cause
-            .downcast_ref::<StreamError>()
-            .is_some_and(StreamError::is_lost),
-        RepositoryError::Remote(failure) => failure.code == FailureCode::Draining,
-        _ => false,
-    }
-}
-
-/// A failure of `session`, which may be an interruption.
-fn interruption_of(
-    session: SessionId,
-    error: RepositoryError,
-    is_committing: bool,
-) -> RepositoryError {
-    match is_interruption(&error) {
-        true => RepositoryError::Interrupted {
-            session,
-            is_committing,
-            source: Box::new(error),
-        },
-        false => error,
+            .map_err(|error| self.interrupted_at(error, Q::KIND == FrameType::Commit))
     }
 }
 
@@ -346,10 +327,6 @@ impl Session for RemoteSession {
             *known = *known || self.claims.contains(*id);
         }
         Ok(known)
-    }
-
-    fn failure(&self, error: RepositoryError) -> RepositoryError {
-        interruption_of(self.attach.session, error, false)
     }
 
     fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
