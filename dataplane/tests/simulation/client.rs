@@ -227,7 +227,6 @@ impl Clients {
                 .once_in(2)
                 .then(|| ("vm.json".to_owned(), b"{}".to_vec())),
             tags: Vec::new(),
-            lock: None,
             resume,
             // Tells the attempts' snapshots apart.
             now_ms: attempt,
