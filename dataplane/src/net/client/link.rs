@@ -234,7 +234,10 @@ impl Link {
             return Ok(Conversation::over(dial.open_stream(number)?));
         }
         let linked = &self.connections[number % self.connections.len()];
-        let handle = self.handle().clone();
+        let handle = self
+            .handle()
+            .expect("it runs until the link is dropped")
+            .clone();
         let stream = handle.block_on(linked.connection.open_bi())?;
         Ok(Conversation::new(handle, stream))
     }
@@ -265,10 +268,9 @@ impl Link {
         self.connections.len()
     }
 
-    /// The runtime that drives the connections.
-    pub fn handle(&self) -> &Handle {
-        let runtime = self.runtime.as_ref();
-        runtime.expect("it runs until the link is dropped").handle()
+    /// The runtime that drives the connections, if they are QUIC's.
+    pub fn handle(&self) -> Option<&Handle> {
+        self.runtime.as_ref().map(Runtime::handle)
     }
 }
 
