@@ -1,6 +1,9 @@
 //! What the stories share: images, changed-block bitmaps, and runs of the real binary.
 #![allow(dead_code, reason = "each story uses a part of it")]
 
+pub mod lab;
+pub mod server;
+
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
