@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use super::Random;
 use super::server::Place;
 
 /// The server's address.
@@ -123,7 +124,7 @@ impl Lab {
                 faults: lab.faults.clone(),
                 is_over: lab.is_over.clone(),
                 counters: counters.clone(),
-                random: seed,
+                random: Random(seed),
                 busy_until: Instant::now(),
                 number: 0,
                 waiting: BinaryHeap::new(),
@@ -286,7 +287,7 @@ struct Direction {
     faults: Arc<Mutex<Faults>>,
     is_over: Arc<AtomicBool>,
     counters: Arc<Counters>,
-    random: u64,
+    random: Random,
     busy_until: Instant,
     number: u64,
     waiting: BinaryHeap<Waiting>,
@@ -383,21 +384,12 @@ impl Direction {
 
     /// Changes a byte of the payload; without a UDP checksum, the kernel lets it pass.
     fn corrupt(&mut self, packet: &mut [u8]) {
-        let at = 28 + self.next() as usize % (packet.len() - 28);
-        packet[at] ^= 1 << (self.next() % 8);
+        let at = 28 + self.random.below(packet.len() as u64 - 28) as usize;
+        packet[at] ^= 1 << self.random.below(8);
         packet[26..28].fill(0);
     }
 
     fn is_one_of(&mut self, ppm: u32) -> bool {
-        ppm > 0 && self.next() % 1_000_000 < u64::from(ppm)
-    }
-
-    /// SplitMix64.
-    fn next(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        ppm > 0 && self.random.below(1_000_000) < u64::from(ppm)
     }
 }
