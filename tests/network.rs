@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use support::lab::{Faults, Lab};
 use support::server::{Place, Server, local_bytes, wait_for};
-use support::{Image, succeed};
+use support::{Image, files_below, succeed};
 
 /// What may be stored twice for each time that a session loses its connections: a segment per worker and
 /// two read ahead, and what lay in the connections' windows.
@@ -184,6 +184,30 @@ fn a_partition_of_half_a_minute_costs_nothing() {
 #[ignore = "takes minutes: make faults"]
 fn a_partition_longer_than_connections_live() {
     partition(Duration::from_secs(150), 1);
+}
+
+/// The server publishes, and dies before the client hears of it: that is no reason for a second snapshot.
+#[test]
+fn the_answer_to_a_commit_is_lost() {
+    let far = |faults: &mut Faults| faults.delay = Duration::from_millis(50);
+    let Some(mut world) = World::build(12, 2 << 20, far) else {
+        return;
+    };
+    let backup = world.start_backup();
+    let snapshots = world.server.store().join("main/snapshots");
+    let limit = Duration::from_secs(60);
+    wait_for("the snapshot", limit, || {
+        files_below(&snapshots)
+            .iter()
+            .any(|file| file.extension().is_none())
+    });
+    world.lab.set(|faults| faults.is_down = true);
+    world.server.kill();
+    world.server.start_again();
+    world.lab.set(|faults| faults.is_down = false);
+    let output = world.finish(backup, 1);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("interrupted"), "{said}");
 }
 
 #[test]

@@ -136,6 +136,9 @@ fn run_through(
             Some(RepositoryError::Remote(failure))
                 if can_go_on && resume != asked && failure.code == FailureCode::NoSuchSession =>
             {
+                if let Some(report) = published(settings, resume)? {
+                    return Ok(report);
+                }
                 warn("the interrupted session is gone; beginning anew");
                 resume = asked;
                 continue;
@@ -146,6 +149,31 @@ fn run_through(
         }
         wait();
     }
+}
+
+/// The snapshot of a session that is over, if there is one: its server was lost after it had published it and
+/// before it could say so.
+fn published(
+    settings: &Settings,
+    session: Option<SessionId>,
+) -> anyhow::Result<Option<BackupReport>> {
+    let repository = access::list(settings)?;
+    let (snapshots, _) = repository.snapshots().read_all()?;
+    let found = snapshots
+        .into_iter()
+        .find(|stored| Some(stored.snapshot.session) == session);
+    Ok(found.map(|stored| BackupReport {
+        id: stored.id,
+        snapshot: stored.snapshot,
+        waits: Waits::default(),
+        engine: repository.engine().choice().kind.to_string(),
+        packs: 0,
+        pack_bytes: 0,
+        warnings: vec![
+            "the snapshot was published before the connection broke; figures of packs are lost"
+                .to_owned(),
+        ],
+    }))
 }
 
 /// Waits a moment, or until the user asks to stop.

@@ -326,6 +326,9 @@ impl Direction {
             && *due <= now
         {
             let Reverse((_, _, packet)) = self.waiting.pop().expect("just seen");
+            if self.faults.lock().expect("no thread panics").is_down {
+                continue;
+            }
             // A full queue drops, as real ones do.
             let _ = (&*self.to).write(&packet);
         }

@@ -134,6 +134,11 @@ pub fn backup(
             })
         }
         Err(error) => {
+            let error = session.interrupted(error);
+            if matches!(error, RepositoryError::Interrupted { .. }) {
+                // Whoever goes on with it needs the session.
+                return Err(error);
+            }
             // What is complete stays for the next try; a failure here adds nothing to the first one.
             let kept = session.abandon().unwrap_or(sealed);
             progress.kept_bytes.add(kept.bytes);

@@ -82,7 +82,10 @@ impl RemoteSession {
                 .extend(segments);
         };
         let reference = match begun.reference {
-            Some(id) => Some(repository.snapshots().read(id)?),
+            Some(id) => {
+                let read = repository.snapshots().read(id);
+                Some(read.map_err(|error| interruption(begun.session, error))?)
+            }
             None => None,
         };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
@@ -126,26 +129,11 @@ impl RemoteSession {
         };
         opened
             .and_then(work)
-            .map_err(|error| self.interrupted(error))
+            .map_err(|error| self.interrupted_by(error))
     }
 
-    /// Tells an interruption, after which the session can be gone on with, from a failure.
-    fn interrupted(&self, error: StreamError) -> RepositoryError {
-        let is_interruption = error.is_lost()
-            || matches!(&error, StreamError::Failed(failure) if failure.code == FailureCode::Draining);
-        let error = RepositoryError::from(error);
-        if !is_interruption {
-            return error;
-        }
-        tracing::info!(
-            session = %self.attach.session,
-            segments = self.acknowledged.load(Ordering::Relaxed),
-            "interrupted; so many segments are known to be kept"
-        );
-        RepositoryError::Interrupted {
-            session: self.attach.session,
-            source: Box::new(error),
-        }
+    fn interrupted_by(&self, error: StreamError) -> RepositoryError {
+        self.interrupted(error.into())
     }
 
     fn push(&self, builder: PushBuilder, ids: &[ObjectId]) -> Result<()> {
@@ -205,7 +193,7 @@ impl RemoteSession {
                 Ok(())
             })
         };
-        flush(&mut lanes).map_err(|error: StreamError| self.interrupted(error))
+        flush(&mut lanes).map_err(|error: StreamError| self.interrupted_by(error))
     }
 
     fn conclude<Q: Body>(&self, last: &Q) -> Result<PackerFigures> {
@@ -213,7 +201,7 @@ impl RemoteSession {
             .control
             .lock()
             .ask(&self.repository, last)
-            .map_err(|error| self.interrupted(error))?;
+            .map_err(|error| self.interrupted_by(error))?;
         Ok(PackerFigures {
             packs: ended.packs,
             bytes: ended.pack_bytes,
@@ -254,7 +242,7 @@ impl Session for RemoteSession {
             snapshot: parent.id,
         };
         let answer = self.control.lock().ask(&self.repository, &pin);
-        let Pinned { is_there } = answer.map_err(|error| self.interrupted(error))?;
+        let Pinned { is_there } = answer.map_err(|error| self.interrupted_by(error))?;
         Ok(is_there)
     }
 
@@ -306,6 +294,18 @@ impl Session for RemoteSession {
         self.on_lane(|lane| lane.send(frame, std::iter::empty()))
     }
 
+    fn interrupted(&self, error: RepositoryError) -> RepositoryError {
+        let error = interruption(self.attach.session, error);
+        if matches!(error, RepositoryError::Interrupted { .. }) {
+            tracing::info!(
+                session = %self.attach.session,
+                segments = self.acknowledged.load(Ordering::Relaxed),
+                "interrupted; so many segments are known to be kept"
+            );
+        }
+        error
+    }
+
     fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
         self.flush()?;
         let (id, snapshot) = snapshot.encode(|body| self.keys.authenticate(body));
@@ -317,6 +317,32 @@ impl Session for RemoteSession {
         self.flush()?;
         self.conclude(&Abandon)
     }
+}
+
+/// Tells an interruption, after which the session can be gone on with, from a failure.
+fn interruption(session: SessionId, error: RepositoryError) -> RepositoryError {
+    if matches!(error, RepositoryError::Interrupted { .. }) || !is_interruption(&error) {
+        return error;
+    }
+    RepositoryError::Interrupted {
+        session,
+        source: Box::new(error),
+    }
+}
+
+fn is_interruption(error: &RepositoryError) -> bool {
+    if let RepositoryError::Remote(failure) = error {
+        return failure.code == FailureCode::Draining;
+    }
+    // What reads snapshots tells of it as an error of files.
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref().is_some_and(StreamError::is_lost) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl Control {

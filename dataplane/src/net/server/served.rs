@@ -1,6 +1,6 @@
 //! A repository that the server owns, with its sessions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,6 +74,14 @@ impl Served {
         let entries = storage
             .list(layout::SESSIONS)
             .map_err(RepositoryError::io("listing", layout::SESSIONS))?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let (snapshots, _) = self.repository.snapshots().read_all()?;
+        let published: HashSet<SessionId> = snapshots
+            .iter()
+            .map(|stored| stored.snapshot.session)
+            .collect();
         for entry in entries {
             let Ok(id) = entry.name.parse::<SessionId>() else {
                 continue;
@@ -87,6 +95,14 @@ impl Served {
             let Ok(ledger) = Ledger::decode(&bytes, now_ms) else {
                 continue;
             };
+            if published.contains(&id) {
+                // The server was killed after it had published the snapshot: going on with the session
+                // would publish another one. The client finds the first.
+                storage
+                    .remove(&path)
+                    .map_err(RepositoryError::io("removing", &path))?;
+                continue;
+            }
             let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &bytes)?;
             let session = KeptSession::new(ledger, store, self.policy);
             if let Err(failure) = session.recheck() {
