@@ -71,7 +71,7 @@ clean: ## remove what was built, and the demo's data
 	$(CARGO) clean
 	rm -rf demo-data
 
-install: ## program, man pages and shell completions, after `make build` (PREFIX=/usr/local)
+install: ## program, man pages, completions and systemd units, after `make build` (PREFIX=/usr/local)
 	@[ -x "$(BIN)" ] || { echo "make install: build first: make build" >&2; exit 1; }
 	install -Dm755 "$(BIN)" "$(DESTDIR)$(PREFIX)/bin/undercroft"
 	install -d "$(DESTDIR)$(PREFIX)/share/man/man1"
@@ -81,3 +81,7 @@ install: ## program, man pages and shell completions, after `make build` (PREFIX
 	"$(BIN)" completions bash >"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/undercroft"
 	"$(BIN)" completions zsh >"$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_undercroft"
 	"$(BIN)" completions fish >"$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/undercroft.fish"
+	install -d "$(DESTDIR)$(PREFIX)/lib/systemd/system" "$(DESTDIR)$(PREFIX)/lib/sysusers.d"
+	for unit in packaging/systemd/*.service; do \
+	  sed 's|/usr/local/bin|$(PREFIX)/bin|' "$$unit" >"$(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}"; done
+	install -m644 packaging/systemd/undercroft.sysusers "$(DESTDIR)$(PREFIX)/lib/sysusers.d/undercroft.conf"

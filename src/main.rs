@@ -3,17 +3,19 @@
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
 //! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
 //! [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
-//! [`failure`] errors and hints to stderr.
+//! [`failure`] errors and hints to stderr; [`service`] tells systemd how a daemon is.
 
 mod access;
 mod backup_job;
 mod catalog;
 mod cli;
 mod failure;
+mod lock_end;
 mod progress;
 mod remote;
 mod report;
 mod restore_target;
+mod service;
 mod settings;
 mod signals;
 mod snapshot_view;

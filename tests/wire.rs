@@ -2,171 +2,16 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use support::{Image, fail_with, json, succeed, undercroft, workspace};
-
-/// A server on loopback, and an administrator enrolled at it.
-struct Served {
-    dir: tempfile::TempDir,
-    port: u16,
-    process: Child,
-}
-
-impl Served {
-    fn start() -> Self {
-        let dir = workspace();
-        let (process, port, token) = serve(dir.path(), 0);
-        let served = Self { dir, port, process };
-        served.enroll(
-            "admin",
-            "admin",
-            &token.expect("the first start prints a token"),
-        );
-        served
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn address(&self) -> String {
-        format!("quic://127.0.0.1:{}", self.port)
-    }
-
-    fn enroll(&self, name: &str, role: &str, token: &str) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_undercroft"));
-        command.env("UNDERCROFT_CONFIG", self.path(&format!("{name}.config")));
-        command.args([
-            "enroll",
-            &self.address(),
-            "--role",
-            role,
-            "--token",
-            token,
-            "--name",
-            name,
-        ]);
-        succeed(&mut command);
-    }
-
-    /// Somebody else, enrolled by a token that the administrator made.
-    fn enroll_as(&self, name: &str, role: &str, vm: &str) {
-        let mut tokens = Command::new(env!("CARGO_BIN_EXE_undercroft"));
-        tokens.args([
-            "repository",
-            "tokens",
-            "--role",
-            role,
-            "--vm",
-            vm,
-            "--store",
-        ]);
-        let made = json(tokens.arg(self.path("store")));
-        self.enroll(name, role, made["token"].as_str().expect("a token"));
-    }
-
-    /// The program as the administrator.
-    fn undercroft(&self) -> Command {
-        self.undercroft_as("admin")
-    }
-
-    fn undercroft_as(&self, name: &str) -> Command {
-        let mut command = undercroft(Path::new(&format!("{}/main", self.address())));
-        command.env("UNDERCROFT_CONFIG", self.path(&format!("{name}.config")));
-        command
-    }
-
-    fn backup(&self, image: &Image) -> Command {
-        let mut command = self.undercroft();
-        command
-            .args(["backup", "--vm", "vm", "--progress", "none"])
-            .arg(&image.path);
-        command
-    }
-
-    fn assert_restores(&self, snapshot: &str, expected: &[u8]) {
-        let target = self.path("restored.raw");
-        let _ = std::fs::remove_file(&target);
-        let mut restore = self.undercroft();
-        succeed(restore.args(["restore", snapshot, "--to"]).arg(&target));
-        assert!(
-            std::fs::read(&target).expect("the file") == expected,
-            "{snapshot}"
-        );
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().expect("it runs");
-        self.process.wait().expect("it ends");
-    }
-
-    /// Starts again on the same port.
-    fn start_again(&mut self) {
-        let (process, port, token) = serve(self.dir.path(), self.port);
-        assert_eq!(port, self.port);
-        assert_eq!(token, None, "a token is printed once");
-        self.process = process;
-    }
-
-    fn sessions(&self) -> Vec<serde_json::Value> {
-        let mut sessions = self.undercroft();
-        let listed = json(sessions.args(["repository", "sessions"]));
-        listed.as_array().expect("an array").clone()
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn serve(dir: &Path, port: u16) -> (Child, u16, Option<String>) {
-    let mut process = Command::new(env!("CARGO_BIN_EXE_undercroft"))
-        .args(["repository", "serve", "--checkpoint", "0", "--listen"])
-        .arg(format!("127.0.0.1:{port}"))
-        .arg("--store")
-        .arg(dir.join("store"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
-    let mut next = || lines.next().expect("a line").expect("text");
-    let listening = next();
-    let port = listening
-        .rsplit(':')
-        .next()
-        .expect("a port")
-        .parse()
-        .expect("a number");
-    let is_first = !dir.join("admin.config").exists();
-    let token = is_first.then(|| {
-        next();
-        next().rsplit(' ').next().expect("a token").to_owned()
-    });
-    // Whatever it says later has somewhere to go.
-    std::thread::spawn(move || lines.for_each(drop));
-    (process, port, token)
-}
-
-fn init(served: &Served) {
-    succeed(
-        served
-            .undercroft()
-            .args(["init", "--segment-size", "1M", "--pack-size", "1M"]),
-    );
-}
+use support::served::Served;
+use support::{Image, fail_with, json, succeed, undercroft};
 
 #[test]
 fn a_repository_behind_a_server_is_like_a_local_one() {
     let served = Served::start();
-    init(&served);
+    served.init();
     let local = served.path("local");
     succeed(undercroft(&local).args(["init", "--segment-size", "1M", "--pack-size", "1M"]));
     let mut image = Image::new(served.path("disk.raw"), 1, 24 << 20);
@@ -274,7 +119,7 @@ fn an_encrypted_repository_keeps_its_key_from_the_server() {
 #[test]
 fn a_backup_goes_on_when_a_killed_server_is_back() {
     let mut served = Served::start();
-    init(&served);
+    served.init();
     let image = Image::new(served.path("disk.raw"), 1, 96 << 20);
     let child = served
         .backup(&image)
@@ -312,7 +157,7 @@ fn a_backup_goes_on_when_a_killed_server_is_back() {
 #[test]
 fn a_killed_clients_session_is_gone_on_with() {
     let served = Served::start();
-    init(&served);
+    served.init();
     let image = Image::new(served.path("disk.raw"), 1, 96 << 20);
     let mut child = served
         .backup(&image)
@@ -353,7 +198,7 @@ fn a_killed_clients_session_is_gone_on_with() {
 #[test]
 fn roles_and_scopes_are_enforced() {
     let served = Served::start();
-    init(&served);
+    served.init();
     let image = Image::new(served.path("disk.raw"), 1, 4 << 20);
     succeed(&mut served.backup(&image));
     served.enroll_as("proxy", "ingest", "web*");
@@ -402,7 +247,7 @@ fn roles_and_scopes_are_enforced() {
 #[test]
 fn a_server_that_is_asked_to_stop_loses_nothing() {
     let mut served = Served::start();
-    init(&served);
+    served.init();
     let image = Image::new(served.path("disk.raw"), 1, 96 << 20);
     let child = served
         .backup(&image)

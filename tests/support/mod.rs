@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each story uses a part of it")]
 
 pub mod lab;
+pub mod served;
 pub mod server;
 
 use std::io::{Seek, SeekFrom, Write};

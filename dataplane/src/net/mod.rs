@@ -1,7 +1,8 @@
 //! Repositories over QUIC: a server that owns them, clients that use them as if they were local.
 //!
 //! - [`address`]: where a repository is; [`trust`]: who may do what
-//! - [`transport`]: how `quinn` is set up; [`conversation`]: frames over its streams
+//! - [`transport`]: how `quinn` is set up; [`conversation`]: frames over its streams;
+//!   [`closing`]: why one is closed; [`door`]: where a daemon lets peers in
 //! - [`convert`]: errors, there and back
 //! - [`server`]: owns a store's repositories; [`client`]: the traits of [`repository`](crate::repository)
 //!   for a repository behind a server; [`status`]: what a server tells an administrator
@@ -11,8 +12,10 @@
 
 pub mod address;
 pub mod client;
+pub mod closing;
 pub mod conversation;
 pub mod convert;
+pub mod door;
 pub mod server;
 pub mod status;
 pub mod transport;

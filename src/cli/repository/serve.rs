@@ -17,6 +17,7 @@ use super::Store;
 use crate::access;
 use crate::failure::{Outcome, one_line, warn};
 use crate::remote::PROGRAM;
+use crate::service;
 use crate::settings::Settings;
 use crate::units::parse_duration;
 
@@ -71,7 +72,9 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             address.port()
         ))?;
     }
+    service::is_ready(address);
     signals.forever().next();
+    service::is_stopping();
     say("Shutting down; once more to end at once")?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {

@@ -1,17 +1,15 @@
 //! Lets connections in, keeps the repositories that they want open, and winds all of it up in order.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use quinn::{Endpoint, Incoming, VarInt};
-use rustls::pki_types::CertificateDer;
+use quinn::Connection;
 use tokio::runtime::Runtime;
 use undercroft_format::config::Config;
 use undercroft_format::wire::failure::{Failure, FailureCode};
@@ -22,15 +20,13 @@ use super::served::Served;
 use crate::clock::Stopwatch;
 use crate::io::{Engine, LocalStorage};
 use crate::net::address::RepositoryName;
-use crate::net::conversation::StreamError;
 use crate::net::convert::failure_of;
+use crate::net::door::{Door, DoorError, DoorOptions, Handler};
 use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
-use crate::net::transport::{self, RESET_KEY_LEN, ServerSide};
-use crate::net::trust::message::MESSAGE_LEN_MAX;
-use crate::net::trust::tls::{Admitted, server_config};
-use crate::net::trust::{self, Authority, EnrolRequest, TrustError};
+use crate::net::trust::floor::ServerTime;
+use crate::net::trust::tls::REPOSITORY;
+use crate::net::trust::{Authority, PeerIdentity};
 use crate::progress::Progress;
-use crate::repository::entropy::{Entropy, SystemEntropy};
 use crate::repository::error::RepositoryError;
 use crate::repository::open::{OpenNote, publish_config};
 
@@ -38,22 +34,14 @@ use crate::repository::open::{OpenNote, publish_config};
 const NET_THREADS: usize = 2;
 /// Conversations at once: each has a thread.
 const CONVERSATIONS_MAX: usize = 1024;
-/// Connections at once, enrolled or not.
-const CONNECTIONS_MAX: usize = 1024;
 /// How often leases are looked at and what waits is made durable.
 const TICK: Duration = Duration::from_secs(1);
 /// The authority is looked after once in so many ticks.
 const UPKEEP_TICKS: u64 = 60;
-/// How long a handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long conversations have to end when the server shuts down.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The file of the secret for resets: no repository's name begins with a dot.
 const RESET_KEY: &str = ".reset-key";
-/// Told to peers when the server shuts down: an application's error code.
-const DRAINING: VarInt = VarInt::from_u32(1);
-/// Told to peers that are not let in.
-const NOT_ADMITTED: VarInt = VarInt::from_u32(2);
 
 /// How a server runs.
 pub struct ServerOptions {
@@ -81,32 +69,18 @@ pub struct ServerOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// The socket cannot be had.
-    #[error("listening on {address}")]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// The cause.
-        source: io::Error,
-    },
     /// Threads cannot be started.
     #[error("starting threads")]
     Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The settings of TLS do not fit QUIC.
-    #[error("setting TLS up")]
-    Tls(#[source] io::Error),
-    /// The secret for resets cannot be kept.
-    #[error("keeping the store's secret for resets")]
-    ResetKey(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The authority does not do.
+    /// It cannot listen.
     #[error(transparent)]
-    Trust(#[from] TrustError),
+    Door(#[from] DoorError),
 }
 
 /// A running server.
 pub struct Server {
     shared: Arc<Shared>,
-    endpoint: Endpoint,
+    door: Door,
     runtime: Runtime,
 }
 
@@ -126,28 +100,28 @@ impl Server {
             .thread_name(|number| format!("undercroft-cpu-{number}"))
             .build()
             .map_err(|error| threads(error.into()))?;
-        let config =
-            transport::server_config(server_config(&authority)?).map_err(ServerError::Tls)?;
-        let address = options.listen;
-        let endpoint = {
-            let _entered = runtime.enter();
-            let reset_key = reset_key(&options.store)?;
-            transport::endpoint(address, Some(ServerSide { config, reset_key }))
-                .map_err(|source| ServerError::Listen { address, source })?
+        let door = DoorOptions {
+            listen: options.listen,
+            protocols: REPOSITORY,
+            reset_key: options.store.join(RESET_KEY),
         };
-        let shared = Arc::new(Shared::new(options, pool));
-        runtime.spawn(accept(shared.clone(), endpoint.clone(), authority.clone()));
+        let shared = Arc::new(Shared::new(options, pool, authority.time().clone()));
+        let peers = Arc::new(Peers {
+            shared: shared.clone(),
+            authority: authority.clone(),
+        });
+        let door = Door::open(door, authority.clone(), peers, runtime.handle())?;
         runtime.spawn(tick(shared.clone(), authority));
         Ok(Self {
             shared,
-            endpoint,
+            door,
             runtime,
         })
     }
 
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.endpoint.local_addr()
+        self.door.address()
     }
 
     /// Lets nobody in any more, makes durable what was pushed, and closes the repositories. Sessions can be
@@ -156,8 +130,7 @@ impl Server {
         let shared = &self.shared;
         shared.draining.store(true, Ordering::SeqCst);
         shared.stop_long_work();
-        self.endpoint
-            .close(DRAINING, b"the server is shutting down");
+        self.door.close();
         shared.wait_for_conversations(DRAIN_TIMEOUT);
         let served: Vec<_> = shared.served.lock().drain().collect();
         let failures = served.iter().filter_map(|(_, served)| served.close().err());
@@ -167,97 +140,22 @@ impl Server {
     }
 }
 
-/// The store's secret for resets, made if there is none. Losing it costs peers of a killed server a wait.
-fn reset_key(store: &Path) -> Result<[u8; RESET_KEY_LEN], ServerError> {
-    let path = store.join(RESET_KEY);
-    if let Ok(found) = std::fs::read(&path)
-        && let Ok(key) = <[u8; RESET_KEY_LEN]>::try_from(found)
-    {
-        return Ok(key);
-    }
-    let key: [u8; RESET_KEY_LEN] = (&SystemEntropy as &dyn Entropy)
-        .array()
-        .map_err(|error| ServerError::ResetKey(error.into()))?;
-    let write = || {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)?;
-        file.write_all(&key)
-    };
-    write().map_err(|error| ServerError::ResetKey(error.into()))?;
-    Ok(key)
-}
-
-async fn accept(shared: Arc<Shared>, endpoint: Endpoint, authority: Arc<Authority>) {
-    while let Some(incoming) = endpoint.accept().await {
-        if endpoint.open_connections() > CONNECTIONS_MAX {
-            incoming.refuse();
-        } else if !incoming.remote_address_validated()
-            && endpoint.open_connections() > CONNECTIONS_MAX / 4
-        {
-            // A flood from forged addresses costs a round trip, not a handshake.
-            let _ = incoming.retry();
-        } else {
-            tokio::spawn(admit(shared.clone(), incoming, authority.clone()));
-        }
-    }
-}
-
-async fn admit(shared: Arc<Shared>, incoming: Incoming, authority: Arc<Authority>) {
-    let address = incoming.remote_address();
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming);
-    let connection = match handshake.await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::warn!(%address, %error, "a handshake failed"),
-        Err(_) => return tracing::warn!(%address, "a handshake took too long"),
-    };
-    let protocol = connection
-        .handshake_data()
-        .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
-        .and_then(|data| data.protocol);
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let chain = chain.as_ref().map(|chain| &chain[..]);
-    match trust::tls::admit(&authority, protocol.as_deref(), chain) {
-        Ok(Admitted::Peer(peer)) => connection::serve(shared, connection, authority, peer).await,
-        Ok(Admitted::ToEnrol) => {
-            if let Err(error) = enrol(&connection, authority).await {
-                tracing::warn!(%address, %error, "an enrolment broke off");
-            }
-        }
-        Err(why) => {
-            tracing::warn!(%address, %why, "a peer is not let in");
-            connection.close(NOT_ADMITTED, why.to_string().as_bytes());
-        }
-    }
-}
-
-/// Answers the one request of a peer that has no certificate yet.
-async fn enrol(
-    connection: &quinn::Connection,
+/// What the door does with peers that it lets in.
+struct Peers {
+    shared: Arc<Shared>,
     authority: Arc<Authority>,
-) -> Result<(), StreamError> {
-    let exchange = async {
-        let (mut send, mut recv) = connection.accept_bi().await?;
-        let request = recv.read_to_end(MESSAGE_LEN_MAX).await;
-        let request = request.map_err(|_| StreamError::Truncated)?;
-        let answered = tokio::task::spawn_blocking(move || {
-            EnrolRequest::decode(&request).map(|request| authority.enrol(&request).encode())
-        });
-        let answer = answered.await.expect("an answer does not panic")?;
-        send.write_all(&answer).await?;
-        // The peer closes the connection when it has read the answer.
-        let _ = send.finish();
-        connection.closed().await;
-        Ok(())
-    };
-    tokio::time::timeout(HANDSHAKE_TIMEOUT, exchange)
-        .await
-        .unwrap_or(Err(StreamError::NoAnswer))
+}
+
+impl Handler for Peers {
+    async fn serve(self: Arc<Self>, connection: Connection, peer: PeerIdentity) {
+        connection::serve(
+            self.shared.clone(),
+            connection,
+            self.authority.clone(),
+            peer,
+        )
+        .await;
+    }
 }
 
 async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
@@ -284,6 +182,7 @@ async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
 /// What all connections share.
 pub struct Shared {
     options: ServerOptions,
+    time: Arc<ServerTime>,
     threads: rayon::ThreadPool,
     clock: Stopwatch,
     served: Mutex<HashMap<RepositoryName, Arc<Served>>>,
@@ -296,9 +195,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn new(options: ServerOptions, threads: rayon::ThreadPool) -> Self {
+    fn new(options: ServerOptions, threads: rayon::ThreadPool, time: Arc<ServerTime>) -> Self {
         Self {
             options,
+            time,
             threads,
             clock: Stopwatch::start(),
             served: Mutex::default(),
@@ -415,6 +315,7 @@ impl Shared {
             self.options.engine.clone(),
             self.options.checkpoint,
             self.now_ms(),
+            self.time.clone(),
         );
         let (opened, notes) = opened.map_err(|error| match error {
             RepositoryError::NotARepository { .. } => Failure::new(

@@ -62,7 +62,7 @@ pub struct Enrolled {
 }
 
 impl ClientStore {
-    /// The store of `server` below `base`, which is `~/.config/undercroft` or `/etc/undercroft`.
+    /// The store of `server` below `base`, which is `~/.config/undercroft` unless the environment names another.
     pub fn of_server(base: &Path, server: &ServerAddress) -> Self {
         Self {
             dir: base.join(server.to_string()),

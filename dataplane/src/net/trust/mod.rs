@@ -6,7 +6,7 @@
 //! [`access`] whether its role and scope allow the [`verb`].
 //!
 //! - [`role`], [`pattern`], [`scope`], [`name`], [`serial`], [`fingerprint`], [`time`]: the nouns
-//! - [`identity`], [`verb`], [`access`], [`retention`]: who may do what
+//! - [`identity`], [`verb`], [`access`]: who may do what
 //! - [`token`], [`message`], [`refusal`]: what is sent
 //! - [`authority`], [`registry`], [`floor`]: the server's side
 //! - [`enrolment`], [`enrolled`]: the client's side
@@ -36,7 +36,6 @@ pub mod identity;
 mod key;
 mod layout;
 pub mod registry;
-pub mod retention;
 #[cfg(test)]
 mod tests;
 pub mod time;
@@ -65,6 +64,6 @@ pub use role::Role;
 pub use scope::Scope;
 pub use serial::Serial;
 pub use time::{SetClock, SystemClock, UnixMs, WallClock};
-pub use tls::{ALPN, ALPN_ENROL, AdmitError, Admitted, admit, server_config};
+pub use tls::{ALPN, ALPN_ENROL, AdmitError, Admitted, Protocols, admit, server_config};
 pub use token::Token;
 pub use verb::{Verb, allows};

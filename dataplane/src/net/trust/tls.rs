@@ -31,6 +31,21 @@ pub const ALPN: &[u8] = b"undercroft/1";
 /// The protocol of enrolment, for peers without one.
 pub const ALPN_ENROL: &[u8] = b"undercroft-enrol/1";
 
+/// What a daemon speaks (ALPN): with enrolled peers, and with those that are to be enrolled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    /// With peers that have a certificate.
+    pub peers: &'static [u8],
+    /// With peers that have none yet.
+    pub enrolment: &'static [u8],
+}
+
+/// What a repository server speaks.
+pub const REPOSITORY: Protocols = Protocols {
+    peers: ALPN,
+    enrolment: ALPN_ENROL,
+};
+
 /// Who a connection is with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admitted {
@@ -57,18 +72,18 @@ pub enum AdmitError {
     Protocol,
 }
 
-/// The settings of `authority`'s server.
+/// The settings of `authority`'s server, which speaks `protocols`.
 ///
 /// The server's certificate is renewed under them, and revocations count from the next handshake on, with
 /// no need to make them anew.
-pub fn server_config(authority: &Arc<Authority>) -> Result<ServerConfig> {
+pub fn server_config(authority: &Arc<Authority>, protocols: Protocols) -> Result<ServerConfig> {
     let verifier = EnrolledClients::new(authority, &provider())?;
     let mut config = ServerConfig::builder_with_details(provider(), authority.time().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TrustError::certificate("setting TLS up"))?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(ServerCertificate(authority.clone())));
-    config.alpn_protocols = vec![ALPN.to_vec(), ALPN_ENROL.to_vec()];
+    config.alpn_protocols = vec![protocols.peers.to_vec(), protocols.enrolment.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -81,12 +96,13 @@ pub fn server_config(authority: &Arc<Authority>) -> Result<ServerConfig> {
 /// [`AdmitError`], whose text may be sent to the peer.
 pub fn admit(
     authority: &Authority,
+    protocols: Protocols,
     alpn: Option<&[u8]>,
     chain: Option<&[CertificateDer<'_>]>,
 ) -> Result<Admitted, AdmitError> {
     match alpn {
-        Some(ALPN_ENROL) => Ok(Admitted::ToEnrol),
-        Some(ALPN) => {
+        Some(alpn) if alpn == protocols.enrolment => Ok(Admitted::ToEnrol),
+        Some(alpn) if alpn == protocols.peers => {
             let peer = identity_of(chain.unwrap_or_default())?;
             authority.admit(&peer)?;
             Ok(Admitted::Peer(peer))

@@ -172,7 +172,7 @@ fn a_server_that_only_quotes_the_fingerprint_is_not_trusted() {
     let mut chain = own.certified.cert.clone();
     chain.push(world.authority.certificate().clone());
     let forged = rustls::sign::CertifiedKey::new(chain, own.certified.key.clone());
-    let mut server = server_config(&middle.authority).unwrap();
+    let mut server = server_config(&middle.authority, tls::REPOSITORY).unwrap();
     server.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(forged));
     let config = tls::enrolment_config(token.authority, &world.clock()).unwrap();
     let mut wire = Wire::connect(&middle.authority, config.clone());
@@ -194,7 +194,7 @@ fn a_server_that_only_quotes_the_fingerprint_is_not_trusted() {
 fn a_client_certificate_makes_no_server_and_a_server_certificate_no_client() {
     let world = World::new(1);
     let enrolled = world.enrolled(Role::Admin, "admin");
-    let mut server = server_config(&world.authority).unwrap();
+    let mut server = server_config(&world.authority, tls::REPOSITORY).unwrap();
     server.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(
         enrolled.certified().unwrap(),
     ));

@@ -36,7 +36,7 @@ impl Wire {
     /// Shakes hands with `authority`'s server.
     pub fn connect(authority: &Arc<Authority>, config: ClientConfig) -> Self {
         let name = SERVER_NAME.try_into().unwrap();
-        let server = server_config(authority).unwrap();
+        let server = server_config(authority, tls::REPOSITORY).unwrap();
         let mut wire = Self {
             client: ClientConnection::new(Arc::new(config), name)
                 .unwrap()
@@ -71,7 +71,7 @@ impl Wire {
             return Err(failed(None));
         }
         let (alpn, chain) = (self.server.alpn_protocol(), self.server.peer_certificates());
-        admit(authority, alpn, chain).map_err(|error| failed(Some(error)))
+        admit(authority, tls::REPOSITORY, alpn, chain).map_err(|error| failed(Some(error)))
     }
 
     pub fn send(&mut self, from: Side, bytes: &[u8]) -> Vec<u8> {
