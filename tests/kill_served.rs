@@ -140,6 +140,8 @@ impl Story {
         let pause = Duration::from_micros(self.random.below(most));
         println!("round {round}: {act:?} of vm{vm}, {victim:?} killed after {pause:?}");
         let before = self.server.pack_bytes();
+        let sessions = self.server.sessions().into_iter();
+        job.sessions = sessions.map(|of| of["session"].clone()).collect();
         let mut child = spawn(&mut job.command);
         std::thread::sleep(pause);
         if victim != Victim::Client {
@@ -179,7 +181,10 @@ impl Story {
         match job.act {
             Act::Fresh | Act::Again | Act::Increment => {
                 let name = format!("vm{vm}");
-                let open = sessions.iter().find(|session| session["vm"] == *name);
+                // One that nobody heard of yet when its server was killed is of a disk that has changed since.
+                let open = sessions.iter().find(|session| {
+                    session["vm"] == *name && !job.sessions.contains(&session["session"])
+                });
                 // The client died after its snapshot was published, before it heard of that.
                 if let (None, [id]) = (open, &unknown[..]) {
                     let bytes = Rc::new(self.disks[vm].bytes.clone());
@@ -279,6 +284,7 @@ impl Story {
             target,
             new_bytes,
             command,
+            sessions: Vec::new(),
         }
     }
 
@@ -389,6 +395,8 @@ struct Job {
     /// What it stores at most.
     new_bytes: u64,
     command: Command,
+    /// Sessions that were open before.
+    sessions: Vec<serde_json::Value>,
 }
 
 fn spawn(command: &mut Command) -> Child {
