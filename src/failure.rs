@@ -275,6 +275,7 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
             hint("see that the server runs and that UDP gets through to its port")
         }
         RepositoryError::Remote(failure) => remote_hint(failure.code),
+        RepositoryError::Collecting => hint("wait for it to end, then run the same command again"),
         RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }

@@ -205,8 +205,17 @@ impl Story {
             }
             act => {
                 let mut job = self.job(act, vm, job.target.clone(), 0);
-                let output = succeed(&mut job.command);
-                self.done(&job, &output);
+                // The server does not know yet that whoever asked for a collection is dead.
+                let mut output = None;
+                wait_for("a collection to end", Duration::from_secs(60), || {
+                    let ended = job.command.output().expect("it starts");
+                    let said = String::from_utf8_lossy(&ended.stderr);
+                    let is_busy = said.contains("another collection is running");
+                    assert!(ended.status.success() || is_busy, "{said}");
+                    output = ended.status.success().then_some(ended);
+                    output.is_some()
+                });
+                self.done(&job, &output.expect("just seen"));
             }
         }
     }
@@ -354,7 +363,10 @@ impl Story {
         });
         assert!(self.server.sessions().is_empty());
         let mut collect = self.server.undercroft();
-        succeed(collect.args(["gc", "--rewrite-below", "100"]));
+        collect.args(["gc", "--rewrite-below", "100"]);
+        wait_for("a collection", Duration::from_secs(60), || {
+            collect.output().expect("it starts").status.success()
+        });
         succeed(self.server.undercroft().args(["verify", "--deep"]));
         self.check_all();
         let repo = self.server.store().join("main");
