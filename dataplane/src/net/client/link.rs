@@ -16,8 +16,10 @@ use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
 use crate::net::conversation::{Conversation, StreamError};
+use crate::net::distrust::{distrust, distrust_on_stream};
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
+use crate::net::trust::{HandshakeError, Side};
 use crate::repository::error::{RepositoryError, Result};
 
 /// Threads that drive sockets and connections.
@@ -63,6 +65,14 @@ pub enum LinkError {
         address: ServerAddress,
         /// The cause.
         source: quinn::ConnectionError,
+    },
+    /// The two ends do not trust each other.
+    #[error("connecting to {address}")]
+    Distrust {
+        /// The address.
+        address: ServerAddress,
+        /// Why.
+        source: HandshakeError,
     },
     /// Nobody answers.
     #[error("connecting to {address}: nobody answers")]
@@ -296,7 +306,7 @@ fn connect_one(
     for address in addresses {
         match connect_to(runtime, config, *address, options) {
             Ok((endpoint, connection)) => {
-                return greet(runtime, endpoint, connection, &options.program);
+                return greet(runtime, endpoint, connection, options);
             }
             Err(error) => failure = error,
         }
@@ -324,9 +334,15 @@ fn connect_to(
         runtime.block_on(async { tokio::time::timeout(CONNECT_TIMEOUT, connecting).await });
     match connected {
         Ok(Ok(connection)) => Ok((endpoint, connection)),
-        Ok(Err(source)) => Err(LinkError::Connect {
-            address: address(),
-            source,
+        Ok(Err(source)) => Err(match distrust(Side::Client, &source) {
+            Some(source) => LinkError::Distrust {
+                address: address(),
+                source,
+            },
+            None => LinkError::Connect {
+                address: address(),
+                source,
+            },
         }),
         Err(_) => Err(LinkError::Silent { address: address() }),
     }
@@ -336,13 +352,22 @@ fn greet(
     runtime: &Runtime,
     endpoint: Endpoint,
     connection: Connection,
-    program: &str,
+    options: &LinkOptions,
 ) -> Result<Linked> {
-    let stream = runtime.block_on(connection.open_bi());
-    let mut control =
-        Conversation::new(runtime.handle().clone(), stream.map_err(StreamError::from)?);
-    control.say(&Hello::ours(program))?;
-    let welcome: Welcome = control.answer()?;
+    let hello = || -> std::result::Result<(Conversation, Welcome), StreamError> {
+        let stream = runtime.block_on(connection.open_bi())?;
+        let mut control = Conversation::new(runtime.handle().clone(), stream);
+        control.say(&Hello::ours(&options.program))?;
+        let welcome = control.answer()?;
+        Ok((control, welcome))
+    };
+    let (control, welcome) = hello().map_err(|error| match distrust_on_stream(&error) {
+        Some(source) => lost(LinkError::Distrust {
+            address: options.address.clone(),
+            source,
+        }),
+        None => error.into(),
+    })?;
     if welcome.version != VERSION {
         return Err(lost(LinkError::Version(welcome.version)));
     }
