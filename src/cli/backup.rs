@@ -141,7 +141,9 @@ fn run_through(
                 continue;
             }
             Some(RepositoryError::Remote(failure))
-                if can_go_on && waiting.is_some() && failure.code == FailureCode::Draining => {}
+                if can_go_on
+                    && waiting.is_some_and(|since| since.elapsed() < PATIENCE)
+                    && matches!(failure.code, FailureCode::Draining | FailureCode::Busy) => {}
             _ => return Err(error),
         }
         wait();

@@ -8,6 +8,8 @@ use undercroft_format::codec::DecodeError;
 use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
 
+use super::closing::refusal_of;
+
 /// A stream did not carry what the protocol says.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,14 +41,20 @@ pub enum StreamError {
 }
 
 impl StreamError {
-    /// True if the connection is gone, as opposed to a peer that misbehaved or refused.
+    /// How the connection ended, if it did.
+    pub fn connection_error(&self) -> Option<&quinn::ConnectionError> {
+        match self {
+            Self::Read(quinn::ReadError::ConnectionLost(error))
+            | Self::Write(quinn::WriteError::ConnectionLost(error))
+            | Self::Connection(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// True if the connection was lost, as opposed to a peer that misbehaved or refused.
     pub fn is_lost(&self) -> bool {
-        matches!(
-            self,
-            Self::Read(quinn::ReadError::ConnectionLost(_))
-                | Self::Write(quinn::WriteError::ConnectionLost(_))
-                | Self::Connection(_)
-        )
+        self.connection_error()
+            .is_some_and(|error| refusal_of(error).is_none())
     }
 }
 

@@ -9,6 +9,8 @@ use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use undercroft_dataplane::net::address::DEFAULT_PORT;
+use undercroft_dataplane::net::door::Limits;
+use undercroft_dataplane::net::door::limiter::CONNECTIONS_DEFAULT;
 use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerOptions};
 use undercroft_dataplane::net::trust::authority::TOKEN_LIFETIME_DEFAULT;
 use undercroft_dataplane::net::trust::{Authority, Role, Scope, TokenOptions};
@@ -40,6 +42,9 @@ pub struct Args {
     /// What was pushed is made durable at least this often: what a crash costs, against short packs
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
     checkpoint: u64,
+    /// Connections at once; half of them from one address, a quarter of them of one identity
+    #[arg(long, value_name = "N", default_value_t = CONNECTIONS_DEFAULT as u32, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    max_connections: u32,
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
@@ -59,6 +64,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             interval_ms: args.checkpoint * 1000,
             ..CheckpointPolicy::default()
         },
+        door: Limits::for_connections(args.max_connections as usize),
         note: Box::new(|_, note| access::tell(note)),
     };
     let server = Server::start(options, authority.clone())?;

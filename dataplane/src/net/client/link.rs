@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, VarInt};
+use quinn::{Connection, Endpoint};
 use tokio::runtime::{Handle, Runtime};
 use undercroft_format::config::Config;
 use undercroft_format::wire::VERSION;
@@ -15,6 +15,7 @@ use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed
 use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
+use crate::net::closing::{Closing, refusal_of};
 use crate::net::conversation::{Conversation, StreamError};
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
@@ -196,7 +197,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         for linked in &self.connections {
-            linked.connection.close(VarInt::from_u32(0), b"done");
+            Closing::Done.close(&linked.connection, "done");
         }
         if let Some(runtime) = self.runtime.take() {
             // Without this, the server would learn of the end only by a timeout.
@@ -226,7 +227,7 @@ pub fn exchange(options: &LinkOptions, request: &[u8]) -> Result<Vec<u8>> {
         match connect_to(&runtime, &config, address, options) {
             Ok((endpoint, connection)) => {
                 let answer = runtime.block_on(exchange_over(&connection, request))?;
-                connection.close(VarInt::from_u32(0), b"done");
+                Closing::Done.close(&connection, "done");
                 runtime.block_on(async {
                     let _ = tokio::time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
                 });
@@ -256,6 +257,11 @@ pub fn parse<R: serde::de::DeserializeOwned>(json: &str) -> Result<R> {
 }
 
 fn lost(error: LinkError) -> RepositoryError {
+    if let LinkError::Connect { source, .. } = &error
+        && let Some(failure) = refusal_of(source)
+    {
+        return RepositoryError::Remote(failure);
+    }
     RepositoryError::Connection(Box::new(error))
 }
 

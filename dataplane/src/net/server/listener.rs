@@ -21,7 +21,7 @@ use crate::clock::Stopwatch;
 use crate::io::{Engine, LocalStorage};
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
-use crate::net::door::{Door, DoorError, DoorOptions, Handler};
+use crate::net::door::{Door, DoorError, DoorOptions, Handler, Limits};
 use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
 use crate::net::trust::tls::REPOSITORY;
 use crate::net::trust::{Authority, PeerIdentity};
@@ -60,6 +60,8 @@ pub struct ServerOptions {
     pub lease: Duration,
     /// When what was pushed is made durable.
     pub checkpoint: CheckpointPolicy,
+    /// Whom the door keeps out.
+    pub door: Limits,
     /// Is told of what happens when a repository is opened.
     pub note: Box<dyn Fn(&RepositoryName, &OpenNote) + Send + Sync>,
 }
@@ -103,6 +105,7 @@ impl Server {
             listen: options.listen,
             protocols: REPOSITORY,
             reset_key: options.store.join(RESET_KEY),
+            limits: options.door,
         };
         let shared = Arc::new(Shared::new(options, pool));
         let peers = Arc::new(Peers {
