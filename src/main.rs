@@ -10,6 +10,7 @@ mod backup_job;
 mod catalog;
 mod cli;
 mod failure;
+mod lock_end;
 mod progress;
 mod remote;
 mod report;

@@ -15,3 +15,4 @@ pub mod net;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+pub mod wall_clock;

@@ -125,7 +125,7 @@ impl Run<'_> {
 
     fn forget(&mut self, id: SnapshotId) -> Result<()> {
         self.known.forgetting.insert(id);
-        self.repository.snapshots().forget(id)
+        self.repository.snapshots().forget(&[id])
     }
 
     fn protect(&mut self, id: SnapshotId, protected: bool) -> Result<()> {

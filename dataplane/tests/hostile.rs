@@ -30,6 +30,7 @@ fn request(resume: Option<SessionId>) -> Begin {
             state: [1; 32],
         }],
         resume,
+        lock: None,
     }
 }
 
@@ -201,7 +202,12 @@ fn commit(
 ) -> Result<(), FailureCode> {
     let keys = Keys::unlock(config, None).expect("in clear");
     let (_, snapshot) = snapshot.encode(|body| keys.authenticate(body));
-    session.say(&Commit { snapshot }).expect("sent");
+    session
+        .say(&Commit {
+            lock: None,
+            snapshot,
+        })
+        .expect("sent");
     loop {
         let frame = session.read().expect("an answer").expect("an answer");
         if undercroft_dataplane::net::conversation::expect::<Acknowledged>(&frame).is_ok() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
-use undercroft_dataplane::ingest::backup::{BackupReport, backup};
+use undercroft_dataplane::ingest::backup::{self, BackupReport, backup};
 use undercroft_dataplane::progress::{Progress, Waits};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::SessionId;
@@ -16,12 +16,14 @@ use crate::access;
 use crate::backup_job::{self, Request};
 use crate::catalog::Catalog;
 use crate::failure::{Outcome, Problem, quote, warn};
+use crate::lock_end::LockTime;
 use crate::progress::Activity;
+use crate::remote;
 use crate::report::{self, line};
 use crate::settings::Settings;
 use crate::signals::is_stopping;
 use crate::snapshot_view::{SnapshotView, Totals, disk_table};
-use crate::units::{Size, Took, count, ratio};
+use crate::units::{Size, Took, count, local_time, ratio, timestamp};
 use crate::work::Work;
 
 /// Back up the disks of a virtual machine as one snapshot
@@ -65,6 +67,11 @@ pub struct Args {
     /// Go on with an interrupted session of a repository server: only what it had not finished is read
     #[arg(long, value_name = "SESSION")]
     resume: Option<SessionId>,
+    /// Lock the snapshot from the moment it can be seen: nobody can forget it before this time, as in
+    /// 2027-01-31 (all of that day) or 2027-01-31T03:00, or for so long from the end of the backup, as in
+    /// 12h, 30d or 52w. Can be extended, never shortened
+    #[arg(long, value_name = "TIME|DURATION")]
+    lock_until: Option<LockTime>,
 }
 
 /// How long a server is waited for after a session was interrupted.
@@ -92,18 +99,22 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         metadata: args.metadata,
         tags: args.tags,
         lineage: args.lineage,
+        lock: args
+            .lock_until
+            .map(|time| time.resolve(&settings.time_zone))
+            .transpose()?,
     };
     let report = run_through(settings, &request, args.parent.as_ref(), args.resume)?;
     report.warnings.iter().for_each(warn);
     let json = Report {
-        snapshot: SnapshotView::fresh(report.id, &report.snapshot),
+        snapshot: SnapshotView::fresh(report.id, &report.snapshot, report.locked_until),
         waits: report.waits,
         engine: &report.engine,
         packs: report.packs,
         pack_bytes: report.pack_bytes,
         warnings: &report.warnings,
     };
-    report::emit(settings, &json, |text| write(text, &report))?;
+    report::emit(settings, &json, |text| write(text, settings, &report))?;
     Ok(Outcome::Done)
 }
 
@@ -116,11 +127,21 @@ fn run_through(
 ) -> anyhow::Result<BackupReport> {
     let asked = resume;
     let mut waiting: Option<Stopwatch> = None;
+    let mut unanswered: Option<SessionId> = None;
     loop {
         let error = match attempt(settings, request, parent, resume) {
             Ok(report) => return Ok(report),
             Err(error) => error,
         };
+        if let Some(session) = unanswered_commit(&error) {
+            unanswered = Some(session);
+            if !backup_job::can_begin_anew(request) {
+                let settled = settle(settings, request, session);
+                return settled
+                    .map_err(|error| open_end(error, session))?
+                    .ok_or(error);
+            }
+        }
         let can_go_on = backup_job::can_begin_anew(request) && !is_stopping();
         match error.chain().find_map(|cause| cause.downcast_ref()) {
             Some(RepositoryError::Interrupted { session, .. }) if can_go_on => {
@@ -138,16 +159,70 @@ fn run_through(
             {
                 warn("the interrupted session is gone; beginning anew");
                 resume = asked;
+                unanswered = None;
                 continue;
             }
             Some(RepositoryError::Remote(failure))
                 if can_go_on
                     && waiting.is_some_and(|since| since.elapsed() < PATIENCE)
                     && matches!(failure.code, FailureCode::Draining | FailureCode::Busy) => {}
-            _ => return Err(error),
+            _ => {
+                return Err(match unanswered {
+                    Some(session) => open_end(error, session),
+                    None => error,
+                });
+            }
         }
         wait();
     }
+}
+
+/// The session whose snapshot may have been published or not.
+fn unanswered_commit(error: &anyhow::Error) -> Option<SessionId> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(RepositoryError::Interrupted {
+            session,
+            is_committing: true,
+            ..
+        }) => Some(*session),
+        _ => None,
+    })
+}
+
+/// The failure of a run that cannot tell whether it published its snapshot.
+fn open_end(error: anyhow::Error, session: SessionId) -> anyhow::Error {
+    error.context(
+        Problem::new(
+            "the connection broke while the snapshot was being published, and the server could not be asked whether it was",
+        )
+        .hint(format!("the same command tells with --resume {session}")),
+    )
+}
+
+/// Finds out what became of a commit whose source cannot be read again.
+fn settle(
+    settings: &Settings,
+    request: &Request,
+    session: SessionId,
+) -> anyhow::Result<Option<BackupReport>> {
+    warn(format_args!(
+        "the connection broke before the server said whether the snapshot was published; asking it again"
+    ));
+    remote::again(|| {
+        access::ingest(settings, "backup", |repository| {
+            let mut job = backup_job::plan_without_streams(settings, request.clone())?;
+            backup_job::complete_states(&mut job);
+            job.resume = Some(session);
+            match backup::settle(repository, &job) {
+                Err(RepositoryError::Remote(failure))
+                    if failure.code == FailureCode::NoSuchSession =>
+                {
+                    Ok(None)
+                }
+                settled => Ok(settled?),
+            }
+        })
+    })
 }
 
 /// Waits a moment, or until the user asks to stop.
@@ -216,10 +291,14 @@ fn explain(error: RepositoryError, vm: &str, progress: &Progress) -> anyhow::Err
     .into()
 }
 
-fn write(text: &mut String, report: &BackupReport) {
+fn write(text: &mut String, settings: &Settings, report: &BackupReport) {
     let snapshot = &report.snapshot;
     let totals = Totals::of(snapshot);
     line!(text, "Snapshot {} of {}", report.id, snapshot.vm);
+    if let Some(until) = report.locked_until {
+        let until = local_time(timestamp(until.as_millis()), &settings.time_zone);
+        line!(text, "Locked until {until}");
+    }
     disk_table(snapshot).write(text);
     line!(
         text,

@@ -9,6 +9,7 @@ use undercroft_format::units::DiskRange;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 
 use super::index::IndexError;
+use super::retention::LockError;
 
 /// A repository operation failed: what was attempted, on what.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,17 @@ pub enum RepositoryError {
         /// The id.
         id: SnapshotId,
     },
+    /// A retention lock forbids it.
+    #[error("snapshot {id}: {source}")]
+    Retention {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What it forbids.
+        source: LockError,
+    },
+    /// A snapshot that is to be made cannot be locked as asked.
+    #[error(transparent)]
+    Lock(LockError),
     /// A snapshot names objects that are not there, so a collection cannot tell what is live.
     #[error("a collection cannot go on: snapshot {id} cannot be read completely")]
     IncompleteSnapshot {
@@ -144,6 +156,8 @@ pub enum RepositoryError {
     Interrupted {
         /// The session, to go on with.
         session: SessionId,
+        /// Whether the snapshot was to be published: then only the server knows if it was.
+        is_committing: bool,
         /// How.
         source: Box<RepositoryError>,
     },

@@ -10,14 +10,15 @@
 //! - [`session`]: a session from begin to commit; [`ledger`]: what the server remembers of it
 //! - [`lane`]: the streams that carry a session's data: questions, records, finished segments
 //! - [`fetch`]: records by id
-//! - [`snapshots`]: the roots: list, read, hold, forget, protect
-//! - [`upkeep`]: long work with progress, figures, what an administrator asks
+//! - [`snapshots`]: the roots: list, read, hold, forget, protect, lock
+//! - [`upkeep`]: long work with progress, figures, what an administrator asks; [`judge`]: what takes the key
 //! - [`failure`]: what went wrong at the other end
 
 pub mod failure;
 pub mod fetch;
 pub mod frame;
 pub mod hello;
+pub mod judge;
 pub mod lane;
 pub mod ledger;
 pub mod message;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::runtime::{Handle, Runtime};
 use undercroft_format::config::Config;
 use undercroft_format::wire::VERSION;
@@ -167,6 +167,12 @@ impl Link {
     /// A new stream, on the connection whose turn it is.
     pub fn converse(&self) -> Result<Conversation, StreamError> {
         self.converse_on(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A new stream, on the connection whose turn it is.
+    pub async fn open_stream(&self) -> Result<(SendStream, RecvStream), StreamError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        Ok(self.connections[number].connection.open_bi().await?)
     }
 
     /// A new stream on a certain connection.

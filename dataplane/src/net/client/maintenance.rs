@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::frame::{Body, FrameType};
-use undercroft_format::wire::message::{Forget, PackBytes, Protect, Repair, Report, Stop};
+use undercroft_format::wire::message::{
+    Forget, Lock, LockedUntil, PackBytes, Protect, Repair, Report, Stop,
+};
+use undercroft_format::wire::snapshots::HOLDS_MAX;
 use undercroft_format::wire::upkeep;
 
 use super::link::parse;
@@ -18,6 +22,7 @@ use crate::repository::error::{RepositoryError, Result};
 use crate::repository::gc::{CollectOptions, CollectReport};
 use crate::repository::maintenance::Maintenance;
 use crate::repository::repair::RepairReport;
+use crate::repository::retention::UnixMs;
 use crate::repository::stats::Stats;
 use crate::repository::verify::{VerifyOptions, VerifyReport};
 
@@ -88,9 +93,10 @@ impl Maintenance for Arc<RemoteRepository> {
     }
 
     fn forget(&self, ids: &[SnapshotId]) -> Result<()> {
-        ids.iter().try_for_each(|id| {
-            let forget = Forget { snapshot: *id };
-            self.link().ask(&forget).map(|upkeep::Done| ())
+        ids.chunks(HOLDS_MAX).try_for_each(|ids| {
+            let snapshots = ids.to_vec();
+            let forgotten = self.link().ask(&Forget { snapshots });
+            forgotten.map(|upkeep::Done| ())
         })
     }
 
@@ -100,6 +106,12 @@ impl Maintenance for Arc<RemoteRepository> {
             is_protected: protected,
         };
         self.link().ask(&protect).map(|upkeep::Done| ())
+    }
+
+    fn lock(&self, id: SnapshotId, end: LockEnd) -> Result<UnixMs> {
+        let lock = Lock { snapshot: id, end };
+        let LockedUntil { until } = self.link().ask(&lock)?;
+        Ok(until)
     }
 
     fn collect(&self, asked: &CollectOptions, progress: &Progress) -> Result<CollectReport> {

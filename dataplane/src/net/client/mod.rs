@@ -3,6 +3,7 @@
 //! `link` is the connections; `repository`, `session`, `records` and `maintenance` are the traits of
 //! the same names over it, `snapshot_files` the directory of snapshots.
 
+mod expected;
 mod lane;
 pub mod link;
 mod maintenance;

@@ -19,7 +19,7 @@ use crate::repository::entropy::{Entropy, SystemEntropy};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Unlock};
 use crate::repository::objects::Objects;
-use crate::repository::session::{Session, SessionRequest};
+use crate::repository::session::{Begun, SessionRequest};
 use crate::repository::snapshots::Snapshots;
 
 /// A repository that a server owns.
@@ -116,7 +116,7 @@ impl Repository for RemoteRepository {
         &self.snapshots
     }
 
-    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Box<dyn Session>> {
-        Ok(Box::new(RemoteSession::begin(self, request)?))
+    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun> {
+        RemoteSession::begin(self, request)
     }
 }

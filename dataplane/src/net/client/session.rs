@@ -7,16 +7,17 @@ use std::sync::mpsc::{Receiver, channel};
 use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream};
 use undercroft_format::config::Config;
-use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
-use undercroft_format::pack::RecordHeader;
+use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
+use undercroft_format::lock::LockEnd;
+use undercroft_format::pack::{ObjectKind, RecordHeader};
 use undercroft_format::snapshot::Snapshot;
 use undercroft_format::wire::failure::FailureCode;
-use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::frame::{Body, FrameType, IDS_MAX};
 use undercroft_format::wire::lane::{
-    Answers, AskObjects, AskSegments, Attach, Flush, PushBuilder, SegmentDone,
+    Answers, AskObjects, AskSegments, Attach, Distrust, Flush, PushBuilder, SegmentDone,
 };
 use undercroft_format::wire::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned,
+    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
 };
 use undercroft_format::wire::upkeep::Done;
 
@@ -30,7 +31,7 @@ use crate::repository::objects::Objects;
 use crate::repository::packer::PackerFigures;
 use crate::repository::record::{EncodedRecord, RecordBatch};
 use crate::repository::session::{
-    DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
+    self, Committed, DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
 };
 use crate::repository::snapshots::StoredSnapshot;
 
@@ -46,7 +47,8 @@ pub struct RemoteSession {
     finished: Vec<DoneSegments>,
     labels: Vec<String>,
     /// A snapshot that the server keeps for the session, and that is likely to be much alike.
-    reference: Option<StoredSnapshot>,
+    reference: Mutex<Option<Arc<StoredSnapshot>>>,
+    lock: Option<LockEnd>,
     claims: Claims,
     lanes: Vec<Mutex<Option<Lane>>>,
     control: Mutex<Control>,
@@ -61,19 +63,25 @@ struct Control {
 
 impl RemoteSession {
     /// Begins a session, or goes on with one.
-    pub fn begin(repository: Arc<RemoteRepository>, request: &SessionRequest) -> Result<Self> {
+    pub fn begin(
+        repository: Arc<RemoteRepository>,
+        request: &SessionRequest,
+    ) -> Result<session::Begun> {
         let keys = repository.keys()?.clone();
         let mut stream = repository.link().converse_on(0)?;
         stream.say(&Begin {
             vm: request.vm.clone(),
             disks: request.disks.clone(),
             resume: request.resume,
+            lock: request.lock,
         })?;
         let mut finished = vec![DoneSegments::new(); request.disks.len()];
         let begun = loop {
             let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
-            if frame.0 != FrameType::Finished {
-                break expect::<Begun>(&frame)?;
+            match frame.0 {
+                FrameType::Finished => {}
+                FrameType::Published => return Ok(published(&expect(&frame)?)),
+                _ => break expect::<Begun>(&frame)?,
             }
             let Finished { disk, segments } = expect(&frame)?;
             let of_disk = finished.get_mut(usize::from(disk));
@@ -90,7 +98,7 @@ impl RemoteSession {
         let sealing = SessionId::from_bytes(repository.entropy().array()?);
         let acknowledged = Arc::<AtomicU64>::default();
         let control = Control::new(stream, acknowledged.clone());
-        Ok(Self {
+        Ok(session::Begun::Open(Box::new(Self {
             sealer: keys.sealer(sealing),
             keys,
             attach: Attach {
@@ -103,13 +111,14 @@ impl RemoteSession {
                 .iter()
                 .map(|disk| disk.label.clone())
                 .collect(),
-            reference,
+            reference: Mutex::new(reference.map(Arc::new)),
+            lock: request.lock,
             claims: Claims::default(),
             lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
             control: Mutex::new(control),
             acknowledged,
             repository,
-        })
+        })))
     }
 
     /// Does something on the lane of this thread.
@@ -131,6 +140,10 @@ impl RemoteSession {
 
     /// Tells an interruption, after which the session can be gone on with, from a failure.
     fn interrupted(&self, error: StreamError) -> RepositoryError {
+        self.interrupted_at(error, false)
+    }
+
+    fn interrupted_at(&self, error: StreamError, is_committing: bool) -> RepositoryError {
         let is_interruption = error.is_lost()
             || matches!(&error, StreamError::Failed(failure) if failure.code == FailureCode::Draining);
         let error = RepositoryError::from(error);
@@ -144,6 +157,7 @@ impl RemoteSession {
         );
         RepositoryError::Interrupted {
             session: self.attach.session,
+            is_committing,
             source: Box::new(error),
         }
     }
@@ -177,7 +191,8 @@ impl RemoteSession {
     /// Whether the reference has this map at this place.
     fn is_in_reference(&self, place: SegmentPlace, map: SegmentMapId) -> Result<bool> {
         let label = self.labels.get(usize::from(place.disk));
-        let reference = self.reference.as_ref().zip(label);
+        let reference = self.reference.lock().clone();
+        let reference = reference.as_ref().zip(label);
         let disk = reference.and_then(|(stored, label)| stored.snapshot.disk(label));
         let Some(disk) = disk.filter(|disk| disk.segment_size == self.config().segment_size) else {
             return Ok(false);
@@ -208,17 +223,27 @@ impl RemoteSession {
         flush(&mut lanes).map_err(|error: StreamError| self.interrupted(error))
     }
 
-    fn conclude<Q: Body>(&self, last: &Q) -> Result<PackerFigures> {
-        let ended: Ended = self
-            .control
+    fn conclude<Q: Body>(&self, last: &Q) -> Result<Ended> {
+        self.control
             .lock()
             .ask(&self.repository, last)
-            .map_err(|error| self.interrupted(error))?;
-        Ok(PackerFigures {
-            packs: ended.packs,
-            bytes: ended.pack_bytes,
-        })
+            .map_err(|error| self.interrupted_at(error, Q::KIND == FrameType::Commit))
     }
+}
+
+fn figures(ended: &Ended) -> PackerFigures {
+    PackerFigures {
+        packs: ended.packs,
+        bytes: ended.pack_bytes,
+    }
+}
+
+fn published(published: &Published) -> session::Begun {
+    session::Begun::Published(Committed {
+        id: published.snapshot,
+        figures: figures(&published.ended),
+        locked_until: published.ended.locked_until,
+    })
 }
 
 impl Session for RemoteSession {
@@ -288,6 +313,16 @@ impl Session for RemoteSession {
         Ok(known)
     }
 
+    fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
+        // It may have what is damaged in common with the parent, and answers without asking.
+        *self.reference.lock() = None;
+        for ids in ids.chunks(IDS_MAX as usize) {
+            let ids = ids.to_vec();
+            let Done = self.on_lane(|lane| lane.ask(&Distrust { kind, ids }, &self.claims))?;
+        }
+        Ok(())
+    }
+
     fn claim(&self, id: ObjectId) -> bool {
         self.claims.claim(id)
     }
@@ -306,16 +341,23 @@ impl Session for RemoteSession {
         self.on_lane(|lane| lane.send(frame, std::iter::empty()))
     }
 
-    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
+    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<Committed> {
         self.flush()?;
         let (id, snapshot) = snapshot.encode(|body| self.keys.authenticate(body));
-        let figures = self.conclude(&Commit { snapshot })?;
-        Ok((id, figures))
+        let ended = self.conclude(&Commit {
+            lock: self.lock,
+            snapshot,
+        })?;
+        Ok(Committed {
+            id,
+            figures: figures(&ended),
+            locked_until: ended.locked_until,
+        })
     }
 
     fn abandon(self: Box<Self>) -> Result<PackerFigures> {
         self.flush()?;
-        self.conclude(&Abandon)
+        Ok(figures(&self.conclude(&Abandon)?))
     }
 }
 

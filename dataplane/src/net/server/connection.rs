@@ -10,8 +10,8 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType};
 use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 use undercroft_format::wire::message::{
-    Attach, Begin, Collect, Done, Fetch, Forget, Hold, Protect, ReadSnapshot, Repair, StatSnapshot,
-    Verify,
+    Attach, Begin, Collect, Done, Fetch, Forget, Hold, Lock, Protect, ReadSnapshot, Repair,
+    StatSnapshot, Verify,
 };
 use undercroft_format::wire::upkeep::Report;
 
@@ -306,7 +306,8 @@ fn converse(on: &mut Conversing, first: &Frame) -> Ending {
             let StatSnapshot { snapshot } = expect(first)?;
             roots::state(on, snapshot)
         }
-        FrameType::Forget => roots::forget(on, expect::<Forget>(first)?),
+        FrameType::Forget => roots::forget(on, &expect::<Forget>(first)?),
+        FrameType::Lock => roots::lock(on, expect::<Lock>(first)?),
         FrameType::Protect => roots::protect(on, expect::<Protect>(first)?),
         FrameType::Hold => roots::hold(on, expect::<Hold>(first)?),
         FrameType::Collect => upkeep::collect(on, expect::<Collect>(first)?),

@@ -62,6 +62,7 @@ fn fetch_batch(
     let wanted = ids.into_iter().enumerate().map(|(tag, id)| Wanted {
         id,
         tag,
+        plain_len_min: 0,
         located: None,
         fetched: None,
     });

@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
-use undercroft_format::pack::RecordHeader;
+use undercroft_format::pack::{ObjectKind, RecordHeader};
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::Ledger;
 use undercroft_format::wire::session::{Begin, DoneSegment, Epoch, SegmentPlace};
@@ -162,6 +162,19 @@ impl KeptSession {
             .map_err(|error| failure_of(&error))
     }
 
+    /// See [`SessionStore::distrust`].
+    pub fn distrust(
+        &self,
+        epoch: Epoch,
+        kind: ObjectKind,
+        ids: &[ObjectId],
+    ) -> Result<(), Failure> {
+        let store = self.store(epoch)?;
+        open(&store)?
+            .distrust(kind, ids)
+            .map_err(|error| failure_of(&error))
+    }
+
     /// Keeps a snapshot's data until the session ends; false if it is gone already.
     pub fn pin(&self, epoch: Epoch, snapshot: &StoredSnapshot) -> Result<bool, Failure> {
         let store = self.store(epoch)?;
@@ -277,11 +290,11 @@ impl KeptSession {
 
     /// Seals what was pushed, lets `publish` do what is left while the client of `epoch` still holds the
     /// session, and ends it. If `publish` fails, the session has ended all the same.
-    pub fn end(
+    pub fn end<R>(
         &self,
         epoch: Epoch,
-        publish: impl FnOnce(&SessionStore) -> Result<(), Failure>,
-    ) -> Result<PackerFigures, Failure> {
+        publish: impl FnOnce(&SessionStore) -> Result<R, Failure>,
+    ) -> Result<(PackerFigures, R), Failure> {
         let mut slot = self.store.write();
         // From here on no other client can take over, and no lease can lapse.
         let ended = self.ledger.lock().end(epoch);
@@ -289,8 +302,13 @@ impl KeptSession {
         let mut store = slot.take().ok_or_else(gone)?;
         store.keep_file(false);
         let figures = store.seal().map_err(|error| failure_of(&error))?;
-        publish(&store)?;
-        Ok(figures)
+        let published = publish(&store)?;
+        Ok((figures, published))
+    }
+
+    /// Waits until whoever is ending the session is done.
+    pub fn wait_for_end(&self) {
+        drop(self.store.read());
     }
 
     /// Lets go of everything that an ended session holds.

@@ -3,7 +3,7 @@
 //! `listener` lets connections in, `connection` says who is there and which repository they want; then
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
 //! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
-//! repository with its sessions, `kept_session` one of them, `check` looks at every record and
+//! repository with its sessions, `kept_session` one of them, `published` what ended ones came to, `check` looks at every record and
 //! `commit` at every snapshot before they count.
 
 mod access;
@@ -14,6 +14,7 @@ mod fetch;
 mod kept_session;
 mod lane;
 mod listener;
+mod published;
 mod roots;
 mod served;
 mod session;

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use quinn::SendStream;
 use tokio::runtime::Handle;
+use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::frame::{Body, FrameType};
 use undercroft_format::wire::session::{
@@ -15,6 +16,7 @@ use undercroft_format::wire::session::{
 use super::commit::Candidate;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
+use super::served::Began;
 use crate::net::conversation::{StreamError, expect, read_frame};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
@@ -29,7 +31,11 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
     };
     on.caller.check_vm(verb, &request.vm)?;
     on.refuse_while_draining()?;
-    let (session, epoch) = on.served.begin(&request)?;
+    check_lock(on, &request.vm, request.lock)?;
+    let (session, epoch) = match on.served.begin(&request)? {
+        Began::Open(session, epoch) => (session, epoch),
+        Began::Published(published) => return Ok(on.stream.say(&published)?),
+    };
     let begun = begin(on, &session, epoch, request.resume.is_some());
     let ended = begun.and_then(|()| serve(on, &session, epoch));
     match ended {
@@ -37,6 +43,14 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
         Ok(false) | Err(_) => session.detach(epoch, on.shared.now_ms()),
     }
     ended.map(|_| ())
+}
+
+/// A lock that cannot be had is refused before any data is read.
+fn check_lock(on: &Conversing, vm: &str, lock: Option<LockEnd>) -> Result<(), Failure> {
+    let Some(lock) = lock else { return Ok(()) };
+    on.caller.check_vm(Verb::LockUntil, vm)?;
+    let checked = on.served.repository().snapshots().check_lock(lock);
+    checked.map_err(|error| failure_of(&error))
 }
 
 /// Tells of what is finished and what is likely to be known.
@@ -91,39 +105,46 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                 on.stream.say(&Pinned { is_there })?;
             }
             FrameType::Commit => {
-                let Commit { snapshot } = expect(&frame)?;
+                let Commit { lock, snapshot } = expect(&frame)?;
                 on.caller.check_vm(Verb::Commit, &session.vm())?;
+                if lock.is_some() {
+                    on.caller.check_vm(Verb::LockUntil, &session.vm())?;
+                }
                 session.check(epoch)?;
                 let candidate = Candidate::new(&on.served, session, &on.caller, snapshot)?;
-                let published =
-                    session.end(epoch, |store| candidate.publish(&on.served, session, store));
+                let published = session.end(epoch, |store| {
+                    candidate.publish(&on.served, session, store, lock)
+                });
+                let ended = published.map(|(figures, locked_until)| Ended {
+                    packs: figures.packs,
+                    pack_bytes: figures.bytes,
+                    locked_until,
+                });
+                if let Ok(ended) = &ended {
+                    // Before the session goes: whoever misses the answer asks for it.
+                    on.served.published().note(session.id(), *ended);
+                }
                 on.served.remove(session.id());
-                let figures = published?;
+                let ended = ended?;
                 tracing::info!(snapshot = %candidate.id(), vm = session.vm(), "published");
-                say_ended(on, figures)?;
+                on.stream.say(&ended)?;
                 return Ok(true);
             }
             FrameType::Abandon => {
                 let Abandon = expect(&frame)?;
                 on.caller.check_vm(Verb::Abandon, &session.vm())?;
-                let figures = session.end(epoch, |_| Ok(()))?;
+                let (figures, ()) = session.end(epoch, |_| Ok(()))?;
                 on.served.remove(session.id());
-                say_ended(on, figures)?;
+                on.stream.say(&Ended {
+                    packs: figures.packs,
+                    pack_bytes: figures.bytes,
+                    locked_until: None,
+                })?;
                 return Ok(true);
             }
             kind => return Err(StreamError::Unexpected(kind).into()),
         }
     }
-}
-
-fn say_ended(
-    on: &mut Conversing,
-    figures: crate::repository::packer::PackerFigures,
-) -> Result<(), StreamError> {
-    on.stream.say(&Ended {
-        packs: figures.packs,
-        pack_bytes: figures.bytes,
-    })
 }
 
 fn pin(
