@@ -1,14 +1,17 @@
 //! Frames over a QUIC stream, for ordinary threads: whole frames in, whole frames out, nothing longer than
 //! its limit in memory.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream};
+use quinn::{RecvStream, SendStream, VarInt};
 use tokio::runtime::Handle;
 use undercroft_format::codec::DecodeError;
 use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
 
 use super::closing::refusal_of;
+use super::manners::{Held, Manners};
 
 /// A stream did not carry what the protocol says.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,12 @@ pub enum StreamError {
     /// The stream ended where an answer was expected.
     #[error("the peer ended the stream without an answer")]
     NoAnswer,
+    /// Nothing moves where something has to.
+    #[error("the peer stopped in the middle of a frame, or does not read what it asked for")]
+    Stalled,
+    /// The connection's frames take more memory than it has.
+    #[error("the frames of one connection are too long together")]
+    NoRoom,
     /// A frame that does not belong there.
     #[error("the peer sent a frame that does not belong there: {0:?}")]
     Unexpected(FrameType),
@@ -102,12 +111,31 @@ pub struct Conversation {
     pub send: SendStream,
     /// From the peer.
     pub recv: RecvStream,
+    /// How the peer is waited for.
+    pub manners: Manners,
+    /// Memory of the last frame that was read.
+    held: Option<Held>,
 }
 
 impl Conversation {
     /// A stream whose connection `handle`'s runtime drives.
     pub fn new(handle: Handle, (send, recv): (SendStream, RecvStream)) -> Self {
-        Self { handle, send, recv }
+        Self {
+            handle,
+            send,
+            recv,
+            manners: Manners::default(),
+            held: None,
+        }
+    }
+
+    /// The same, whose peer is waited for as `manners` say; `held` is the memory of a frame that was read.
+    pub fn with_manners(self, manners: Manners, held: Option<Held>) -> Self {
+        Self {
+            manners,
+            held,
+            ..self
+        }
     }
 
     /// The runtime.
@@ -117,7 +145,13 @@ impl Conversation {
 
     /// Waits for the next frame; `None` at the end of the stream.
     pub fn read(&mut self) -> Result<Option<Frame>, StreamError> {
-        self.handle.block_on(read_frame(&mut self.recv))
+        // What was read last is done with.
+        self.held = None;
+        let read = self.handle.block_on(self.manners.read(&mut self.recv))?;
+        Ok(read.map(|(frame, held)| {
+            self.held = held;
+            frame
+        }))
     }
 
     /// Waits for an answer of type `B`.
@@ -128,8 +162,29 @@ impl Conversation {
 
     /// Sends a frame; waits while the peer takes no more.
     pub fn write(&mut self, frame: Vec<u8>) -> Result<(), StreamError> {
-        let sent = self.send.write_chunk(Bytes::from(frame));
-        Ok(self.handle.block_on(sent)?)
+        self.write_bytes(frame.into())
+    }
+
+    /// Sends frames; waits while the peer takes no more.
+    pub fn write_bytes(&mut self, frames: Bytes) -> Result<(), StreamError> {
+        let sent = self.manners.write(&mut self.send, frames);
+        self.handle.block_on(sent)
+    }
+
+    /// Sends frames; true if all of them went within `wait`, else `frames` is what is left.
+    pub fn write_within(
+        &mut self,
+        frames: &mut Bytes,
+        wait: Duration,
+    ) -> Result<bool, StreamError> {
+        let sent = self.manners.write_rest(&mut self.send, frames);
+        let sent = self
+            .handle
+            .block_on(async { tokio::time::timeout(wait, sent).await });
+        match sent {
+            Ok(sent) => sent.map(|()| true),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Sends a message.
@@ -141,5 +196,12 @@ impl Conversation {
     pub fn finish(&mut self) {
         // The stream is gone only if the peer does not want to hear any more.
         let _ = self.send.finish();
+    }
+
+    /// Gives the stream up: what was not sent yet is not kept.
+    pub fn give_up(&mut self) {
+        // It may be over already.
+        let _ = self.send.reset(VarInt::from_u32(0));
+        let _ = self.recv.stop(VarInt::from_u32(0));
     }
 }

@@ -44,7 +44,7 @@ const STRANGER_STREAMS: u32 = 1;
 const KNOCK_LEN_MAX: u64 = 32 << 10;
 const KNOCKS_LEN_MAX: u64 = 4 << 20;
 /// A connection without a sign of life is given up: a partition of a minute does not cost a session.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Well below the shortest time for which a NAT remembers.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use undercroft_dataplane::io::{EngineRequest, choose};
 use undercroft_dataplane::net::address::{RepositoryName, ServerAddress};
-use undercroft_dataplane::net::client::{Link, LinkOptions};
+use undercroft_dataplane::net::client::{Link, LinkLimits, LinkOptions};
 use undercroft_dataplane::net::door::Limits;
-use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerOptions};
+use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerLimits, ServerOptions};
 use undercroft_dataplane::net::trust::{
     Authority, ClientStore, EnrolOptions, EnrolRequest, Enrolled, Role, SERVER_NAME, Scope,
     SystemClock, TokenOptions, WallClock, enrol,
@@ -47,9 +47,21 @@ impl World {
             Arc::new(SystemEntropy),
         );
         let authority = Arc::new(authority.expect("an authority"));
+        let mut world = Self {
+            address: ([127, 0, 0, 1], 0).into(),
+            dir,
+            authority,
+            server: None,
+        };
+        world.serve(lease, adjust);
+        world
+    }
+
+    /// Starts a server on the store, in place of one that has ended.
+    pub fn serve(&mut self, lease: Duration, adjust: impl FnOnce(&mut ServerOptions)) {
         let mut options = ServerOptions {
-            listen: ([127, 0, 0, 1], 0).into(),
-            store: dir.path().to_owned(),
+            listen: self.address,
+            store: self.dir.path().to_owned(),
             owner: "a test".into(),
             program: "test".into(),
             engine: choose(EngineRequest::Posix).expect("it works everywhere"),
@@ -60,16 +72,13 @@ impl World {
                 bytes: 1,
             },
             door: Limits::default(),
+            limits: ServerLimits::default(),
             note: Box::new(|_, _| {}),
         };
         adjust(&mut options);
-        let server = Server::start(options, authority.clone()).expect("it starts");
-        Self {
-            address: server.address().expect("it listens"),
-            dir,
-            authority,
-            server: Some(server),
-        }
+        let server = Server::start(options, self.authority.clone()).expect("it starts");
+        self.address = server.address().expect("it listens");
+        self.server = Some(server);
     }
 
     /// An administrator with a connection, and the repository opened.
@@ -126,6 +135,7 @@ impl World {
             server_name: SERVER_NAME.to_owned(),
             program: "test".into(),
             connections: 1,
+            limits: LinkLimits::default(),
         })
     }
 }

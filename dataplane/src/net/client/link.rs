@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,8 +16,10 @@ use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed
 use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
+use crate::net::bandwidth::{Flow, Pace, Rules, Throttle};
 use crate::net::closing::{Closing, refusal_of};
 use crate::net::conversation::{Conversation, StreamError};
+use crate::net::manners::Manners;
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
 use crate::repository::error::{RepositoryError, Result};
@@ -40,6 +43,17 @@ pub struct LinkOptions {
     pub program: String,
     /// Connections: more than one core carries the traffic of several.
     pub connections: usize,
+    /// How much of a path it may take.
+    pub limits: LinkLimits,
+}
+
+/// Limits of bandwidth, for all connections together.
+#[derive(Clone, Debug, Default)]
+pub struct LinkLimits {
+    /// Of records that go to the server.
+    pub upload: Rules,
+    /// Of records that come from it.
+    pub download: Rules,
 }
 
 /// A server cannot be reached.
@@ -80,6 +94,8 @@ pub enum LinkError {
 pub struct Link {
     connections: Vec<Linked>,
     next: AtomicUsize,
+    upload: Arc<Throttle>,
+    download: Arc<Throttle>,
     runtime: Option<Runtime>,
 }
 
@@ -109,6 +125,8 @@ impl Link {
         Ok(Self {
             connections,
             next: AtomicUsize::new(0),
+            upload: Throttle::new(options.limits.upload),
+            download: Throttle::new(options.limits.download),
             runtime: Some(runtime),
         })
     }
@@ -180,7 +198,20 @@ impl Link {
         let linked = &self.connections[number % self.connections.len()];
         let handle = self.handle().clone();
         let stream = handle.block_on(linked.connection.open_bi())?;
-        Ok(Conversation::new(handle, stream))
+        let throttle = self.upload.clone();
+        let flow = Flow::default();
+        let manners = Manners {
+            outgoing: Some(Pace { throttle, flow }),
+            ..Manners::default()
+        };
+        Ok(Conversation::new(handle, stream).with_manners(manners, None))
+    }
+
+    /// The limit on what comes.
+    pub fn download(&self) -> Pace {
+        let throttle = self.download.clone();
+        let flow = Flow::default();
+        Pace { throttle, flow }
     }
 
     /// What a connection's path is like.

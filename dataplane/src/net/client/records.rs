@@ -16,6 +16,7 @@ use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameT
 use super::expected::ExpectedMaps;
 use super::link::Link;
 use crate::io::{Buffer, BufferPool, Engine};
+use crate::net::bandwidth::Pace;
 use crate::net::conversation::{Conversation, StreamError, expect, of_exact, read_frame};
 use crate::net::convert::error_of;
 use crate::repository::error::{RecordProblem, RepositoryError, Result};
@@ -52,7 +53,9 @@ impl RemoteRecords {
         ids: &[ObjectId],
         take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
     ) -> Result<()> {
-        let fetched = async { fetch_each(self.link.open_stream().await?, kind, ids, take).await };
+        let pace = self.link.download();
+        let fetched =
+            async { fetch_each(self.link.open_stream().await?, &pace, kind, ids, take).await };
         Ok(self.link.handle().block_on(fetched)?)
     }
 }
@@ -60,6 +63,7 @@ impl RemoteRecords {
 /// Asks for objects of one kind on a new stream and gives each to `take`.
 async fn fetch_each(
     (mut send, mut recv): (SendStream, RecvStream),
+    pace: &Pace,
     kind: ObjectKind,
     ids: &[ObjectId],
     mut take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
@@ -71,6 +75,7 @@ async fn fetch_each(
     let _ = send.finish();
     for _ in 0..count {
         let (frame, mut body) = read_frame(&mut recv).await?.ok_or(StreamError::NoAnswer)?;
+        pace.take(body.len()).await;
         match frame {
             FrameType::Record => {
                 let prefix = &body[..body.len().min(RECORD_PREFIX_LEN)];
@@ -137,11 +142,17 @@ impl Records for RemoteRecords {
         self.expected
             .fetch(self.link.handle(), ids.clone(), async move {
                 let mut found = Vec::new();
-                let (send, recv) = link.open_stream().await?;
-                fetch_each((send, recv), ObjectKind::SegmentMap, &ids, |_, record| {
-                    // Asking for what is missing alone tells why.
-                    found.extend(record);
-                })
+                let stream = link.open_stream().await?;
+                fetch_each(
+                    stream,
+                    &link.download(),
+                    ObjectKind::SegmentMap,
+                    &ids,
+                    |_, record| {
+                        // Asking for what is missing alone tells why.
+                        found.extend(record);
+                    },
+                )
                 .await?;
                 Ok(found)
             });
@@ -196,11 +207,12 @@ impl Fetch for RemoteFetch<'_> {
             None => self.records.link.converse(),
         };
         let (idle, done) = (self.idle.clone(), self.done.clone());
+        let pace = self.records.link.download();
         self.records.link.handle().spawn(async move {
             // What could not be fetched is asked for alone, which tells why.
             let fetched = match stream {
                 Ok(mut stream) => {
-                    let fetched = fetch_into(&mut stream, &mut batch, &mut buffer).await;
+                    let fetched = fetch_into(&mut stream, &pace, &mut batch, &mut buffer).await;
                     if fetched.is_ok() {
                         idle.lock().push(stream);
                     }
@@ -229,6 +241,7 @@ impl Fetch for RemoteFetch<'_> {
 /// Asks for a batch and lets the payloads flow into `buffer`.
 async fn fetch_into(
     stream: &mut Conversation,
+    pace: &Pace,
     batch: &mut Batch,
     buffer: &mut Buffer,
 ) -> Result<(), StreamError> {
@@ -274,6 +287,7 @@ async fn fetch_into(
         }
         let payload = &mut buffer[at..at + len];
         stream.recv.read_exact(payload).await.map_err(of_exact)?;
+        pace.take(len).await;
         let wanted = batch.wanted.get_mut(prefix.tag as usize);
         if let Some(wanted) = wanted
             && wanted.id == prefix.header.info.id

@@ -1,7 +1,7 @@
 //! A session at a server.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use parking_lot::Mutex;
@@ -11,7 +11,7 @@ use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
 use undercroft_format::lock::LockEnd;
 use undercroft_format::pack::{ObjectKind, RecordHeader};
 use undercroft_format::snapshot::Snapshot;
-use undercroft_format::wire::failure::FailureCode;
+use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType, IDS_MAX};
 use undercroft_format::wire::lane::{
     Answers, AskObjects, AskSegments, Attach, Distrust, Flush, PushBuilder, SegmentDone,
@@ -53,6 +53,8 @@ pub struct RemoteSession {
     lanes: Vec<Mutex<Option<Lane>>>,
     control: Mutex<Control>,
     acknowledged: Arc<AtomicU64>,
+    /// The server said that it is going to shut down.
+    is_draining: Arc<AtomicBool>,
 }
 
 /// The session's own stream: a task of the runtime reads it, because acknowledgements come at any time.
@@ -97,7 +99,8 @@ impl RemoteSession {
         // must never meet the same nonce.
         let sealing = SessionId::from_bytes(repository.entropy().array()?);
         let acknowledged = Arc::<AtomicU64>::default();
-        let control = Control::new(stream, acknowledged.clone());
+        let is_draining = Arc::<AtomicBool>::default();
+        let control = Control::new(stream, acknowledged.clone(), is_draining.clone());
         Ok(session::Begun::Open(Box::new(Self {
             sealer: keys.sealer(sealing),
             keys,
@@ -117,6 +120,7 @@ impl RemoteSession {
             lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
             control: Mutex::new(control),
             acknowledged,
+            is_draining,
             repository,
         })))
     }
@@ -355,18 +359,37 @@ impl Session for RemoteSession {
         })
     }
 
+    fn going_on(&self) -> Result<()> {
+        if !self.is_draining.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let text = "the server is shutting down";
+        Err(self.interrupted(StreamError::Failed(Failure::new(
+            FailureCode::Draining,
+            text,
+        ))))
+    }
+
     fn abandon(self: Box<Self>) -> Result<PackerFigures> {
         self.flush()?;
+        if self.is_draining.load(Ordering::Relaxed) {
+            // It is gone on with when the server is back.
+            return Ok(self.sealed());
+        }
         Ok(figures(&self.conclude(&Abandon)?))
     }
 }
 
 impl Control {
-    fn new(stream: Conversation, acknowledged: Arc<AtomicU64>) -> Self {
+    fn new(
+        stream: Conversation,
+        acknowledged: Arc<AtomicU64>,
+        is_draining: Arc<AtomicBool>,
+    ) -> Self {
         let (frames, answers) = channel();
         let handle = stream.handle().clone();
         let Conversation { send, recv, .. } = stream;
-        handle.spawn(read_control(recv, acknowledged, frames));
+        handle.spawn(read_control(recv, acknowledged, is_draining, frames));
         Self { send, answers }
     }
 
@@ -388,6 +411,7 @@ impl Control {
 async fn read_control(
     mut recv: RecvStream,
     acknowledged: Arc<AtomicU64>,
+    is_draining: Arc<AtomicBool>,
     frames: std::sync::mpsc::Sender<Result<Frame, StreamError>>,
 ) {
     loop {
@@ -401,6 +425,10 @@ async fn read_control(
             && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
         {
             acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
+            continue;
+        }
+        if let Ok((FrameType::Draining, _)) = &frame {
+            is_draining.store(true, Ordering::Relaxed);
             continue;
         }
         // Nobody listens once the session is dropped.

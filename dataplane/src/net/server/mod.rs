@@ -7,10 +7,13 @@
 //! `commit` at every snapshot before they count.
 
 mod access;
+mod bounds;
 mod check;
 mod commit;
 mod connection;
+mod conversations;
 mod fetch;
+mod fetch_room;
 mod kept_session;
 mod lane;
 mod listener;
@@ -18,7 +21,9 @@ mod published;
 mod roots;
 mod served;
 mod session;
+mod take_up;
 mod upkeep;
 
+pub use bounds::ServerLimits;
 pub use kept_session::CheckpointPolicy;
 pub use listener::{Server, ServerError, ServerOptions};

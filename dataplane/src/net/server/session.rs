@@ -9,16 +9,17 @@ use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::frame::{Body, FrameType};
 use undercroft_format::wire::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Epoch, Finished, Pin, Pinned, SEGMENTS_MAX,
-    SegmentPlace,
+    Abandon, Acknowledged, Begin, Begun, Commit, Draining, Ended, Epoch, Finished, Pin, Pinned,
+    SEGMENTS_MAX, SegmentPlace,
 };
 
 use super::commit::Candidate;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
 use super::served::Began;
-use crate::net::conversation::{StreamError, expect, read_frame};
+use crate::net::conversation::{StreamError, expect};
 use crate::net::convert::failure_of;
+use crate::net::manners::Manners;
 use crate::net::trust::Verb;
 use crate::repository::Repository;
 use crate::repository::error::RepositoryError;
@@ -90,12 +91,22 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
     let (listener, acknowledgements) = channel();
     session.attach(epoch, on.caller.peer.name.to_string(), listener);
     let handle = on.stream.handle().clone();
+    let manners = on.stream.manners.clone();
+    let shared = on.shared.clone();
+    let mut is_told = false;
     // Answers and acknowledgements share the stream, so that both go through one thread.
     loop {
-        acknowledge(&handle, &mut on.stream.send, &acknowledgements)?;
+        acknowledge(&handle, &manners, &mut on.stream.send, &acknowledgements)?;
         // Waiting is interrupted for acknowledgements, reading is not: what is read stays in step.
-        let next = read_frame(&mut on.stream.recv);
-        let Some(frame) = wait(&handle, next, &acknowledgements, &mut on.stream.send)? else {
+        let next = manners.read(&mut on.stream.recv);
+        let telling = |send: &mut SendStream| {
+            if shared.is_draining() && !is_told {
+                is_told = true;
+                handle.block_on(manners.write(send, Draining.frame().into()))?;
+            }
+            acknowledge(&handle, &manners, send, &acknowledgements)
+        };
+        let Some((frame, _held)) = wait(&handle, next, telling, &mut on.stream.send)? else {
             return Ok(false);
         };
         match frame.0 {
@@ -169,7 +180,7 @@ const ACKNOWLEDGE_EVERY: std::time::Duration = std::time::Duration::from_millis(
 fn wait<T>(
     handle: &Handle,
     next: impl Future<Output = Result<T, StreamError>>,
-    acknowledgements: &Receiver<Vec<SegmentPlace>>,
+    mut tell: impl FnMut(&mut SendStream) -> Result<(), StreamError>,
     send: &mut SendStream,
 ) -> Result<T, StreamError> {
     let mut next = std::pin::pin!(next);
@@ -178,13 +189,14 @@ fn wait<T>(
             handle.block_on(async { tokio::time::timeout(ACKNOWLEDGE_EVERY, next.as_mut()).await });
         match waited {
             Ok(done) => return done,
-            Err(_) => acknowledge(handle, send, acknowledgements)?,
+            Err(_) => tell(send)?,
         }
     }
 }
 
 fn acknowledge(
     handle: &Handle,
+    manners: &Manners,
     send: &mut SendStream,
     acknowledgements: &Receiver<Vec<SegmentPlace>>,
 ) -> Result<(), StreamError> {
@@ -194,7 +206,7 @@ fn acknowledge(
                 places: places.to_vec(),
             }
             .frame();
-            handle.block_on(send.write_all(&frame))?;
+            handle.block_on(manners.write(send, frame.into()))?;
         }
     }
     Ok(())
