@@ -82,7 +82,7 @@ fn a_client_and_a_server_keep_to_their_limits() {
         command
     };
     let took =
-        seconds_of(restore(&served).env("UNDERCROFT_LIMIT_DOWNLOAD", "4M@UTC 00:00-24:00;90M"));
+        seconds_of(restore(&served).env("UNDERCROFT_LIMIT_DOWNLOAD", "4M@00:00-24:00 UTC;90M"));
     assert!((2.5..30.0).contains(&took), "downloaded within {took} s");
     assert!(std::fs::read(&target).expect("the file") == image.bytes);
 
