@@ -10,16 +10,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use undercroft_format::wire::frame::{FRAME_HEADER_LEN, FrameHeader, FrameType};
+use undercroft_format::wire::frame::FrameType;
 
 use super::bandwidth::{Flow, Pace};
 use super::conversation::{Frame, StreamError};
+use super::partial_frame::PartialFrame;
 
 /// Bytes of the frames of one connection that are being received or worked on: every lane of a busy client
 /// has a run of records there, and the longest frame fits three times.
 pub const FRAMES_LEN_MAX: usize = 32 << 20;
 /// A piece of a frame that moves at once where there is a limit of bandwidth.
-const PIECE_LEN: usize = 64 << 10;
+pub(super) const PIECE_LEN: usize = 64 << 10;
 /// Memory of frames is counted in such units.
 const UNIT: usize = 1 << 10;
 
@@ -80,48 +81,17 @@ impl Manners {
         &self,
         stream: &mut RecvStream,
     ) -> Result<Option<(Frame, Option<Held>)>, StreamError> {
-        let mut header = [0; FRAME_HEADER_LEN];
-        match stream.read(&mut header).await? {
-            None => return Ok(None),
-            Some(len) => self.fill(stream, &mut header[len..], None).await?,
-        }
-        let header = FrameHeader::decode(&header)?;
-        // The length was checked against the type's limit.
-        let len = header.len as usize;
-        let held = match &self.room {
-            None => None,
-            Some(room) => {
-                // Sooner than those who have it are given up: they may be waiting for this stream.
-                let at_most = self.stall.map_or(Duration::MAX, |stall| stall / 4);
-                Some(room.take(len, at_most).await?)
-            }
-        };
-        let mut body = vec![0; len];
-        let pace = self.incoming.as_ref().filter(|_| is_payload(header.kind));
-        self.fill(stream, &mut body, pace).await?;
-        Ok(Some(((header.kind, body), held)))
+        PartialFrame::default().rest(stream, self).await
     }
 
-    async fn fill(
-        &self,
-        stream: &mut RecvStream,
-        mut rest: &mut [u8],
-        pace: Option<&Pace>,
-    ) -> Result<(), StreamError> {
-        while !rest.is_empty() {
-            let piece = match pace {
-                Some(_) => rest.len().min(PIECE_LEN),
-                None => rest.len(),
-            };
-            let read = stream.read(&mut rest[..piece]);
-            let len = self.soon(async { Ok(read.await?) }).await?;
-            let len = len.ok_or(StreamError::Truncated)?;
-            if let Some(pace) = pace {
-                pace.take(len).await;
-            }
-            rest = &mut rest[len..];
-        }
-        Ok(())
+    /// Memory for a frame that is going to be received.
+    pub(super) async fn take_room(&self, len: usize) -> Result<Option<Held>, StreamError> {
+        let Some(room) = &self.room else {
+            return Ok(None);
+        };
+        // Sooner than those who have it are given up: they may be waiting for this stream.
+        let at_most = self.stall.map_or(Duration::MAX, |stall| stall / 4);
+        Ok(Some(room.take(len, at_most).await?))
     }
 
     /// Sends frames; waits while the peer takes no more.
@@ -171,7 +141,7 @@ impl Manners {
 }
 
 /// What limits of bandwidth are for.
-fn is_payload(kind: FrameType) -> bool {
+pub(super) fn is_payload(kind: FrameType) -> bool {
     matches!(
         kind,
         FrameType::Push | FrameType::Record | FrameType::Unfetched

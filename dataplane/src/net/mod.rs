@@ -19,6 +19,7 @@ pub mod conversation;
 pub mod convert;
 pub mod door;
 pub mod manners;
+mod partial_frame;
 pub mod server;
 pub mod status;
 pub mod transport;

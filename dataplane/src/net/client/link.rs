@@ -18,7 +18,7 @@ use undercroft_format::wire::upkeep::{Done, Report};
 use crate::net::address::{RepositoryName, ServerAddress};
 use crate::net::bandwidth::{Flow, Pace, Rules, Throttle};
 use crate::net::closing::{Closing, refusal_of};
-use crate::net::conversation::{Conversation, StreamError};
+use crate::net::conversation::{Conversation, FrameStream, StreamError};
 use crate::net::manners::Manners;
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
@@ -97,6 +97,13 @@ pub struct Link {
     upload: Arc<Throttle>,
     download: Arc<Throttle>,
     runtime: Option<Runtime>,
+    dial: Option<Box<dyn Dial>>,
+}
+
+/// Opens streams to a server's repository over something else than QUIC.
+pub trait Dial: Send + Sync {
+    /// A new stream, on the connection of that number.
+    fn open_stream(&self, connection: usize) -> Result<Box<dyn FrameStream>, StreamError>;
 }
 
 struct Linked {
@@ -128,7 +135,20 @@ impl Link {
             upload: Throttle::new(options.limits.upload),
             download: Throttle::new(options.limits.download),
             runtime: Some(runtime),
+            dial: None,
         })
+    }
+
+    /// Goes through `dial`, which has a repository open.
+    pub fn over(dial: Box<dyn Dial>) -> Self {
+        Self {
+            connections: Vec::new(),
+            next: AtomicUsize::new(0),
+            upload: Throttle::new(Rules::default()),
+            download: Throttle::new(Rules::default()),
+            runtime: None,
+            dial: Some(dial),
+        }
     }
 
     /// Opens a repository on every connection.
@@ -195,6 +215,9 @@ impl Link {
 
     /// A new stream on a certain connection.
     pub fn converse_on(&self, number: usize) -> Result<Conversation, StreamError> {
+        if let Some(dial) = &self.dial {
+            return Ok(Conversation::over(dial.open_stream(number)?));
+        }
         let linked = &self.connections[number % self.connections.len()];
         let handle = self.handle().clone();
         let stream = handle.block_on(linked.connection.open_bi())?;

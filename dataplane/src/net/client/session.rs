@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
 use undercroft_format::lock::LockEnd;
@@ -23,7 +24,7 @@ use undercroft_format::wire::upkeep::Done;
 
 use super::lane::{Claims, Lane};
 use super::repository::RemoteRepository;
-use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::net::conversation::{Conversation, Frame, QuicStream, StreamError, expect, read_frame};
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Sealer};
@@ -34,6 +35,7 @@ use crate::repository::session::{
     self, Committed, DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
 };
 use crate::repository::snapshots::StoredSnapshot;
+use crate::simulate::worker_number;
 
 /// Lanes at most: workers share one beyond that.
 const LANES_MAX: usize = 32;
@@ -52,15 +54,31 @@ pub struct RemoteSession {
     claims: Claims,
     lanes: Vec<Mutex<Option<Lane>>>,
     control: Mutex<Control>,
-    acknowledged: Arc<AtomicU64>,
-    /// The server said that it is going to shut down.
-    is_draining: Arc<AtomicBool>,
+    news: Arc<News>,
 }
 
-/// The session's own stream: a task of the runtime reads it, because acknowledgements come at any time.
-struct Control {
-    send: SendStream,
-    answers: Receiver<Result<Frame, StreamError>>,
+/// What the server told that was not asked for.
+#[derive(Default)]
+struct News {
+    /// Segments that are durable.
+    acknowledged: AtomicU64,
+    /// It is going to shut down.
+    is_draining: AtomicBool,
+}
+
+/// The session's own stream, on which acknowledgements come at any time.
+enum Control {
+    /// A task of the runtime reads it.
+    Listening {
+        handle: Handle,
+        send: SendStream,
+        answers: Receiver<Result<Frame, StreamError>>,
+    },
+    /// It is read when an answer is due.
+    Asking {
+        stream: Conversation,
+        news: Arc<News>,
+    },
 }
 
 impl RemoteSession {
@@ -92,15 +110,17 @@ impl RemoteSession {
                 .extend(segments);
         };
         let reference = match begun.reference {
-            Some(id) => Some(repository.snapshots().read(id)?),
+            Some(id) => {
+                let read = repository.snapshots().read(id);
+                Some(read.map_err(|error| error.interrupting(begun.session))?)
+            }
             None => None,
         };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
         // must never meet the same nonce.
         let sealing = SessionId::from_bytes(repository.entropy().array()?);
-        let acknowledged = Arc::<AtomicU64>::default();
-        let is_draining = Arc::<AtomicBool>::default();
-        let control = Control::new(stream, acknowledged.clone(), is_draining.clone());
+        let news = Arc::<News>::default();
+        let control = Control::new(stream, news.clone());
         Ok(session::Begun::Open(Box::new(Self {
             sealer: keys.sealer(sealing),
             keys,
@@ -119,15 +139,14 @@ impl RemoteSession {
             claims: Claims::default(),
             lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
             control: Mutex::new(control),
-            acknowledged,
-            is_draining,
+            news,
             repository,
         })))
     }
 
     /// Does something on the lane of this thread.
     fn on_lane<T>(&self, work: impl FnOnce(&mut Lane) -> Result<T, StreamError>) -> Result<T> {
-        let number = rayon::current_thread_index().unwrap_or(0) % LANES_MAX;
+        let number = worker_number() % LANES_MAX;
         let mut lane = self.lanes[number].lock();
         let opened = match &mut *lane {
             Some(lane) => Ok(lane),
@@ -156,7 +175,7 @@ impl RemoteSession {
         }
         tracing::info!(
             session = %self.attach.session,
-            segments = self.acknowledged.load(Ordering::Relaxed),
+            segments = self.news.acknowledged.load(Ordering::Relaxed),
             "interrupted; so many segments are known to be kept"
         );
         RepositoryError::Interrupted {
@@ -230,7 +249,7 @@ impl RemoteSession {
     fn conclude<Q: Body>(&self, last: &Q) -> Result<Ended> {
         self.control
             .lock()
-            .ask(&self.repository, last)
+            .ask(last)
             .map_err(|error| self.interrupted_at(error, Q::KIND == FrameType::Commit))
     }
 }
@@ -282,7 +301,7 @@ impl Session for RemoteSession {
         let pin = Pin {
             snapshot: parent.id,
         };
-        let answer = self.control.lock().ask(&self.repository, &pin);
+        let answer = self.control.lock().ask(&pin);
         let Pinned { is_there } = answer.map_err(|error| self.interrupted(error))?;
         Ok(is_there)
     }
@@ -360,7 +379,7 @@ impl Session for RemoteSession {
     }
 
     fn going_on(&self) -> Result<()> {
-        if !self.is_draining.load(Ordering::Relaxed) {
+        if !self.news.is_draining.load(Ordering::Relaxed) {
             return Ok(());
         }
         let text = "the server is shutting down";
@@ -372,7 +391,7 @@ impl Session for RemoteSession {
 
     fn abandon(self: Box<Self>) -> Result<PackerFigures> {
         self.flush()?;
-        if self.is_draining.load(Ordering::Relaxed) {
+        if self.news.is_draining.load(Ordering::Relaxed) {
             // It is gone on with when the server is back.
             return Ok(self.sealed());
         }
@@ -381,37 +400,69 @@ impl Session for RemoteSession {
 }
 
 impl Control {
-    fn new(
-        stream: Conversation,
-        acknowledged: Arc<AtomicU64>,
-        is_draining: Arc<AtomicBool>,
-    ) -> Self {
-        let (frames, answers) = channel();
-        let handle = stream.handle().clone();
-        let Conversation { send, recv, .. } = stream;
-        handle.spawn(read_control(recv, acknowledged, is_draining, frames));
-        Self { send, answers }
+    fn new(stream: Conversation, news: Arc<News>) -> Self {
+        match stream.into_quic() {
+            Ok(QuicStream {
+                handle, send, recv, ..
+            }) => {
+                let (frames, answers) = channel();
+                handle.spawn(read_control(recv, news, frames));
+                Self::Listening {
+                    handle,
+                    send,
+                    answers,
+                }
+            }
+            Err(stream) => Self::Asking { stream, news },
+        }
     }
 
-    fn ask<Q: Body, A: Body>(
-        &mut self,
-        repository: &RemoteRepository,
-        question: &Q,
-    ) -> Result<A, StreamError> {
-        let frame = question.frame();
-        repository
-            .link()
-            .handle()
-            .block_on(self.send.write_all(&frame))?;
-        let answer = self.answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
-        expect(&answer)
+    fn ask<Q: Body, A: Body>(&mut self, question: &Q) -> Result<A, StreamError> {
+        match self {
+            Self::Listening {
+                handle,
+                send,
+                answers,
+            } => {
+                handle.block_on(send.write_all(&question.frame()))?;
+                let answer = answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
+                expect(&answer)
+            }
+            Self::Asking { stream, news } => {
+                stream.say(question)?;
+                loop {
+                    let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
+                    if !is_news(&frame, news) {
+                        return expect(&frame);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Notes what was not asked for; false if the frame is an answer.
+fn is_news((kind, body): &Frame, news: &News) -> bool {
+    match kind {
+        FrameType::Acknowledged => match Acknowledged::decode(body) {
+            Ok(Acknowledged { places }) => {
+                let count = places.len() as u64;
+                news.acknowledged.fetch_add(count, Ordering::Relaxed);
+                true
+            }
+            Err(_) => false,
+        },
+        FrameType::Draining => {
+            news.is_draining.store(true, Ordering::Relaxed);
+            true
+        }
+        _ => false,
     }
 }
 
 async fn read_control(
     mut recv: RecvStream,
-    acknowledged: Arc<AtomicU64>,
-    is_draining: Arc<AtomicBool>,
+    news: Arc<News>,
     frames: std::sync::mpsc::Sender<Result<Frame, StreamError>>,
 ) {
     loop {
@@ -421,14 +472,9 @@ async fn read_control(
             Err(error) => Err(error),
         };
         let is_last = frame.is_err();
-        if let Ok((FrameType::Acknowledged, body)) = &frame
-            && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
+        if let Ok(frame) = &frame
+            && is_news(frame, &news)
         {
-            acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
-            continue;
-        }
-        if let Ok((FrameType::Draining, _)) = &frame {
-            is_draining.store(true, Ordering::Relaxed);
             continue;
         }
         // Nobody listens once the session is dropped.

@@ -308,27 +308,32 @@ async fn begin_stream(
     let handle = Handle::current();
     let thread = move || {
         let _busy = busy;
-        let mut on = Conversing {
+        let on = Conversing {
             shared,
             served,
             caller,
             stream: Conversation::new(handle, (send, recv)).with_manners(manners, held),
         };
-        if let Err(broken) = converse(&mut on, &first) {
-            tracing::debug!(?broken, "a conversation ended early");
-            if let Broken::Stream(reason @ StreamError::Stalled) = &broken {
-                tracing::warn!(peer = %on.caller.peer.name, %reason, "a conversation is given up");
-                return on.stream.give_up();
-            }
-            if let Some(failure) = broken.failure() {
-                // The peer may be gone.
-                let _ = on.stream.say(&failure);
-            }
-        }
-        on.stream.finish();
+        attend(on, &first);
     };
     // What a conversation panics with is on standard error; the others go on.
     let _ = tokio::task::spawn_blocking(thread).await;
+}
+
+/// Holds a conversation to its end.
+pub fn attend(mut on: Conversing, first: &Frame) {
+    if let Err(broken) = converse(&mut on, first) {
+        tracing::debug!(?broken, "a conversation ended early");
+        if let Broken::Stream(reason @ StreamError::Stalled) = &broken {
+            tracing::warn!(peer = %on.caller.peer.name, %reason, "a conversation is given up");
+            return on.stream.give_up();
+        }
+        if let Some(failure) = broken.failure() {
+            // The peer may be gone.
+            let _ = on.stream.say(&failure);
+        }
+    }
+    on.stream.finish();
 }
 
 /// What kind of conversation it is, says its first frame.

@@ -187,11 +187,13 @@ impl Out {
             return Ok(());
         }
         *lent = None;
-        stream.write_bytes(piece)
+        stream.write(piece.into())
     }
 
     fn send(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
-        let piece = Bytes::from(std::mem::take(&mut self.0));
-        stream.write_bytes(piece)
+        match self.0.is_empty() {
+            true => Ok(()),
+            false => stream.write(std::mem::take(&mut self.0)),
+        }
     }
 }

@@ -23,7 +23,7 @@ pub fn converse(on: &mut Conversing, attach: Attach) -> Ending {
     // Sessions share a limit of bandwidth in equal parts, however many lanes they have.
     let mut flow = [0; 8];
     flow.copy_from_slice(&attach.session.as_bytes()[..8]);
-    on.stream.manners.set_flow(Flow(u64::from_le_bytes(flow)));
+    on.stream.set_flow(Flow(u64::from_le_bytes(flow)));
     let mut lane = Lane {
         session: &session,
         attach,

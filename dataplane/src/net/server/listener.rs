@@ -210,7 +210,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn new(options: ServerOptions, threads: rayon::ThreadPool, time: Arc<ServerTime>) -> Self {
+    pub(super) fn new(
+        options: ServerOptions,
+        threads: rayon::ThreadPool,
+        time: Arc<ServerTime>,
+    ) -> Self {
         Self {
             bounds: Bounds::new(&options.limits),
             options,

@@ -1,6 +1,6 @@
 //! A repository that the server owns, with its sessions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ pub enum Began {
 pub struct Served {
     name: RepositoryName,
     repository: Arc<LocalRepository>,
-    sessions: Mutex<HashMap<SessionId, Arc<KeptSession>>>,
+    sessions: Mutex<BTreeMap<SessionId, Arc<KeptSession>>>,
     published: PublishedSessions,
     fetch_room: FetchRoom,
     policy: CheckpointPolicy,
@@ -69,6 +69,16 @@ impl Served {
         };
         let (repository, notes) = open_local(root, &options)?;
         repository.snapshots().keep_time_by(time);
+        Ok((Self::of(name, repository, policy, now_ms)?, notes))
+    }
+
+    /// Takes up the sessions that an earlier server left in `repository`.
+    pub fn of(
+        name: RepositoryName,
+        repository: Arc<LocalRepository>,
+        policy: CheckpointPolicy,
+        now_ms: u64,
+    ) -> Result<Arc<Self>> {
         let served = Self {
             name,
             repository,
@@ -78,7 +88,7 @@ impl Served {
             policy,
         };
         served.take_up_sessions(now_ms)?;
-        Ok((Arc::new(served), notes))
+        Ok(Arc::new(served))
     }
 
     fn take_up_sessions(&self, now_ms: u64) -> Result<()> {

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
-use quinn::SendStream;
-use tokio::runtime::Handle;
 use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::failure::Failure;
-use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Draining, Ended, Epoch, Finished, Pin, Pinned,
     SEGMENTS_MAX, SegmentPlace,
@@ -17,9 +16,8 @@ use super::commit::Candidate;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
 use super::served::Began;
-use crate::net::conversation::{StreamError, expect};
+use crate::net::conversation::{Conversation, Frame, StreamError, Waited, expect};
 use crate::net::convert::failure_of;
-use crate::net::manners::Manners;
 use crate::net::trust::Verb;
 use crate::repository::Repository;
 use crate::repository::error::RepositoryError;
@@ -62,6 +60,7 @@ fn begin(
     is_resumed: bool,
 ) -> Result<(), Broken> {
     if is_resumed {
+        session.settle_in()?;
         for (disk, finished) in (0..).zip(session.finished()) {
             let finished: Vec<_> = finished.into_iter().collect();
             for segments in finished.chunks(SEGMENTS_MAX) {
@@ -90,23 +89,18 @@ fn begin(
 fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Result<bool, Broken> {
     let (listener, acknowledgements) = channel();
     session.attach(epoch, on.caller.peer.name.to_string(), listener);
-    let handle = on.stream.handle().clone();
-    let manners = on.stream.manners.clone();
     let shared = on.shared.clone();
     let mut is_told = false;
     // Answers and acknowledgements share the stream, so that both go through one thread.
     loop {
-        acknowledge(&handle, &manners, &mut on.stream.send, &acknowledgements)?;
-        // Waiting is interrupted for acknowledgements, reading is not: what is read stays in step.
-        let next = manners.read(&mut on.stream.recv);
-        let telling = |send: &mut SendStream| {
+        let mut tell = |stream: &mut Conversation| {
             if shared.is_draining() && !is_told {
                 is_told = true;
-                handle.block_on(manners.write(send, Draining.frame().into()))?;
+                stream.say(&Draining)?;
             }
-            acknowledge(&handle, &manners, send, &acknowledgements)
+            acknowledge(stream, &acknowledgements)
         };
-        let Some((frame, _held)) = wait(&handle, next, telling, &mut on.stream.send)? else {
+        let Some(frame) = next_frame(&mut on.stream, &mut tell)? else {
             return Ok(false);
         };
         match frame.0 {
@@ -175,38 +169,30 @@ fn pin(
 }
 
 /// How often acknowledgements are looked for while the client is silent.
-const ACKNOWLEDGE_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(200);
 
-fn wait<T>(
-    handle: &Handle,
-    next: impl Future<Output = Result<T, StreamError>>,
-    mut tell: impl FnMut(&mut SendStream) -> Result<(), StreamError>,
-    send: &mut SendStream,
-) -> Result<T, StreamError> {
-    let mut next = std::pin::pin!(next);
+/// The client's next frame; `tell` is called meanwhile, again and again.
+fn next_frame(
+    stream: &mut Conversation,
+    tell: &mut dyn FnMut(&mut Conversation) -> Result<(), StreamError>,
+) -> Result<Option<Frame>, StreamError> {
     loop {
-        let waited =
-            handle.block_on(async { tokio::time::timeout(ACKNOWLEDGE_EVERY, next.as_mut()).await });
-        match waited {
-            Ok(done) => return done,
-            Err(_) => tell(send)?,
+        tell(stream)?;
+        if let Waited::For(frame) = stream.read_within(ACKNOWLEDGE_EVERY)? {
+            return Ok(frame);
         }
     }
 }
 
 fn acknowledge(
-    handle: &Handle,
-    manners: &Manners,
-    send: &mut SendStream,
+    stream: &mut Conversation,
     acknowledgements: &Receiver<Vec<SegmentPlace>>,
 ) -> Result<(), StreamError> {
     for places in acknowledgements.try_iter() {
         for places in places.chunks(SEGMENTS_MAX) {
-            let frame = Acknowledged {
+            stream.say(&Acknowledged {
                 places: places.to_vec(),
-            }
-            .frame();
-            handle.block_on(manners.write(send, frame.into()))?;
+            })?;
         }
     }
     Ok(())
