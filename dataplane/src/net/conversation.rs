@@ -142,21 +142,21 @@ pub enum Waited {
 pub struct Conversation(Carrier);
 
 enum Carrier {
-    Quic(QuicStream),
+    Quic(Box<QuicStream>),
     Other(Box<dyn FrameStream>),
 }
 
 impl Conversation {
     /// A conversation over `stream`, driven by the runtime of `handle`.
     pub fn new(handle: Handle, (send, recv): (SendStream, RecvStream)) -> Self {
-        Self(Carrier::Quic(QuicStream {
+        Self(Carrier::Quic(Box::new(QuicStream {
             handle,
             send,
             recv,
             manners: Manners::default(),
             held: None,
             partial: PartialFrame::default(),
-        }))
+        })))
     }
 
     /// The same, whose peer is waited for as `manners` say; `held` is the memory of a frame that was read.
@@ -176,14 +176,14 @@ impl Conversation {
     /// The QUIC stream, if that is what it is over: for those who do without a copy or a thread.
     pub fn into_quic(self) -> Result<QuicStream, Self> {
         match self.0 {
-            Carrier::Quic(stream) => Ok(stream),
+            Carrier::Quic(stream) => Ok(*stream),
             other => Err(Self(other)),
         }
     }
 
     fn stream(&mut self) -> &mut dyn FrameStream {
         match &mut self.0 {
-            Carrier::Quic(stream) => stream,
+            Carrier::Quic(stream) => &mut **stream,
             Carrier::Other(stream) => &mut **stream,
         }
     }
