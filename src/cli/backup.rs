@@ -87,6 +87,11 @@ struct Report<'a> {
     engine: &'a str,
     packs: u64,
     pack_bytes: u64,
+    /// With a server only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire_bytes_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire_bytes_received: Option<u64>,
     warnings: &'a [String],
 }
 
@@ -112,6 +117,8 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         engine: &report.engine,
         packs: report.packs,
         pack_bytes: report.pack_bytes,
+        wire_bytes_sent: report.traffic.map(|traffic| traffic.sent_bytes),
+        wire_bytes_received: report.traffic.map(|traffic| traffic.received_bytes),
         warnings: &report.warnings,
     };
     report::emit(settings, &json, |text| write(text, settings, &report))?;

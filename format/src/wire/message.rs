@@ -12,6 +12,7 @@ pub use super::fetch::{Fetch, Unfetched};
 pub use super::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 pub use super::judge::Judged;
 pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Distrust, Flush, SegmentDone};
+pub use super::reference::{AskReference, ReferenceMaps, SegmentsUnchanged};
 pub use super::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Draining, Ended, Finished, Pin, Pinned, Published,
 };
@@ -102,6 +103,9 @@ messages! {
     SegmentDone(SegmentDone),
     Flush(Flush),
     Distrust(Distrust),
+    AskReference(AskReference),
+    ReferenceMaps(ReferenceMaps),
+    SegmentsUnchanged(SegmentsUnchanged),
     Fetch(Fetch),
     Unfetched(Unfetched),
     ListSnapshots(ListSnapshots),

@@ -8,6 +8,7 @@ mod lane;
 pub mod link;
 mod maintenance;
 mod records;
+mod reference;
 pub mod repository;
 mod session;
 mod snapshot_files;
