@@ -43,7 +43,7 @@ pub fn client_store(server: &ServerAddress) -> anyhow::Result<ClientStore> {
 }
 
 /// Connects to a server.
-pub fn connect(_: &Settings, server: &ServerAddress) -> anyhow::Result<Link> {
+pub fn connect(settings: &Settings, server: &ServerAddress) -> anyhow::Result<Link> {
     let store = client_store(server)?;
     let enrolled = store.load()?;
     let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
@@ -53,6 +53,7 @@ pub fn connect(_: &Settings, server: &ServerAddress) -> anyhow::Result<Link> {
         server_name: SERVER_NAME.to_owned(),
         program: PROGRAM.to_owned(),
         connections: CONNECTIONS,
+        limits: settings.limits.clone(),
     })?;
     if enrolled.needs_renewal(clock.now()) {
         let renewal = Renewal::begin(&store, &enrolled, &SystemEntropy)?;

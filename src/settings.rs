@@ -14,6 +14,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use undercroft_dataplane::io::{Engine, EngineRequest, choose};
 use undercroft_dataplane::net::address::ServerAddress;
+use undercroft_dataplane::net::bandwidth::{Rule, Rules};
+use undercroft_dataplane::net::client::LinkLimits;
 use undercroft_dataplane::repository::keys::Unlock;
 use undercroft_dataplane::repository::open::Location;
 use zeroize::Zeroizing;
@@ -22,6 +24,8 @@ use crate::failure::{Problem, quote};
 use crate::signals::guard_terminal;
 
 const REPOSITORY_VARIABLE: &str = "UNDERCROFT_REPO";
+const UPLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_UPLOAD";
+const DOWNLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_DOWNLOAD";
 const PASSPHRASE_VARIABLE: &str = "UNDERCROFT_PASSPHRASE";
 /// Longest passphrase or recovery key file, in bytes: longer ones are some other file.
 const SECRET_LEN_MAX: u64 = 64 << 10;
@@ -56,6 +60,15 @@ pub struct GlobalArgs {
     /// Threads for CPU work (default: one per core)
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Bandwidth to a server, as in 50MiB/s or 400Mbit/s@mon-fri 08:00-18:00; of several the lowest counts
+    ///
+    /// RATE[@[DAYS] [HH:MM-HH:MM] [UTC]], by the clock of this machine; without a schedule always. It is for
+    /// data alone, and for repositories behind a server. May be repeated; in the variable, separated by ;
+    #[arg(long, global = true, value_name = "LIMIT", env = UPLOAD_VARIABLE, value_delimiter = ';', hide_env_values = true)]
+    limit_upload: Vec<Rule>,
+    /// Bandwidth from a server, written like --limit-upload
+    #[arg(long, global = true, value_name = "LIMIT", env = DOWNLOAD_VARIABLE, value_delimiter = ';', hide_env_values = true)]
+    limit_download: Vec<Rule>,
     /// Log what is done on standard error; twice for more
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -118,6 +131,8 @@ pub struct Settings {
     /// Threads for CPU work.
     pub threads: usize,
     engine: EngineRequest,
+    /// How much of a path to a server may be taken.
+    pub limits: LinkLimits,
     /// The time zone in which times are read and shown.
     pub time_zone: TimeZone,
 }
@@ -146,6 +161,10 @@ impl Settings {
                 IoEngine::Auto => EngineRequest::Auto,
                 IoEngine::IoUring => EngineRequest::Uring,
                 IoEngine::Posix => EngineRequest::Posix,
+            },
+            limits: LinkLimits {
+                upload: Rules::new(args.limit_upload, TimeZone::system()),
+                download: Rules::new(args.limit_download, TimeZone::system()),
             },
             time_zone: TimeZone::system(),
         })

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use support::server::{Place, Server};
 use support::{Image, noise, succeed};
 use undercroft_dataplane::net::address::{RepositoryName, ServerAddress};
-use undercroft_dataplane::net::client::{Link, LinkOptions};
+use undercroft_dataplane::net::client::{Link, LinkLimits, LinkOptions};
 use undercroft_dataplane::net::conversation::{Conversation, QuicStream, StreamError, expect};
 use undercroft_dataplane::net::transport;
 use undercroft_dataplane::net::trust::{ClientStore, SERVER_NAME, SystemClock, WallClock};
@@ -77,6 +77,7 @@ impl World {
             server_name: SERVER_NAME.to_owned(),
             program: "an attacker".into(),
             connections: 1,
+            limits: LinkLimits::default(),
         })
         .map_err(|error| error.to_string())
     }

@@ -183,7 +183,9 @@ fn run_through(
                 continue;
             }
             Some(RepositoryError::Remote(failure))
-                if can_go_on && waiting.is_some() && failure.code == FailureCode::Draining => {}
+                if can_go_on
+                    && waiting.is_some_and(|since| since.elapsed() < PATIENCE)
+                    && matches!(failure.code, FailureCode::Draining | FailureCode::Busy) => {}
             _ => {
                 return Err(match unanswered {
                     Some(session) => open_end(error, session),

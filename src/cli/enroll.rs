@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use undercroft_dataplane::net::address::ServerAddress;
-use undercroft_dataplane::net::client::LinkOptions;
 use undercroft_dataplane::net::client::link::exchange;
+use undercroft_dataplane::net::client::{LinkLimits, LinkOptions};
 use undercroft_dataplane::net::trust::enrolment::{EnrolOptions, enrol};
 use undercroft_dataplane::net::trust::{
     IdentityName, Role, SERVER_NAME, SystemClock, Token, WallClock,
@@ -73,6 +73,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                 server_name: SERVER_NAME.to_owned(),
                 program: PROGRAM.to_owned(),
                 connections: 1,
+                limits: LinkLimits::default(),
             };
             exchange(&link, request)
         },

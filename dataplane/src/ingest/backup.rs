@@ -552,6 +552,7 @@ impl Machine<'_> {
         };
         let finished = self.session.finished(disk);
         let reader = DiskReader {
+            going_on: &|| self.session.going_on(),
             source,
             segment_size: self.session.config().segment_size,
             grid_phase,

@@ -2,7 +2,8 @@
 //!
 //! - [`address`]: where a repository is; [`trust`]: who may do what
 //! - [`transport`]: how `quinn` is set up; [`conversation`]: frames over its streams;
-//!   [`closing`]: why one is closed; [`door`]: where a daemon lets peers in
+//!   [`closing`]: why one is closed; [`door`]: where a daemon lets peers in; [`manners`]: how long and with
+//!   how much memory a peer is waited for; [`bandwidth`]: limits by schedule
 //! - [`convert`]: errors, there and back; [`distrust`]: why the ends do not trust each other
 //! - [`server`]: owns a store's repositories; [`client`]: the traits of [`repository`](crate::repository)
 //!   for a repository behind a server; [`status`]: what a server tells an administrator
@@ -11,12 +12,15 @@
 //! asynchronous, on a few threads of a runtime of their own. `docs/protocol.md` has the bytes.
 
 pub mod address;
+pub mod bandwidth;
 pub mod client;
 pub mod closing;
 pub mod conversation;
 pub mod convert;
 pub mod distrust;
 pub mod door;
+pub mod manners;
+mod partial_frame;
 pub mod server;
 pub mod status;
 pub mod transport;

@@ -13,7 +13,7 @@ use undercroft_format::snapshot::Snapshot;
 pub use undercroft_format::wire::ledger::DoneSegments;
 pub use undercroft_format::wire::session::{DiskState, DoneSegment, SegmentPlace};
 
-use super::error::{RepositoryError, Result};
+use super::error::Result;
 use super::keys::{Keys, Sealer};
 use super::objects::Objects;
 use super::packer::PackerFigures;
@@ -122,9 +122,12 @@ pub trait Session: Send + Sync {
         Ok(())
     }
 
-    /// Tells an error after which the session can be gone on with, whatever met it, from one that ends it.
-    fn interrupted(&self, error: RepositoryError) -> RepositoryError {
-        error
+    /// Whether to begin with more segments.
+    ///
+    /// # Errors
+    /// Why not: what was begun is to be finished, and then the run ends with this error.
+    fn going_on(&self) -> Result<()> {
+        Ok(())
     }
 
     /// What is sealed so far, and so stays however the session ends.

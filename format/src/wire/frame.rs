@@ -89,6 +89,8 @@ frames! {
     Ended = 24, 64;
     /// The session that was to be gone on with has published its snapshot.
     Published = 25, 64;
+    /// The server is going to shut down.
+    Draining = 26, 0;
     /// First frame of a lane: which session it belongs to.
     Attach = 32, 24;
     /// Which of these segments are there whole?

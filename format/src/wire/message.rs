@@ -14,7 +14,7 @@ pub use super::judge::Judged;
 pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Distrust, Flush, SegmentDone};
 pub use super::reference::{AskReference, ReferenceMaps, SegmentsUnchanged};
 pub use super::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
+    Abandon, Acknowledged, Begin, Begun, Commit, Draining, Ended, Finished, Pin, Pinned, Published,
 };
 pub use super::snapshots::{
     Forget, Hold, Lock, LockedUntil, Protect, ReadSnapshot, SnapshotFile, SnapshotState,
@@ -95,6 +95,7 @@ messages! {
     Abandon(Abandon),
     Ended(Ended),
     Published(Published),
+    Draining(Draining),
     Attach(Attach),
     AskSegments(AskSegments),
     AskObjects(AskObjects),

@@ -11,9 +11,9 @@ use crate::units::count;
 
 /// Let somebody in no more
 ///
-/// A name stands for all its certificates. A running server refuses new connections from then on; those that
-/// are open go on until they end: restart the server to end them. There is no way back: whoever is to be let
-/// in again is enrolled anew.
+/// A name stands for all its certificates. A running server refuses new connections from then on, and ends
+/// those that are open within seconds; a backup that it ends can be gone on with by somebody else. There is no
+/// way back: whoever is to be let in again is enrolled anew.
 ///
 /// JSON: revoked: an array like that of `repository identities`; empty if all were revoked or expired.
 #[derive(clap::Args, Clone, Debug)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, VarInt};
+use quinn::{Connection, Endpoint};
 use tokio::runtime::{Handle, Runtime};
 use undercroft_format::config::Config;
 use undercroft_format::wire::VERSION;
@@ -16,8 +16,11 @@ use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed
 use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
+use crate::net::bandwidth::{Flow, Pace, Rules, Throttle};
+use crate::net::closing::{Closing, refusal_of};
 use crate::net::conversation::{Conversation, FrameStream, StreamError};
 use crate::net::distrust::{distrust, distrust_on_stream};
+use crate::net::manners::Manners;
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
 use crate::net::trust::{HandshakeError, Side};
@@ -44,6 +47,17 @@ pub struct LinkOptions {
     pub program: String,
     /// Connections: more than one core carries the traffic of several.
     pub connections: usize,
+    /// How much of a path it may take.
+    pub limits: LinkLimits,
+}
+
+/// Limits of bandwidth, for all connections together.
+#[derive(Clone, Debug, Default)]
+pub struct LinkLimits {
+    /// Of records that go to the server.
+    pub upload: Rules,
+    /// Of records that come from it.
+    pub download: Rules,
 }
 
 /// A server cannot be reached.
@@ -92,6 +106,8 @@ pub enum LinkError {
 pub struct Link {
     connections: Vec<Linked>,
     next: AtomicUsize,
+    upload: Arc<Throttle>,
+    download: Arc<Throttle>,
     runtime: Option<Runtime>,
     dial: Option<Box<dyn Dial>>,
 }
@@ -188,6 +204,8 @@ impl Link {
         Ok(Self {
             connections,
             next: AtomicUsize::new(0),
+            upload: Throttle::new(options.limits.upload.clone()),
+            download: Throttle::new(options.limits.download.clone()),
             runtime: Some(runtime),
             dial: None,
         })
@@ -198,6 +216,8 @@ impl Link {
         Self {
             connections: Vec::new(),
             next: AtomicUsize::new(0),
+            upload: Throttle::new(Rules::default()),
+            download: Throttle::new(Rules::default()),
             runtime: None,
             dial: Some(dial),
         }
@@ -267,7 +287,20 @@ impl Link {
             .expect("it runs until the link is dropped")
             .clone();
         let stream = handle.block_on(linked.connection.open_bi())?;
-        Ok(Conversation::new(handle, stream))
+        let throttle = self.upload.clone();
+        let flow = Flow::default();
+        let manners = Manners {
+            outgoing: Some(Pace { throttle, flow }),
+            ..Manners::default()
+        };
+        Ok(Conversation::new(handle, stream).with_manners(manners, None))
+    }
+
+    /// The limit on what comes.
+    pub fn download(&self) -> Pace {
+        let throttle = self.download.clone();
+        let flow = Flow::default();
+        Pace { throttle, flow }
     }
 
     /// The runtime, if there is one.
@@ -319,7 +352,7 @@ async fn close<'c>(connections: impl Iterator<Item = &'c Connection>) {
     let sent = |connection: &Connection| connection.stats().udp_tx.datagrams;
     let closing: Vec<_> = connections
         .map(|connection| {
-            connection.close(VarInt::from_u32(0), b"done");
+            Closing::Done.close(connection, "done");
             // Nothing but the end is sent from here on. Had it gone out before this line, the answer, which
             // comes at once, would say so.
             (connection, sent(connection))
@@ -379,6 +412,11 @@ pub fn parse<R: serde::de::DeserializeOwned>(json: &str) -> Result<R> {
 }
 
 fn lost(error: LinkError) -> RepositoryError {
+    if let LinkError::Connect { source, .. } = &error
+        && let Some(failure) = refusal_of(source)
+    {
+        return RepositoryError::Remote(failure);
+    }
     RepositoryError::Connection(Box::new(error))
 }
 

@@ -7,12 +7,14 @@ use std::time::Duration;
 use undercroft_format::trust::time::UnixMs;
 
 use super::access::Caller;
+use super::bounds::ServerLimits;
 use super::connection::{Conversing, attend};
 use super::kept_session::CheckpointPolicy;
 use super::listener::{ServerOptions, Shared};
 use super::served::Served;
 use crate::net::address::RepositoryName;
 use crate::net::conversation::{Conversation, FrameStream};
+use crate::net::door::Limits;
 use crate::net::status::SessionStatus;
 use crate::net::trust::PeerIdentity;
 use crate::net::trust::floor::ServerTime;
@@ -47,6 +49,8 @@ impl UnpluggedServer {
             threads: 1,
             lease,
             checkpoint,
+            door: Limits::default(),
+            limits: ServerLimits::default(),
             note: Box::new(|_, _| {}),
         };
         let threads = rayon::ThreadPoolBuilder::new()

@@ -196,6 +196,7 @@ fn message() -> impl Strategy<Value = Message> {
         (proptest::option::of(lock_end()), vec(any::<u8>(), 0..300))
             .prop_map(|(lock, snapshot)| Message::Commit(Commit { lock, snapshot })),
         Just(Message::Abandon(Abandon)),
+        Just(Message::Draining(Draining)),
         ended().prop_map(Message::Ended),
         (snapshot(), ended())
             .prop_map(|(snapshot, ended)| Message::Published(Published { snapshot, ended })),
