@@ -7,6 +7,7 @@ use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::ingest::backup::{self, BackupReport, backup};
+use undercroft_dataplane::net::conversation::StreamError;
 use undercroft_dataplane::progress::{Progress, Waits};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::SessionId;
@@ -161,6 +162,13 @@ fn run_through(
             }
             Some(RepositoryError::Connection(_))
                 if can_go_on && waiting.is_some_and(|since| since.elapsed() < PATIENCE) => {}
+            // Before the session was there: nothing is lost but the way to the server.
+            Some(RepositoryError::Connection(cause))
+                if can_go_on && waiting.is_none() && broke(&**cause) =>
+            {
+                warn("the connection broke; beginning anew as soon as the server answers");
+                waiting = Some(Stopwatch::start());
+            }
             // Interrupted for too long: what it stored is found all the same.
             Some(RepositoryError::Remote(failure))
                 if can_go_on && resume != asked && failure.code == FailureCode::NoSuchSession =>
@@ -181,6 +189,12 @@ fn run_through(
         }
         wait();
     }
+}
+
+/// True if a connection was there and broke, as opposed to one that could not be made.
+fn broke(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let error: Option<&StreamError> = cause.downcast_ref();
+    error.is_some_and(StreamError::is_lost)
 }
 
 /// The session whose snapshot may have been published or not.

@@ -18,6 +18,7 @@ pub mod error;
 pub mod fingerprints;
 pub mod gc;
 pub mod index;
+pub mod judge;
 pub mod keys;
 pub mod layout;
 pub mod local_records;

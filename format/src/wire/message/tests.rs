@@ -213,6 +213,8 @@ fn message() -> impl Strategy<Value = Message> {
         (place(), done())
             .prop_map(|(place, done)| Message::SegmentDone(SegmentDone { place, done })),
         Just(Message::Flush(Flush)),
+        (kind(), vec(object(), 0..9))
+            .prop_map(|(kind, ids)| Message::Distrust(Distrust { kind, ids })),
         (any::<u16>(), 0..1_u64 << 40, 0..=4096_u16).prop_map(|(disk, first, count)| {
             Message::AskReference(AskReference {
                 disk,
@@ -242,8 +244,6 @@ fn message() -> impl Strategy<Value = Message> {
                     segments: segments.collect(),
                 })
             }),
-        (kind(), vec(object(), 0..9))
-            .prop_map(|(kind, ids)| Message::Distrust(Distrust { kind, ids })),
         vec(record(), 0..5).prop_map(|records| {
             let mut builder = PushBuilder::default();
             for (header, payload) in &records {
