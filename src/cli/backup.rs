@@ -38,7 +38,8 @@ use crate::work::Work;
 /// fit leads to a full read and a reason code, never to wrong data.
 ///
 /// JSON: what `undercroft snapshots` prints for a snapshot, and waits (source_percent, cpu_percent,
-/// repository_percent), engine, packs, pack_bytes, warnings.
+/// repository_percent), engine, packs, pack_bytes, warnings; with a server wire_bytes_sent and
+/// wire_bytes_received, all that its connections carried.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Name of the virtual machine
