@@ -10,6 +10,10 @@ pub use super::failure::Failure;
 pub use super::fetch::{Fetch, Unfetched};
 pub use super::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Flush, SegmentDone};
+pub use super::proxy::{
+    Accepted, CancelTask, Follow, ListTasks, ShowTask, Submit, Suspend, TaskNote, TaskOver,
+    TaskProgress,
+};
 pub use super::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned,
 };
@@ -110,6 +114,16 @@ messages! {
     Report(Report),
     Status(Status),
     Sessions(Sessions),
+    Submit(Submit),
+    Accepted(Accepted),
+    Follow(Follow),
+    TaskNote(TaskNote),
+    TaskProgress(TaskProgress),
+    TaskOver(TaskOver),
+    CancelTask(CancelTask),
+    ListTasks(ListTasks),
+    ShowTask(ShowTask),
+    Suspend(Suspend),
 }
 
 impl Message {
