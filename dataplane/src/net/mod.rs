@@ -6,6 +6,7 @@
 //! - [`convert`]: errors, there and back
 //! - [`server`]: owns a store's repositories; [`client`]: the traits of [`repository`](crate::repository)
 //!   for a repository behind a server; [`status`]: what a server tells an administrator
+//! - [`proxy`]: an agent that runs backups and restores where the disks are, and its clients
 //!
 //! Both sides do their work on ordinary threads; only the driving of sockets and connections is
 //! asynchronous, on a few threads of a runtime of their own. `docs/protocol.md` has the bytes.
@@ -16,6 +17,7 @@ pub mod closing;
 pub mod conversation;
 pub mod convert;
 pub mod door;
+pub mod proxy;
 pub mod server;
 pub mod status;
 pub mod transport;

@@ -347,6 +347,14 @@ impl Books {
         Ok(true)
     }
 
+    /// Takes back what was just submitted: nobody has heard of it.
+    pub fn retract(&mut self, id: TaskId) {
+        let queued = |entry: &Entry| entry.phase == Phase::Queued && entry.runs == 0;
+        if self.entries.get(&id).is_some_and(queued) {
+            self.entries.remove(&id);
+        }
+    }
+
     /// Begins the next task, if one may begin.
     pub fn start(&mut self, now_ms: u64) -> Option<&Entry> {
         if self.is_suspended || self.is_draining || self.running() >= self.streams {
