@@ -266,9 +266,8 @@ impl Shared {
         while let Some(entry) = state.books.start(self.now_ms()) {
             let entry = entry.clone();
             self.keep(&entry);
-            let progress = Arc::<Progress>::default();
             let live = Live {
-                progress: progress.clone(),
+                progress: Arc::default(),
                 started: Stopwatch::start(),
                 waits_for: None,
                 samples: VecDeque::new(),
@@ -277,11 +276,10 @@ impl Shared {
             let id = entry.id;
             let run = TaskRun {
                 entry,
-                progress,
                 shared: self.clone(),
             };
             let thread = thread::Builder::new().name("undercroft-task".into());
-            if let Err(error) = thread.spawn(move || work(&run)) {
+            if let Err(error) = thread.spawn(move || work(run)) {
                 let failure = TaskFailure::new(format!("starting a thread: {error}"));
                 let result = ended(Ending::Failed, failure.json());
                 self.end(&mut state, id, result);
@@ -373,6 +371,26 @@ impl Shared {
         }
     }
 
+    /// Replaces the progress of a run; a wish to stop stays.
+    pub(super) fn fresh_progress(&self, id: TaskId) -> Arc<Progress> {
+        let fresh = Arc::<Progress>::default();
+        if let Some(live) = self.state.lock().live.get_mut(&id) {
+            if live.progress.is_stopping() {
+                fresh.stop();
+            }
+            live.progress = fresh.clone();
+            live.started = Stopwatch::start();
+            live.samples.clear();
+        }
+        fresh
+    }
+
+    pub(super) fn is_stopping(&self, id: TaskId) -> bool {
+        let state = self.state.lock();
+        let live = state.live.get(&id);
+        live.is_none_or(|live| live.progress.is_stopping())
+    }
+
     pub(super) fn is_postponed(&self, id: TaskId) -> bool {
         let state = self.state.lock();
         let phase = state.books.get(id).map(|entry| entry.phase);
@@ -431,8 +449,8 @@ impl Shared {
 }
 
 /// Runs a task on its own thread.
-fn work(run: &TaskRun) {
-    let shared = &run.shared;
+fn work(run: TaskRun) {
+    let shared = run.shared.clone();
     let id = run.entry.id;
     tracing::info!(task = %id, kind = run.entry.task.kind(), run = run.entry.runs, "a task begins");
     let worked = catch_unwind(AssertUnwindSafe(|| shared.options.worker.run(run)));

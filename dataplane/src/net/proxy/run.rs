@@ -20,7 +20,7 @@ pub trait Worker: Send + Sync + 'static {
     fn check(&self, task: &Task, owner: &Owner) -> Result<(), Failure>;
 
     /// Does it, on a thread of the task's own. A panic ends this task alone.
-    fn run(&self, run: &TaskRun) -> TaskOver;
+    fn run(&self, run: TaskRun) -> TaskOver;
 
     /// Threads for CPU work, of all tasks together.
     fn threads(&self) -> usize;
@@ -33,12 +33,20 @@ pub trait Worker: Send + Sync + 'static {
 pub struct TaskRun {
     /// The task, as it was when the run began.
     pub entry: Entry,
-    /// Counts, and says when to stop.
-    pub progress: Arc<Progress>,
     pub(super) shared: Arc<Shared>,
 }
 
 impl TaskRun {
+    /// What counts from now on, from zero, and says when to stop.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.shared.fresh_progress(self.entry.id)
+    }
+
+    /// True once the run was asked to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.is_stopping(self.entry.id)
+    }
+
     /// The run opened a session at the repository's server. It is on disk on return: should the proxy die, the
     /// next run goes on with it.
     pub fn opened(&self, session: SessionId) {
