@@ -1,6 +1,7 @@
 //! What the stories share: images, changed-block bitmaps, and runs of the real binary.
 #![allow(dead_code, reason = "each story uses a part of it")]
 
+pub mod proxied;
 pub mod served;
 
 use std::io::{Seek, SeekFrom, Write};
@@ -20,6 +21,7 @@ pub fn undercroft(repo: &Path) -> Command {
     command
         .env_remove("UNDERCROFT_REPO")
         .env_remove("UNDERCROFT_PASSPHRASE")
+        .env_remove("UNDERCROFT_PROXY")
         .arg("--repo")
         .arg(repo)
         .stdin(Stdio::null());

@@ -1,6 +1,6 @@
 //! A proxy: runs backups and restores on the machine that can reach the disks, for whoever is enrolled.
 //!
-//! [`agent`] keeps the [books](undercroft_format::wire::books), writes them to [`mod@task_files`], and gives
+//! [`agent`] keeps, with what its threads have in `shared`, the [books](undercroft_format::wire::books), writes them to [`mod@task_files`], and gives
 //! each task that may run to a [`Worker`] on a thread of its own; [`server`] lets peers in and answers them;
 //! [`client`] is the other end. [`status`] is what an administrator is told, [`machine`] what the agent
 //! tells of the machine.
@@ -8,10 +8,12 @@
 pub mod agent;
 pub mod client;
 mod follow;
+mod live;
 pub mod machine;
 mod permission;
 pub mod run;
 pub mod server;
+mod shared;
 pub mod status;
 pub mod task_files;
 

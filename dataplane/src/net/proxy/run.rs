@@ -8,7 +8,7 @@ use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::proxy::TaskOver;
 use undercroft_format::wire::task::Task;
 
-use super::agent::Shared;
+use super::shared::Shared;
 use crate::progress::Progress;
 
 /// Does what tasks ask for.
