@@ -210,7 +210,7 @@ fn a_restore_is_run_again_after_a_crash() {
     let mut backup = served.undercroft();
     backup.args(["backup", "--vm", "vm"]).arg(&one.path);
     succeed(backup.arg(&two.path));
-    let out = served.path("out").join("vm");
+    let out = served.path("out").join("vm/");
     let client = start(&mut proxied.restore(&served, "admin", "vm@latest", &out));
     wait_for("the first disk", || out.join("one.raw").exists());
     proxied.kill();
