@@ -55,6 +55,33 @@ pub fn maintain<R>(
     own(settings, command, key, |repository| work(repository))
 }
 
+/// As [`maintain`]; if the connection to a server breaks before the answer is there, `work` is done again, and
+/// told so: what it asked for may have happened.
+pub fn maintain_surely<R>(
+    settings: &Settings,
+    command: &str,
+    key: Key,
+    mut work: impl FnMut(&dyn Maintenance, bool) -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    let Location::Remote(address) = settings.location()? else {
+        return maintain(settings, command, key, |maintenance| {
+            work(maintenance, false)
+        });
+    };
+    let mut repository = remote::open(settings, address, key)?;
+    let mut is_again = false;
+    loop {
+        match work(&repository, is_again) {
+            Err(error) if remote::is_lost(&error) => {
+                warn("the connection broke before the answer came; asking again");
+                repository = remote::again(|| remote::open(settings, address, key))?;
+                is_again = true;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Owns the repository for the time of `work`, and closes it however that ends.
 fn own<R>(
     settings: &Settings,

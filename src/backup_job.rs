@@ -11,6 +11,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob};
 use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
+use undercroft_format::lock::LockEnd;
 use undercroft_format::snapshot::NAME_LEN_MAX;
 
 use crate::failure::Problem;
@@ -33,6 +34,7 @@ pub struct Request {
     pub disks: Vec<DiskRequest>,
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
+    pub lock: Option<LockEnd>,
 }
 
 /// A disk to back up.
@@ -46,6 +48,30 @@ pub struct DiskRequest {
 
 /// Makes the job, without its parent.
 pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> {
+    plan_with(settings, request, open_source)
+}
+
+/// Makes the job, but leaves alone what can be read only once.
+pub fn plan_without_streams(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> {
+    plan_with(settings, request, |path, root| match is_seekable(path) {
+        true => open_source(path, root),
+        false => Ok(Source::Stream(Box::new(io::empty()))),
+    })
+}
+
+fn is_seekable(path: &Path) -> bool {
+    let is_disk = |meta: fs::Metadata| {
+        let kind = meta.file_type();
+        kind.is_file() || kind.is_block_device()
+    };
+    !is_stdin(path) && fs::metadata(path).is_ok_and(is_disk)
+}
+
+fn plan_with(
+    settings: &Settings,
+    request: Request,
+    open: impl Fn(&Path, Option<&Path>) -> anyhow::Result<Source>,
+) -> anyhow::Result<BackupJob> {
     check_name("VM name", &request.vm)?;
     for tag in &request.tags {
         check_name("tag", tag)?;
@@ -55,7 +81,8 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
     let root = settings.local_root()?;
     let mut disks = Vec::with_capacity(request.disks.len());
     for disk in request.disks {
-        disks.push(plan_disk(disk, root)?);
+        let source = open(&disk.source, root)?;
+        disks.push(plan_disk(disk, source)?);
     }
     if let Some(path) = &request.metadata {
         check_metadata_name(path, &disks)?;
@@ -67,14 +94,15 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
         metadata: request.metadata.as_deref().map(read_metadata).transpose()?,
         tags: request.tags,
         resume: None,
+        lock: request.lock,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
 }
 
-fn plan_disk(disk: DiskRequest, root: Option<&Path>) -> anyhow::Result<DiskJob> {
+fn plan_disk(disk: DiskRequest, source: Source) -> anyhow::Result<DiskJob> {
     let path = disk.source;
     let mut job = DiskJob {
-        source: open_source(&path, root)?,
+        source,
         source_name: shorten(path.display().to_string(), VALUE_LEN_MAX),
         label: disk.label,
         changed_blocks: None,

@@ -4,6 +4,8 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use undercroft_format::lock::LockEnd;
+
 use crate::backup_job::{DiskRequest, Request, check_label, is_stdin};
 use crate::failure::Problem;
 
@@ -20,6 +22,7 @@ pub struct Words {
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
     pub lineage: Vec<String>,
+    pub lock: Option<LockEnd>,
 }
 
 impl Words {
@@ -45,6 +48,7 @@ impl Words {
             disks,
             metadata: self.metadata,
             tags: self.tags,
+            lock: self.lock,
         })
     }
 }

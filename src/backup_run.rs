@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
-use undercroft_dataplane::ingest::backup::{BackupReport, backup};
+use undercroft_dataplane::ingest::backup::{self, BackupReport, backup};
 use undercroft_dataplane::progress::{Progress, Waits};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::SessionId;
@@ -16,11 +16,12 @@ use crate::backup_job::{self, Request};
 use crate::catalog::Catalog;
 use crate::failure::{Problem, warn};
 use crate::progress::Activity;
+use crate::remote;
 use crate::report::line;
 use crate::runner::Runner;
 use crate::settings::Settings;
 use crate::snapshot_view::{SnapshotView, Totals, disk_table};
-use crate::units::{Size, Took, count, ratio};
+use crate::units::{Size, Took, count, local_time, ratio, timestamp};
 
 /// How long a server is waited for after a session was interrupted.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -43,7 +44,7 @@ impl<'a> Report<'a> {
     /// Of a backup that is done.
     pub fn of(report: &'a BackupReport) -> Self {
         Self {
-            snapshot: SnapshotView::fresh(report.id, &report.snapshot),
+            snapshot: SnapshotView::fresh(report.id, &report.snapshot, report.locked_until),
             waits: report.waits,
             engine: &report.engine,
             packs: report.packs,
@@ -73,12 +74,22 @@ pub fn run_through(
     let asked = resume.asked;
     let mut resume = resume.left.or(asked);
     let mut waiting: Option<Stopwatch> = None;
+    let mut unanswered: Option<SessionId> = None;
     loop {
         runner.waits_for(None);
         let error = match attempt(settings, request, parent, resume, runner) {
             Ok(report) => return Ok(report),
             Err(error) => error,
         };
+        if let Some(session) = unanswered_commit(&error) {
+            unanswered = Some(session);
+            if !backup_job::can_begin_anew(request) {
+                let settled = settle(settings, request, session);
+                return settled
+                    .map_err(|error| open_end(error, session))?
+                    .ok_or(error);
+            }
+        }
         let can_go_on = backup_job::can_begin_anew(request) && !runner.is_stopping();
         match error.chain().find_map(|cause| cause.downcast_ref()) {
             Some(RepositoryError::Interrupted { session, .. }) if can_go_on => {
@@ -96,15 +107,69 @@ pub fn run_through(
             {
                 warn("the interrupted session cannot be gone on with; beginning anew");
                 resume = asked;
+                unanswered = None;
                 continue;
             }
             Some(RepositoryError::Remote(failure))
                 if can_go_on && waiting.is_some() && failure.code == FailureCode::Draining => {}
-            _ => return Err(error),
+            _ => {
+                return Err(match unanswered {
+                    Some(session) => open_end(error, session),
+                    None => error,
+                });
+            }
         }
         runner.waits_for(Some("the repository's server"));
         wait(runner);
     }
+}
+
+/// The session whose snapshot may have been published or not.
+fn unanswered_commit(error: &anyhow::Error) -> Option<SessionId> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(RepositoryError::Interrupted {
+            session,
+            is_committing: true,
+            ..
+        }) => Some(*session),
+        _ => None,
+    })
+}
+
+/// The failure of a run that cannot tell whether it published its snapshot.
+fn open_end(error: anyhow::Error, session: SessionId) -> anyhow::Error {
+    error.context(
+        Problem::new(
+            "the connection broke while the snapshot was being published, and the server could not be asked whether it was",
+        )
+        .hint(format!("the same command tells with --resume {session}")),
+    )
+}
+
+/// Finds out what became of a commit whose source cannot be read again.
+fn settle(
+    settings: &Settings,
+    request: &Request,
+    session: SessionId,
+) -> anyhow::Result<Option<BackupReport>> {
+    warn(format_args!(
+        "the connection broke before the server said whether the snapshot was published; asking it again"
+    ));
+    remote::again(|| {
+        access::ingest(settings, "backup", |repository| {
+            let mut job = backup_job::plan_without_streams(settings, request.clone())?;
+            backup_job::complete_states(&mut job);
+            job.resume = Some(session);
+            match backup::settle(repository, &job) {
+                Err(RepositoryError::Remote(failure))
+                    if failure.code == FailureCode::NoSuchSession =>
+                {
+                    Ok(None)
+                }
+                settled => Ok(settled?),
+            }
+        })
+    })
 }
 
 fn is_gone(code: FailureCode) -> bool {
@@ -183,10 +248,14 @@ fn explain(
 }
 
 /// Adds the report as text.
-pub fn write(text: &mut String, report: &BackupReport) {
+pub fn write(text: &mut String, settings: &Settings, report: &BackupReport) {
     let snapshot = &report.snapshot;
     let totals = Totals::of(snapshot);
     line!(text, "Snapshot {} of {}", report.id, snapshot.vm);
+    if let Some(until) = report.locked_until {
+        let until = local_time(timestamp(until.as_millis()), &settings.time_zone);
+        line!(text, "Locked until {until}");
+    }
     disk_table(snapshot).write(text);
     line!(
         text,

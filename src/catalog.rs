@@ -10,6 +10,7 @@ use undercroft_format::id::SnapshotId;
 
 use crate::failure::{Outcome, Problem, one_line, warn};
 use crate::settings::Settings;
+use crate::snapshot_view;
 use crate::units::timestamp;
 
 /// All snapshots of a repository.
@@ -64,6 +65,15 @@ impl Catalog {
         Ok(found.expect("only listed snapshots are resolved"))
     }
 
+    /// Those of `ids` that are still there.
+    pub fn left_of(&self, ids: &[SnapshotId]) -> Vec<SnapshotId> {
+        let is_there = |id: &SnapshotId| {
+            self.snapshots.iter().any(|stored| stored.id == *id)
+                || self.unreadable.iter().any(|(known, _)| known == id)
+        };
+        ids.iter().copied().filter(is_there).collect()
+    }
+
     /// What selection and retention see of the snapshots.
     pub fn summaries(&self) -> &[SnapshotSummary] {
         &self.summaries
@@ -102,5 +112,6 @@ fn summary(stored: &StoredSnapshot) -> SnapshotSummary {
         time: timestamp(stored.snapshot.created_ms),
         tags: stored.snapshot.tags.clone(),
         protected: stored.protected,
+        locked_until: snapshot_view::lock_that_holds(stored),
     }
 }

@@ -235,6 +235,9 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
     hints
 }
 
+/// Of locks.
+const LOCKED: &str = "see until when snapshots are locked: `undercroft snapshots`";
+
 fn repository_hints(error: &RepositoryError) -> Vec<String> {
     let hint = |text: &str| vec![text.to_owned()];
     match error {
@@ -265,6 +268,7 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
                 id.short()
             )]
         }
+        RepositoryError::Retention { .. } | RepositoryError::Lock(_) => hint(LOCKED),
         RepositoryError::IncompleteSnapshot { .. } => vec![
             "nothing was removed. See what is damaged: `undercroft verify --deep`".into(),
             "set the damage aside, then collect: `undercroft repair`, `undercroft gc`".into(),
@@ -279,6 +283,13 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
         RepositoryError::SessionFailed(text) if text.contains("No space left") => hint(DISK_FULL),
         // Transparent: the chain of causes goes past it.
         RepositoryError::Index(error) => index_hint(error).into_iter().collect(),
+        RepositoryError::Interrupted {
+            session,
+            is_committing: true,
+            ..
+        } => vec![format!(
+            "whether the snapshot was published, tells the same command with --resume {session}"
+        )],
         RepositoryError::Interrupted { session, .. } => vec![format!(
             "what was finished is kept for a while: run the same command with --resume {session}"
         )],
@@ -303,6 +314,7 @@ fn remote_hint(code: FailureCode) -> Vec<String> {
         FailureCode::KeyNeeded => {
             "the server has no key: run the command on the server's machine, with the server stopped"
         }
+        FailureCode::RetentionLocked => LOCKED,
         FailureCode::NoSuchSession | FailureCode::DisksChanged => {
             "leave out --resume: what was stored is found, and not stored again"
         }

@@ -13,6 +13,7 @@ mod backup_run;
 mod catalog;
 mod cli;
 mod failure;
+mod lock_end;
 mod progress;
 mod proxy;
 mod remote;

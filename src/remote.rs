@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::net::address::{ProxyAddress, RemoteAddress, ServerAddress};
 use undercroft_dataplane::net::client::{Link, LinkOptions, RemoteRepository};
 use undercroft_dataplane::net::proxy::ProxyLink;
@@ -15,6 +17,7 @@ use undercroft_dataplane::repository::error::RepositoryError;
 
 use crate::failure::{Problem, one_line, warn};
 use crate::settings::{Key, Settings};
+use crate::signals::is_stopping;
 
 const CONFIG_VARIABLE: &str = "UNDERCROFT_CONFIG";
 /// Connections per program: a second core can carry traffic, too.
@@ -91,6 +94,30 @@ fn renew(server: &ServerAddress, store: &ClientStore, enrolled: &Enrolled, link:
             "the certificate for {server} ends soon and could not be renewed: {}",
             one_line(&*error)
         ));
+    }
+}
+
+/// How long a server is waited for that was lost before it answered.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long to wait between two tries.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// True if a connection broke, as opposed to a server that answered.
+pub fn is_lost(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    causes.any(|cause| matches!(cause, RepositoryError::Connection(_)))
+}
+
+/// Connects again after a connection broke; waits for a server that is being started.
+pub fn again<R>(mut connect: impl FnMut() -> anyhow::Result<R>) -> anyhow::Result<R> {
+    let clock = Stopwatch::start();
+    loop {
+        match connect() {
+            Err(error) if is_lost(&error) && clock.elapsed() < PATIENCE && !is_stopping() => {
+                std::thread::sleep(TRY_EVERY);
+            }
+            connected => return connected,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
+use undercroft_dataplane::repository::retention::UnixMs;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_format::id::SnapshotId;
 use undercroft_format::reason::Reason;
@@ -19,6 +20,8 @@ pub struct SnapshotView<'a> {
     vm: &'a str,
     tags: &'a [String],
     protected: bool,
+    /// The end of its retention lock, if it has one; the year 9999 for one that cannot be read.
+    locked_until: Option<Timestamp>,
     /// `repair` found that it lost something.
     incomplete: bool,
     parent: Option<SnapshotId>,
@@ -69,13 +72,16 @@ impl<'a> SnapshotView<'a> {
     pub fn of(stored: &'a StoredSnapshot) -> Self {
         Self {
             protected: stored.protected,
+            locked_until: stored
+                .locked_until
+                .map(|until| timestamp(until.as_millis())),
             incomplete: stored.incomplete,
-            ..Self::fresh(stored.id, &stored.snapshot)
+            ..Self::fresh(stored.id, &stored.snapshot, None)
         }
     }
 
     /// The view of a snapshot just made.
-    pub fn fresh(id: SnapshotId, snapshot: &'a Snapshot) -> Self {
+    pub fn fresh(id: SnapshotId, snapshot: &'a Snapshot, locked_until: Option<UnixMs>) -> Self {
         let totals = Totals::of(snapshot);
         let added = totals.added();
         Self {
@@ -84,6 +90,7 @@ impl<'a> SnapshotView<'a> {
             vm: &snapshot.vm,
             tags: &snapshot.tags,
             protected: false,
+            locked_until: locked_until.map(|until| timestamp(until.as_millis())),
             incomplete: false,
             parent: snapshot.parent,
             duration_ms: snapshot.duration_ms,
@@ -122,6 +129,13 @@ impl<'a> DiskView<'a> {
             lineage: disk.lineage.iter().map(pair).collect(),
         }
     }
+}
+
+/// The end of a snapshot's retention lock, if it has not come by this machine's clock: for people and plans.
+/// Whoever removes snapshots asks the clock that counts.
+pub fn lock_that_holds(stored: &StoredSnapshot) -> Option<Timestamp> {
+    let until = timestamp(stored.locked_until?.as_millis());
+    (until > Timestamp::now()).then_some(until)
 }
 
 /// Sums over the disks of a snapshot, in bytes.

@@ -21,6 +21,7 @@
 //!     time: format!("2026-11-{day}T03:00:00Z").parse().unwrap(),
 //!     tags: Vec::new(),
 //!     protected: false,
+//!     locked_until: None,
 //! };
 //! let snapshots = [snapshot(20), snapshot(21), snapshot(22)];
 //!

@@ -10,7 +10,7 @@
 //! periods left; here that is no reason to stay.
 //!
 //! Always true of a plan, whatever the policy:
-//! - a protected snapshot is kept;
+//! - a protected or locked snapshot is kept;
 //! - the newest snapshot of every VM is kept, for it is the parent of the next increment, and pruning
 //!   must never be what loses a VM;
 //! - planning again over what was kept keeps all of it;
@@ -179,6 +179,13 @@ impl<'a> Rules<'a> {
         if snapshot.protected {
             reasons.push("protected".to_owned());
         }
+        if let Some(until) = snapshot.locked_until {
+            let until = until.to_zoned(self.tz.clone());
+            reasons.push(format!(
+                "locked until {}",
+                until.strftime("%Y-%m-%dT%H:%M:%S%:z")
+            ));
+        }
         let keep_tags = &self.policy.keep_tags;
         let tags = snapshot.tags.iter().filter(|tag| keep_tags.contains(tag));
         reasons.extend(tags.map(|tag| format!("tag '{tag}'")));
@@ -254,6 +261,7 @@ mod tests {
             time,
             tags: Vec::new(),
             protected: false,
+            locked_until: None,
         }
     }
 
@@ -614,6 +622,7 @@ mod tests {
                     time: Timestamp::from_second(1_700_000_000 + step * 600).unwrap(),
                     tags: (tag < 2).then(|| format!("tag{tag}")).into_iter().collect(),
                     protected: protected == 0,
+                    locked_until: None,
                 }
             };
             list.into_iter().enumerate().map(make).collect()

@@ -39,6 +39,8 @@ pub struct SnapshotSummary {
     pub tags: Vec<String>,
     /// Whether it must not be pruned.
     pub protected: bool,
+    /// Until when nobody can remove it, if that has not come.
+    pub locked_until: Option<Timestamp>,
 }
 
 impl SnapshotSummary {
@@ -491,6 +493,7 @@ mod tests {
             time: time.parse().unwrap(),
             tags: Vec::new(),
             protected: false,
+            locked_until: None,
         }
     }
 
@@ -796,6 +799,7 @@ mod tests {
                 time: Timestamp::from_second(1_792_870_000 + half_hours * 1800).unwrap(),
                 tags: Vec::new(),
                 protected: false,
+                locked_until: None,
             };
             list.into_iter().map(make).collect()
         })

@@ -6,6 +6,7 @@
 //! - [`restore`]: plan, fetch, decode, write
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
+//! - [`simulate`]: what a simulation puts in place of the machine
 
 pub mod clock;
 pub mod ingest;
@@ -15,3 +16,5 @@ pub mod net;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+pub mod simulate;
+pub mod wall_clock;

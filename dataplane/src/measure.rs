@@ -525,6 +525,7 @@ fn job(source: &Path) -> Result<BackupJob> {
         metadata: None,
         tags: Vec::new(),
         resume: None,
+        lock: None,
         now_ms: 0,
     })
 }

@@ -97,7 +97,7 @@ fn backup_interrupted_at(at: u64, increment: bool, forget_parent: bool) -> bool 
     let parent = run_backup(&repository, &threads, full("vm", 2, &old)).expect("stored");
     repository
         .snapshots()
-        .forget(garbage.id)
+        .forget(&[garbage.id])
         .expect("it is there");
 
     let stored = repository.snapshots().read(parent.id).expect("it is there");
@@ -112,7 +112,7 @@ fn backup_interrupted_at(at: u64, increment: bool, forget_parent: bool) -> bool 
             if forget_parent {
                 repository
                     .snapshots()
-                    .forget(parent.id)
+                    .forget(&[parent.id])
                     .expect("it is there");
             }
             run_gc(&repository, 100).unwrap_or_else(|error| panic!("gc: {}", chain(&error)));
@@ -193,7 +193,7 @@ fn a_parent_that_is_gone_before_the_backup_begins_means_a_full_read() {
     let parent = repository.snapshots().read(parent.id).expect("it is there");
     repository
         .snapshots()
-        .forget(parent.id)
+        .forget(&[parent.id])
         .expect("it is there");
     run_gc(&repository, 60).expect("nothing is missing");
     let inputs = vec![DiskInput::since("root", &old, &new)];
@@ -254,7 +254,7 @@ fn hammer(request: EngineRequest, rounds: u64) {
                         while mine.len() > 3 || (mine.len() > 1 && rng.below(3) == 0) {
                             let (id, _) = mine.remove(rng.below(mine.len() as u64) as usize);
                             live.lock().remove(&id);
-                            repository.snapshots().forget(id).expect("it is there");
+                            repository.snapshots().forget(&[id]).expect("it is there");
                         }
                         (0..2).for_each(|_| scribble(&mut state, rng));
                         if rng.below(4) == 0 {

@@ -84,7 +84,7 @@ impl World {
             let report = world.full(time).expect("nothing fails");
             if time == GONE {
                 let snapshots = world.repository.snapshots();
-                snapshots.forget(report.id).expect("it is there");
+                snapshots.forget(&[report.id]).expect("it is there");
             }
         }
         world
@@ -352,7 +352,7 @@ fn on_a_disk_filled_to_the_last_byte_everything_can_be_forgotten_and_collected()
         world
             .repository
             .snapshots()
-            .forget(stored.id)
+            .forget(&[stored.id])
             .expect("needs no room");
         run_gc(&world.repository, 60).expect("needs no room");
     }

@@ -346,7 +346,7 @@ impl World {
 
     fn forget(&mut self, at: &prop::sample::Index) {
         let Some(id) = self.pick(at) else { return };
-        let result = self.repository.snapshots().forget(id);
+        let result = self.repository.snapshots().forget(&[id]);
         if self.kept[&id].protected {
             assert!(matches!(result, Err(RepositoryError::Protected { .. })));
         } else {
@@ -462,7 +462,7 @@ fn history(encrypted: bool, pack_len: u32, seed: u64, steps: &[Step]) {
         world
             .repository
             .snapshots()
-            .forget(id)
+            .forget(&[id])
             .expect("it is there");
         world.kept.remove(&id);
         if world.kept.len().is_multiple_of(4) {

@@ -485,6 +485,7 @@ fn wire_seeds() -> Vec<Vec<u8>> {
             state: [3; 32],
         }],
         resume: None,
+        lock: None,
     };
     let place = SegmentPlace {
         disk: 0,

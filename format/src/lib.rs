@@ -12,7 +12,7 @@
 //! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
-//! - [`snapshot`], [`config`], [`reason`]: the roots and the set-up
+//! - [`snapshot`], [`lock`], [`config`], [`reason`]: the roots and the set-up
 //! - [`wire`]: what proxies and repository servers say to each other
 //! - [`trust`]: tokens, enrolment, and the names, roles and scopes of peers
 //! - [`codec`]: how all of them are written
@@ -22,6 +22,7 @@ pub mod codec;
 pub mod config;
 pub mod extent;
 pub mod id;
+pub mod lock;
 pub mod maptree;
 pub mod pack;
 pub mod partition;

@@ -49,6 +49,7 @@ fn request(resume: Option<SessionId>) -> Begin {
             state: [1; 32],
         }],
         resume,
+        lock: None,
     }
 }
 
@@ -288,7 +289,11 @@ fn run(seed: u64) -> bool {
                 }
             }
             (80..88, Some(epoch)) if client.is_flushed() => {
-                let commit = Message::Commit(Commit { snapshot: vec![1] }).frame();
+                let commit = Message::Commit(Commit {
+                    lock: None,
+                    snapshot: vec![1],
+                })
+                .frame();
                 assert!(Message::decode_frame(&commit).is_ok());
                 if server.commit(epoch, &client.sent) {
                     let whole =

@@ -8,6 +8,7 @@ use undercroft_format::id::SessionId;
 use crate::backup_request::Words;
 use crate::backup_run::{self, Report, Resume, run_through};
 use crate::failure::{Outcome, warn};
+use crate::lock_end::LockTime;
 use crate::proxy::{Through, tasks};
 use crate::report;
 use crate::runner::Terminal;
@@ -58,6 +59,11 @@ pub struct Args {
     /// Go on with an interrupted session of a repository server: only what it had not finished is read
     #[arg(long, value_name = "SESSION")]
     resume: Option<SessionId>,
+    /// Lock the snapshot from the moment it can be seen: nobody can forget it before this time, as in
+    /// 2027-01-31 (all of that day) or 2027-01-31T03:00, or for so long from the end of the backup, as in
+    /// 12h, 30d or 52w. Can be extended, never shortened
+    #[arg(long, value_name = "TIME|DURATION")]
+    lock_until: Option<LockTime>,
     #[command(flatten)]
     through: Through,
 }
@@ -71,6 +77,10 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         metadata: args.metadata,
         tags: args.tags,
         lineage: args.lineage,
+        lock: args
+            .lock_until
+            .map(|time| time.resolve(&settings.time_zone))
+            .transpose()?,
     }
     .request()?;
     if args.through.is_used() {
@@ -84,7 +94,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let report = run_through(settings, &request, args.parent.as_ref(), resume, &Terminal)?;
     report.warnings.iter().for_each(warn);
     report::emit(settings, &Report::of(&report), |text| {
-        backup_run::write(text, &report);
+        backup_run::write(text, settings, &report);
     })?;
     Ok(Outcome::Done)
 }

@@ -14,7 +14,7 @@ use crate::settings::{Key, Settings};
 /// Remove snapshots
 ///
 /// All other snapshots stay complete, whatever is removed. The space comes back with `undercroft gc`.
-/// If one of the snapshots is not there or is protected, none is removed. Needs no key.
+/// If one of the snapshots is not there, is protected or locked, none is removed. Needs no key.
 ///
 /// JSON: forgotten (ids).
 #[derive(clap::Args, Clone, Debug)]
@@ -30,9 +30,12 @@ struct Report {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let report = access::maintain(settings, "forget", Key::IfGiven, |maintenance| {
+    let mut forgotten: Vec<SnapshotId> = Vec::new();
+    access::maintain_surely(settings, "forget", Key::IfGiven, |maintenance, is_again| {
         let catalog = Catalog::read(settings, maintenance.repository())?;
-        let mut forgotten: Vec<SnapshotId> = Vec::new();
+        if is_again && !forgotten.is_empty() {
+            return Ok(maintenance.forget(&catalog.left_of(&forgotten))?);
+        }
         for spec in &args.snapshots {
             let stored = catalog.resolve(spec)?;
             if stored.protected {
@@ -43,9 +46,9 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             }
         }
         catalog.warn_unreadable();
-        maintenance.forget(&forgotten)?;
-        Ok(Report { forgotten })
+        Ok(maintenance.forget(&forgotten)?)
     })?;
+    let report = Report { forgotten };
     report::emit(settings, &report, |text| {
         for id in &report.forgotten {
             line!(text, "Forgot {id}");

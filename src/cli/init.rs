@@ -3,12 +3,14 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use undercroft_dataplane::io::LocalStorage;
+use undercroft_dataplane::net::address::RemoteAddress;
 use undercroft_dataplane::repository::entropy::SystemEntropy;
+use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::open::{
     CreateOptions, Location, create_local, new_config, read_config,
 };
 use undercroft_format::chunker::ChunkerSpec;
-use undercroft_format::config::PACK_LEN_TARGET_MAX;
+use undercroft_format::config::{Config, PACK_LEN_TARGET_MAX};
 use undercroft_format::id::RepositoryId;
 use undercroft_format::units::SegmentSize;
 
@@ -101,7 +103,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         Location::Remote(address) => {
             // Made here: neither the passphrase nor the recovery key goes to the server.
             let (config, recovery_key) = new_config(&options, &SystemEntropy)?;
-            remote::connect(settings, &address.server)?.create(&address.name, &config)?;
+            create_remote(settings, address, &config)?;
             (config, recovery_key, address.to_string())
         }
     };
@@ -118,6 +120,33 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     };
     report::emit(settings, &report, |text| write(text, &report))?;
     Ok(Outcome::Done)
+}
+
+/// Makes a repository at a server; if the answer is lost, looks whether it was made.
+fn create_remote(
+    settings: &Settings,
+    address: &RemoteAddress,
+    config: &Config,
+) -> anyhow::Result<()> {
+    let link = remote::connect(settings, &address.server)?;
+    let Err(lost) = link.create(&address.name, config) else {
+        return Ok(());
+    };
+    if !matches!(lost, RepositoryError::Connection(_)) {
+        return Err(lost.into());
+    }
+    remote::again(|| {
+        let link = remote::connect(settings, &address.server)?;
+        match link.create(&address.name, config) {
+            Ok(()) => Ok(()),
+            // Nobody else has this id.
+            Err(exists) if link.open(&address.name)?.repository == config.repository => {
+                tracing::debug!(%exists, "it was made before the connection broke");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 fn write(text: &mut String, report: &Report<'_>) {

@@ -8,6 +8,7 @@ mod enroll;
 mod forget;
 mod gc;
 mod init;
+mod lock;
 mod man;
 mod protect;
 mod proxy;
@@ -60,6 +61,7 @@ enum Command {
     RebuildIndex(rebuild_index::Args),
     Forget(forget::Args),
     Protect(protect::Args),
+    Lock(lock::Args),
     Prune(prune::Args),
     Gc(gc::Args),
     Stats(stats::Args),
@@ -87,6 +89,7 @@ impl Cli {
             Command::RebuildIndex(args) => rebuild_index::run(&settings, args),
             Command::Forget(args) => forget::run(&settings, args),
             Command::Protect(args) => protect::run(&settings, args),
+            Command::Lock(args) => lock::run(&settings, args),
             Command::Prune(args) => prune::run(&settings, args),
             Command::Gc(args) => gc::run(&settings, args),
             Command::Stats(args) => stats::run(&settings, args),

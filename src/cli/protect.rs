@@ -29,7 +29,7 @@ struct Report {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let id = access::maintain(settings, "protect", Key::IfGiven, |maintenance| {
+    let id = access::maintain_surely(settings, "protect", Key::IfGiven, |maintenance, _| {
         let catalog = Catalog::read(settings, maintenance.repository())?;
         let id = catalog.resolve(&args.snapshot)?.id;
         catalog.warn_unreadable();

@@ -15,7 +15,7 @@ use crate::units::{count, local_time};
 /// Remove snapshots that a retention policy does not keep
 ///
 /// Each VM is looked at for itself. A snapshot stays if any rule keeps it; the newest snapshot of every
-/// VM and protected ones always stay. A calendar rule keeps the newest snapshot of each of the N most
+/// VM, protected and locked ones always stay. A calendar rule keeps the newest snapshot of each of the N most
 /// recent periods that have one, in local time. The space comes back with `undercroft gc`, or --gc.
 ///
 /// JSON: dry_run, decisions (id, vm, time, keep, reasons), gc (what `undercroft gc` prints, or null).
@@ -103,25 +103,32 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         report::emit(settings, &report, |text| write(text, settings, &report))?;
         return Ok(outcome);
     }
-    let (report, outcome) = access::maintain(settings, "prune", Key::IfGiven, |maintenance| {
-        let catalog = Catalog::read(settings, maintenance.repository())?;
-        catalog.warn_unreadable();
-        let outcome = catalog.outcome();
-        let decisions = decide(&catalog)?;
-        let pruned = decisions.iter().filter(|decision| !decision.keep);
-        let pruned: Vec<_> = pruned.map(|decision| decision.id).collect();
-        maintenance.forget(&pruned)?;
-        let gc = match args.gc {
-            true => Some(gc::collect(settings, maintenance, &gc::Options::default())?),
-            false => None,
-        };
-        let report = Report {
-            dry_run: false,
-            decisions,
-            gc,
-        };
-        Ok((report, outcome))
-    })?;
+    let mut decided: Option<Vec<Decision>> = None;
+    let (report, outcome) =
+        access::maintain_surely(settings, "prune", Key::IfGiven, |maintenance, _| {
+            let catalog = Catalog::read(settings, maintenance.repository())?;
+            catalog.warn_unreadable();
+            let outcome = catalog.outcome();
+            // Asked again, what was decided stays decided: a part of it may have happened.
+            let decisions = match decided.take() {
+                Some(decisions) => decisions,
+                None => decide(&catalog)?,
+            };
+            decided = Some(decisions.clone());
+            let pruned = decisions.iter().filter(|decision| !decision.keep);
+            let pruned: Vec<_> = pruned.map(|decision| decision.id).collect();
+            maintenance.forget(&catalog.left_of(&pruned))?;
+            let gc = match args.gc {
+                true => Some(gc::collect(settings, maintenance, &gc::Options::default())?),
+                false => None,
+            };
+            let report = Report {
+                dry_run: false,
+                decisions,
+                gc,
+            };
+            Ok((report, outcome))
+        })?;
     report::emit(settings, &report, |text| write(text, settings, &report))?;
     Ok(outcome)
 }

@@ -10,7 +10,7 @@ use crate::catalog::Catalog;
 use crate::failure::Outcome;
 use crate::report::{self, line};
 use crate::settings::Settings;
-use crate::snapshot_view::{SnapshotView, Totals, disk_table};
+use crate::snapshot_view::{SnapshotView, Totals, disk_table, lock_that_holds};
 use crate::units::{Size, Took, local_time, ratio, timestamp};
 
 /// Show a snapshot: its disks, what they cost, and why
@@ -53,6 +53,15 @@ fn write(text: &mut String, settings: &Settings, stored: &StoredSnapshot) {
     }
     if stored.protected {
         line!(text, "Protected  yes");
+    }
+    if let Some(until) = stored.locked_until {
+        let until = timestamp(until.as_millis());
+        let until = local_time(until, &settings.time_zone);
+        let over = match lock_that_holds(stored) {
+            None => ", which has passed",
+            Some(_) => "",
+        };
+        line!(text, "Locked     until {until}{over}");
     }
     if stored.incomplete {
         line!(

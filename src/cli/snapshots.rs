@@ -5,7 +5,7 @@ use crate::catalog::Catalog;
 use crate::failure::{Outcome, Problem};
 use crate::report::{self, Align, Table, line};
 use crate::settings::Settings;
-use crate::snapshot_view::{SnapshotView, Totals, reasons};
+use crate::snapshot_view::{SnapshotView, Totals, lock_that_holds, reasons};
 use crate::units::{Size, count, local_time, ratio, timestamp};
 
 /// List snapshots, oldest first
@@ -13,8 +13,8 @@ use crate::units::{Size, count, local_time, ratio, timestamp};
 /// STORED is what a snapshot added to the repository, RATIO its data over that. Works without the key of
 /// an encrypted repository, and beside a process that owns it.
 ///
-/// JSON: an array of objects with id, time, vm, tags, protected, incomplete, parent, duration_ms, size,
-/// data_bytes, read_bytes, new_bytes, stored_bytes, metadata_bytes, dedup_ratio, disks (label, size,
+/// JSON: an array of objects with id, time, vm, tags, protected, locked_until (or null), incomplete, parent,
+/// duration_ms, size, data_bytes, read_bytes, new_bytes, stored_bytes, metadata_bytes, dedup_ratio, disks (label, size,
 /// data_bytes, read_bytes, new_bytes, stored_bytes, metadata_bytes, read_mode, reasons, source,
 /// segment_size, grid_phase, lineage), metadata (name, len; or null).
 #[derive(clap::Args, Clone, Debug)]
@@ -76,6 +76,10 @@ fn write(text: &mut String, settings: &Settings, catalog: &Catalog) {
         let totals = Totals::of(snapshot);
         let mut notes: Vec<String> = Vec::new();
         notes.extend(stored.protected.then(|| "protected".to_owned()));
+        notes.extend(
+            lock_that_holds(stored)
+                .map(|until| format!("locked until {}", local_time(until, &settings.time_zone))),
+        );
         notes.extend(stored.incomplete.then(|| "INCOMPLETE".to_owned()));
         notes.extend(snapshot.tags.iter().map(|tag| format!("#{tag}")));
         let mut why: Vec<String> = snapshot.disks.iter().map(reasons).collect();

@@ -10,11 +10,12 @@ use undercroft_dataplane::repository::objects::Objects;
 use undercroft_dataplane::repository::packer::PackerFigures;
 use undercroft_dataplane::repository::record::{EncodedRecord, RecordBatch};
 use undercroft_dataplane::repository::session::{
-    DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
+    Begun, Committed, DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
 };
 use undercroft_dataplane::repository::snapshots::{Snapshots, StoredSnapshot};
 use undercroft_format::config::Config;
-use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
+use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
+use undercroft_format::pack::ObjectKind;
 use undercroft_format::snapshot::Snapshot;
 
 /// Hears of sessions.
@@ -60,13 +61,16 @@ impl Repository for NotedRepository {
         self.inner.snapshots()
     }
 
-    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Box<dyn Session>> {
-        let inner = self.inner.clone().begin(request)?;
+    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun> {
+        let inner = match self.inner.clone().begin(request)? {
+            Begun::Open(inner) => inner,
+            published => return Ok(published),
+        };
         self.notes.opened(inner.id());
-        Ok(Box::new(NotedSession {
+        Ok(Begun::Open(Box::new(NotedSession {
             inner,
             notes: self.notes.clone(),
-        }))
+        })))
     }
 }
 
@@ -112,8 +116,8 @@ impl Session for NotedSession {
         self.inner.probe(ids)
     }
 
-    fn distrust(&self, id: ObjectId) -> Result<()> {
-        self.inner.distrust(id)
+    fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
+        self.inner.distrust(kind, ids)
     }
 
     fn claim(&self, id: ObjectId) -> bool {
@@ -136,7 +140,7 @@ impl Session for NotedSession {
         self.inner.sealed()
     }
 
-    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
+    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<Committed> {
         self.inner.commit(snapshot)
     }
 

@@ -36,6 +36,7 @@ pub fn backup(
         metadata: request.metadata.as_deref().map(path_text).transpose()?,
         tags: request.tags,
         resume,
+        lock: request.lock,
         time_zone: time_zone(settings),
     }))
 }
@@ -66,6 +67,7 @@ pub fn backup_request(task: &BackupTask) -> Request {
         disks: disks.collect(),
         metadata: task.metadata.as_ref().map(PathBuf::from),
         tags: task.tags.clone(),
+        lock: task.lock,
     }
 }
 

@@ -100,7 +100,7 @@ impl TaskWorker {
         let report = backup_run::run_through(&settings, &request, parent.as_ref(), resume, runner)?;
         report.warnings.iter().for_each(warn);
         let json = backup_run::Report::of(&report);
-        let (json, text) = report::both(&json, |text| backup_run::write(text, &report))?;
+        let (json, text) = report::both(&json, |text| backup_run::write(text, &settings, &report))?;
         Ok((json, text, Outcome::Done))
     }
 

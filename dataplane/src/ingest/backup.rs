@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId, SnapshotId};
+use undercroft_format::lock::LockEnd;
 use undercroft_format::maptree::{Tree, update};
 use undercroft_format::pack::ObjectKind;
 use undercroft_format::ranges::RangeSet;
@@ -28,9 +29,11 @@ use crate::progress::{Progress, Waits};
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::RecordEncoder;
-use crate::repository::session::{DiskState, Session, SessionRequest};
+use crate::repository::retention::UnixMs;
+use crate::repository::session::{Begun, Committed, DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::walk::{Place, Visitor, walk_disk};
+use crate::simulate;
 
 /// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
 /// read ahead ...
@@ -80,6 +83,8 @@ pub struct BackupJob {
     pub tags: Vec<String>,
     /// An interrupted session to go on with: its finished segments are not read again.
     pub resume: Option<SessionId>,
+    /// How the snapshot is locked, from the moment when it can be seen.
+    pub lock: Option<LockEnd>,
     /// Now, in milliseconds since 1970-01-01 UTC.
     pub now_ms: u64,
 }
@@ -101,13 +106,16 @@ pub struct BackupReport {
     pub pack_bytes: u64,
     /// Problems with changed blocks, per disk, in words.
     pub warnings: Vec<String>,
+    /// The end of the snapshot's retention lock.
+    pub locked_until: Option<UnixMs>,
 }
 
 /// Backs up a VM.
 ///
 /// # Errors
 /// Whatever failed first; then no snapshot was published, and what was sealed stays for the next try
-/// to find: `progress` says how much that is.
+/// to find: `progress` says how much that is. [`Interrupted`](RepositoryError::Interrupted) leaves open
+/// whether it was published: going on with the session, or [`settle`], tells.
 pub fn backup(
     repository: Arc<dyn Repository>,
     job: BackupJob,
@@ -115,31 +123,67 @@ pub fn backup(
     progress: &Progress,
 ) -> Result<BackupReport> {
     let wall = Stopwatch::start();
-    let session = repository.clone().begin(&request(&job))?;
+    let session = match repository.clone().begin(&request(&job))? {
+        Begun::Open(session) => session,
+        Begun::Published(committed) => return published(&*repository, committed),
+    };
     let engine = &**repository.engine();
     let stored = store_all(&*session, engine, job, threads, progress, &wall);
     let sealed = session.sealed();
     match stored {
         Ok((snapshot, waits, warnings)) => {
             let committed = session.commit(&snapshot);
-            let (id, figures) = committed.inspect_err(|_| progress.kept_bytes.add(sealed.bytes))?;
+            let committed = committed.inspect_err(|_| progress.kept_bytes.add(sealed.bytes))?;
             Ok(BackupReport {
-                id,
+                id: committed.id,
                 snapshot,
                 waits,
                 engine: repository.engine().choice().kind.to_string(),
-                packs: figures.packs,
-                pack_bytes: figures.bytes,
+                packs: committed.figures.packs,
+                pack_bytes: committed.figures.bytes,
                 warnings,
+                locked_until: committed.locked_until,
             })
         }
         Err(error) => {
-            // What is complete stays for the next try; a failure here adds nothing to the first one.
-            let kept = session.abandon().unwrap_or(sealed);
+            let error = error.interrupting(session.id());
+            // What is complete stays for the next try; a failure here adds nothing to the first one. A session
+            // that can be gone on with is left open.
+            let kept = match error {
+                RepositoryError::Interrupted { .. } => sealed,
+                _ => session.abandon().unwrap_or(sealed),
+            };
             progress.kept_bytes.add(kept.bytes);
             Err(error)
         }
     }
+}
+
+/// Finds out what became of the session that `job` would go on with: what it published, or `None` once it
+/// is certain that it never will. For a source that cannot be read again.
+pub fn settle(repository: &Arc<dyn Repository>, job: &BackupJob) -> Result<Option<BackupReport>> {
+    match repository.clone().begin(&request(job))? {
+        Begun::Published(committed) => published(&**repository, committed).map(Some),
+        Begun::Open(session) => {
+            session.abandon()?;
+            Ok(None)
+        }
+    }
+}
+
+/// The report of a session whose end was not heard.
+fn published(repository: &dyn Repository, committed: Committed) -> Result<BackupReport> {
+    let snapshot = repository.snapshots().read(committed.id)?.snapshot;
+    Ok(BackupReport {
+        id: committed.id,
+        snapshot,
+        waits: Waits::default(),
+        engine: repository.engine().choice().kind.to_string(),
+        packs: committed.figures.packs,
+        pack_bytes: committed.figures.bytes,
+        warnings: vec!["the snapshot was published before the connection broke".to_owned()],
+        locked_until: committed.locked_until,
+    })
 }
 
 fn request(job: &BackupJob) -> SessionRequest {
@@ -155,6 +199,7 @@ fn request(job: &BackupJob) -> SessionRequest {
         vm: job.vm.clone(),
         disks: disks.collect(),
         resume: job.resume,
+        lock: job.lock,
     }
 }
 
@@ -420,9 +465,7 @@ impl Machine<'_> {
 
             fn unreadable(&mut self, _: &Place<'_>, error: RepositoryError) -> Result<()> {
                 match error {
-                    RepositoryError::CorruptObject { id, .. } => self.0.distrust(id),
-                    // A server would go on taking the damaged record for stored.
-                    error @ RepositoryError::Remote(_) => Err(error),
+                    RepositoryError::CorruptObject { kind, id, .. } => self.0.distrust(kind, &[id]),
                     error if error.is_damage() => Ok(()),
                     error => Err(error),
                 }
@@ -562,6 +605,9 @@ impl Machine<'_> {
     where
         R: Send,
     {
+        if self.engine.choice().kind == EngineKind::Sim {
+            return self.in_turn(work, read);
+        }
         let changes = Mutex::new(Changes::new());
         let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
         let read = self.threads.in_place_scope(|scope| {
@@ -589,6 +635,26 @@ impl Machine<'_> {
             return Err(error);
         }
         Ok((read?, changes.into_inner()))
+    }
+
+    /// [`fan_out`](Self::fan_out) on this thread alone, the workers taking turns: under a simulated engine,
+    /// so that a run is a function of its inputs.
+    fn in_turn<R>(
+        &self,
+        work: &SegmentWork<'_>,
+        read: impl FnOnce(&mut dyn FnMut(FilledSegment) -> Result<()>) -> Result<R>,
+    ) -> Result<(R, Changes)> {
+        let mut changes = Changes::new();
+        let mut turns = (0..self.threads.current_num_threads()).cycle();
+        let read = read(&mut |segment| {
+            let number = segment.number;
+            simulate::set_worker(turns.next());
+            let map = self.states.with(|state| work.process(segment, state));
+            simulate::set_worker(None);
+            changes.insert(number, map?);
+            Ok(())
+        })?;
+        Ok((read, changes))
     }
 
     /// Bytes of the disk that are data, without walking what did not change.

@@ -43,6 +43,9 @@ pub fn failure_of(error: &RepositoryError) -> Failure {
         RepositoryError::AlreadyExists { .. } => fail(FailureCode::AlreadyExists, error),
         RepositoryError::KeyNeeded => fail(FailureCode::KeyNeeded, error),
         RepositoryError::Cancelled => fail(FailureCode::Cancelled, error),
+        RepositoryError::Retention { .. } | RepositoryError::Lock(_) => {
+            fail(FailureCode::RetentionLocked, error)
+        }
         RepositoryError::Unpublishable(_) => fail(FailureCode::Unpublishable, error),
         error if error.is_disk_full() => fail(FailureCode::DiskFull, error),
         error if error.is_damage() => fail(FailureCode::Damaged, error),

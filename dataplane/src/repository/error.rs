@@ -9,6 +9,7 @@ use undercroft_format::units::DiskRange;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 
 use super::index::IndexError;
+use super::retention::LockError;
 
 /// A repository operation failed: what was attempted, on what.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,17 @@ pub enum RepositoryError {
         /// The id.
         id: SnapshotId,
     },
+    /// A retention lock forbids it.
+    #[error("snapshot {id}: {source}")]
+    Retention {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What it forbids.
+        source: LockError,
+    },
+    /// A snapshot that is to be made cannot be locked as asked.
+    #[error(transparent)]
+    Lock(LockError),
     /// A snapshot names objects that are not there, so a collection cannot tell what is live.
     #[error("a collection cannot go on: snapshot {id} cannot be read completely")]
     IncompleteSnapshot {
@@ -144,6 +156,8 @@ pub enum RepositoryError {
     Interrupted {
         /// The session, to go on with.
         session: SessionId,
+        /// Whether the snapshot was to be published: then only the server knows if it was.
+        is_committing: bool,
         /// How.
         source: Box<RepositoryError>,
     },
@@ -183,13 +197,17 @@ pub enum RecordProblem {
 pub type Result<T, E = RepositoryError> = std::result::Result<T, E>;
 
 impl RepositoryError {
-    /// An I/O error while doing `action` to `path`.
+    /// An I/O error while doing `action` to `path`. What a storage behind a server failed with stays what it
+    /// is.
     pub fn io(action: &'static str, path: &str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
+        move |source| match source.downcast::<Self>() {
+            Ok(error) => error,
+            Err(source) => Self::Io {
+                action,
+                path,
+                source,
+            },
         }
     }
 
@@ -197,6 +215,18 @@ impl RepositoryError {
     pub fn damaged(path: &str) -> impl FnOnce(DecodeError) -> Self {
         let path = path.to_owned();
         move |source| Self::Damaged { path, source }
+    }
+
+    /// A lost connection, as what it is to an open session: that can be gone on with.
+    pub fn interrupting(self, session: SessionId) -> Self {
+        match self {
+            Self::Connection(_) => Self::Interrupted {
+                session,
+                is_committing: false,
+                source: Box::new(self),
+            },
+            error => error,
+        }
     }
 
     /// True if the cause is a full disk.

@@ -236,6 +236,7 @@ impl Collector<'_> {
                 snapshot,
                 protected: false,
                 incomplete: false,
+                locked_until: None,
             });
         }
         for stored in self.repository.registry().pinned() {
@@ -541,7 +542,11 @@ impl Collector<'_> {
             .storage()
             .list(layout::SESSIONS)
             .map_err(RepositoryError::io("listing", layout::SESSIONS))?;
-        let temporary = self.repository.snapshots().list()?.temporary;
+        let listing = self.repository.snapshots().list()?;
+        if !self.options.dry_run {
+            self.repository.snapshots().sweep_locks(&listing)?;
+        }
+        let temporary = listing.temporary;
         if self.repository.registry().sessions() > 0 {
             return Ok(());
         }

@@ -30,6 +30,8 @@ pub const OPEN_SUFFIX: &str = ".open";
 pub const TEMPORARY_SUFFIX: &str = ".tmp";
 /// Ends the name of the file whose presence protects a snapshot.
 pub const PROTECTED_SUFFIX: &str = ".protected";
+/// Ends the name of the file that says until when a snapshot is locked.
+pub const LOCKED_SUFFIX: &str = ".locked";
 /// Ends the name of the file that records what a snapshot lost.
 pub const INCOMPLETE_SUFFIX: &str = ".incomplete";
 
@@ -56,6 +58,11 @@ pub fn snapshot(id: SnapshotId) -> String {
 /// The marker that protects a snapshot.
 pub fn protected(id: SnapshotId) -> String {
     format!("{}{PROTECTED_SUFFIX}", snapshot(id))
+}
+
+/// The retention lock of a snapshot.
+pub fn locked(id: SnapshotId) -> String {
+    format!("{}{LOCKED_SUFFIX}", snapshot(id))
 }
 
 /// The marker of a snapshot that lost something.

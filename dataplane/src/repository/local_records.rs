@@ -19,6 +19,9 @@ const GAP_MAX: u64 = 32 << 10;
 /// Bytes fetched together for one segment. What a badly scattered segment needs beyond this is read
 /// record by record while it is decoded.
 pub const FETCH_LEN_MAX: usize = 20 << 20;
+/// Room for records beyond that of the worst segment: those of one or two usual segments, which compress
+/// to 5 MiB. Memory that is used for the first time costs more than reading into it.
+const FETCH_AHEAD_LEN: usize = 8 << 20;
 const ALIGNMENT: u64 = 4096;
 
 /// Records that a [`Lookup`] finds in pack files.
@@ -78,6 +81,10 @@ impl Records for LocalRecords {
             }
             place = now;
         }
+    }
+
+    fn fetch_ahead_len(&self) -> usize {
+        FETCH_AHEAD_LEN
     }
 
     fn fetch(&self, engine: &dyn Engine, pool: &Arc<BufferPool>) -> Result<Box<dyn Fetch + '_>> {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use undercroft_format::config::Config;
-use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
-use undercroft_format::pack::{PackKind, RecordHeader};
+use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
+use undercroft_format::lock::LockEnd;
+use undercroft_format::pack::{ObjectKind, PackKind, RecordHeader};
 use undercroft_format::snapshot::Snapshot;
 
 use super::error::{RepositoryError, Result};
@@ -13,7 +14,7 @@ use super::keys::{Keys, Sealer};
 use super::objects::Objects;
 use super::packer::{Packer, PackerContext, PackerFigures, WRITE_LEN};
 use super::record::{EncodedRecord, RecordBatch};
-use super::session::Session;
+use super::session::{Committed, Session, SessionRequest};
 use super::snapshots::StoredSnapshot;
 use super::{LocalRepository, Repository, layout};
 
@@ -22,17 +23,22 @@ pub struct LocalSession {
     store: SessionStore,
     keys: Arc<Keys>,
     sealer: Option<Sealer>,
+    lock: Option<LockEnd>,
 }
 
 impl LocalSession {
     /// Begins a session of `repository`, whose keys must be unlocked.
-    pub fn begin(repository: &Arc<LocalRepository>) -> Result<Self> {
+    pub fn begin(repository: &Arc<LocalRepository>, request: &SessionRequest) -> Result<Self> {
         let keys = repository.keys()?.clone();
+        if let Some(lock) = request.lock {
+            repository.snapshots().check_lock(lock)?;
+        }
         let id = SessionId::from_bytes(repository.entropy().array()?);
         Ok(Self {
             store: SessionStore::begin(repository, id, WRITE_LEN, id.to_string().as_bytes())?,
             sealer: keys.sealer(id),
             keys,
+            lock: request.lock,
         })
     }
 }
@@ -66,14 +72,8 @@ impl Session for LocalSession {
         self.store.probe(ids)
     }
 
-    fn distrust(&self, id: ObjectId) -> Result<()> {
-        let index = self.store.repository.lookup().index();
-        let mut places = Vec::new();
-        index.find(&[id], &mut places)?;
-        if let Some(place) = places[0] {
-            index.forget(place.pack, &[id])?;
-        }
-        Ok(())
+    fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
+        self.store.distrust(kind, ids)
     }
 
     fn claim(&self, id: ObjectId) -> bool {
@@ -94,11 +94,16 @@ impl Session for LocalSession {
         self.store.figures()
     }
 
-    fn commit(mut self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
+    fn commit(mut self: Box<Self>, snapshot: &Snapshot) -> Result<Committed> {
         let figures = self.store.seal()?;
-        let repository = &self.store.repository;
-        let id = repository.snapshots().publish(snapshot, &self.keys)?;
-        Ok((id, figures))
+        let (id, bytes) = snapshot.encode(|body| self.keys.authenticate(body));
+        let snapshots = self.store.repository.snapshots();
+        let locked_until = snapshots.publish_encoded(id, &bytes, self.lock)?;
+        Ok(Committed {
+            id,
+            figures,
+            locked_until,
+        })
     }
 
     fn abandon(mut self: Box<Self>) -> Result<PackerFigures> {
@@ -265,6 +270,41 @@ impl SessionStore {
         chunks.sort_unstable();
         chunks.dedup();
         Ok(Some(chunks))
+    }
+
+    /// See [`Session::distrust`]: what is sound stays, whoever says otherwise.
+    pub fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
+        let lookup = self.repository.lookup();
+        let mut places = Vec::new();
+        for id in ids {
+            if self.is_sound(kind, *id)? {
+                continue;
+            }
+            places.clear();
+            lookup.index().find(&[*id], &mut places)?;
+            if let Some(place) = places[0] {
+                tracing::warn!(?kind, %id, "a damaged record does not count any more");
+                lookup.index().forget(place.pack, &[*id])?;
+                lookup.forget(place.pack);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the record of an object is what was written, as far as that can be told without a key.
+    fn is_sound(&self, kind: ObjectKind, id: ObjectId) -> Result<bool> {
+        let objects = self.repository.objects();
+        let read = match (kind, self.repository.keys()) {
+            (ObjectKind::SegmentMap, _) => objects.segment_map(id.into()).map(drop),
+            (ObjectKind::Chunk, Ok(keys)) => objects.chunk(id.into(), keys).map(drop),
+            // Not through what the objects remember: what stands on the disk counts.
+            (kind, _) => objects.records().payload(id, kind).map(drop),
+        };
+        match read {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes durable what was appended before; the session goes on.

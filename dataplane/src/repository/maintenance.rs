@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use undercroft_format::id::SnapshotId;
+use undercroft_format::lock::LockEnd;
 
 use super::error::Result;
 use super::gc::{CollectOptions, CollectReport, collect};
 use super::pack_reader::list_packs;
 use super::repair::{RepairReport, repair};
+use super::retention::UnixMs;
 use super::stats::{Stats, stats};
 use super::verify::{VerifyOptions, VerifyReport, verify};
 use super::{LocalRepository, Repository};
@@ -22,12 +24,15 @@ pub trait Maintenance: Send + Sync {
     /// Bytes of packs: how much a scrub is going to read.
     fn pack_bytes(&self) -> Result<u64>;
 
-    /// Removes snapshots, in order; their chunks stay until a collection. Stops at the first that
-    /// cannot be removed.
+    /// Removes snapshots; their chunks stay until a collection. If one of them cannot be removed, none is
+    /// (of a thousand, over a wire).
     fn forget(&self, ids: &[SnapshotId]) -> Result<()>;
 
     /// Sets or lifts the protection of a snapshot.
     fn protect(&self, id: SnapshotId, protected: bool) -> Result<()>;
+
+    /// Locks a snapshot, or extends its lock; returns the end of it.
+    fn lock(&self, id: SnapshotId, end: LockEnd) -> Result<UnixMs>;
 
     /// Gives back the space of what no snapshot refers to.
     fn collect(&self, options: &CollectOptions, progress: &Progress) -> Result<CollectReport>;
@@ -63,11 +68,15 @@ impl Maintenance for Arc<LocalRepository> {
     }
 
     fn forget(&self, ids: &[SnapshotId]) -> Result<()> {
-        ids.iter().try_for_each(|id| self.snapshots().forget(*id))
+        self.snapshots().forget(ids)
     }
 
     fn protect(&self, id: SnapshotId, protected: bool) -> Result<()> {
         self.snapshots().protect(id, protected)
+    }
+
+    fn lock(&self, id: SnapshotId, end: LockEnd) -> Result<UnixMs> {
+        self.snapshots().lock(id, end)
     }
 
     fn collect(&self, options: &CollectOptions, progress: &Progress) -> Result<CollectReport> {

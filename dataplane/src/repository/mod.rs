@@ -35,6 +35,7 @@ pub mod record;
 pub mod records;
 pub mod registry;
 pub mod repair;
+pub mod retention;
 pub mod scrub;
 pub mod scrubber;
 pub mod session;
@@ -58,8 +59,9 @@ use self::lock::OwnerLock;
 use self::lookup::Lookup;
 use self::objects::Objects;
 use self::pack_reader::PackFiles;
+use self::packer::PackerFigures;
 use self::registry::Registry;
-use self::session::{Session, SessionRequest};
+use self::session::{Begun, Committed, SessionRequest};
 use self::snapshots::Snapshots;
 use crate::io::{Engine, Storage};
 
@@ -84,7 +86,7 @@ pub trait Repository: Send + Sync {
     fn snapshots(&self) -> &Snapshots;
 
     /// Begins a session, or goes on with one.
-    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Box<dyn Session>>;
+    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun>;
 }
 
 /// A repository in a directory that this process has opened.
@@ -213,7 +215,16 @@ impl Repository for LocalRepository {
         &self.snapshots
     }
 
-    fn begin(self: Arc<Self>, _: &SessionRequest) -> Result<Box<dyn Session>> {
-        Ok(Box::new(LocalSession::begin(&self)?))
+    fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun> {
+        if let Some(session) = request.resume
+            && let Some(stored) = self.snapshots.published_by(session, &request.vm)?
+        {
+            return Ok(Begun::Published(Committed {
+                id: stored.id,
+                figures: PackerFigures::default(),
+                locked_until: stored.locked_until,
+            }));
+        }
+        Ok(Begun::Open(Box::new(LocalSession::begin(&self, request)?)))
     }
 }

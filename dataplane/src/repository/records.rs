@@ -19,7 +19,12 @@ pub trait Records: Send + Sync {
     /// [`CorruptObject`](super::error::RepositoryError::CorruptObject) if it is not to be had.
     fn payload(&self, id: ObjectId, kind: ObjectKind) -> Result<(Located, Vec<u8>)>;
 
-    /// Says that the maps `ids` will be asked for soon, in this order.
+    /// Bytes of buffers beside the largest batch that fetching makes good use of: what comes from far away
+    /// is asked for earlier.
+    fn fetch_ahead_len(&self) -> usize;
+
+    /// Says that the maps `ids` will be asked for soon, in this order, and before those of the next call.
+    /// Does not wait for them.
     fn expect_maps(&self, ids: &[SegmentMapId]) {
         let _ = ids;
     }
@@ -35,6 +40,8 @@ pub struct Wanted {
     pub id: ObjectId,
     /// The asker's number for it: fetching may change the order.
     pub tag: usize,
+    /// Bytes that the chunk has at least.
+    pub plain_len_min: u32,
     /// Where its record stands, once that is known; `None` if the repository does not have it.
     pub located: Option<Located>,
     /// Where it lies in the buffer; `None` if it was not fetched and has to be asked for alone.

@@ -7,6 +7,8 @@
 
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
+use undercroft_format::lock::LockEnd;
+use undercroft_format::pack::ObjectKind;
 use undercroft_format::snapshot::Snapshot;
 pub use undercroft_format::wire::ledger::DoneSegments;
 pub use undercroft_format::wire::session::{DiskState, DoneSegment, SegmentPlace};
@@ -16,6 +18,7 @@ use super::keys::{Keys, Sealer};
 use super::objects::Objects;
 use super::packer::PackerFigures;
 use super::record::{EncodedRecord, RecordBatch};
+use super::retention::UnixMs;
 use super::snapshots::StoredSnapshot;
 
 /// What a session is for.
@@ -27,6 +30,27 @@ pub struct SessionRequest {
     pub disks: Vec<DiskState>,
     /// An interrupted session to go on with; its disks must be in the same state.
     pub resume: Option<SessionId>,
+    /// How the snapshot is going to be locked.
+    pub lock: Option<LockEnd>,
+}
+
+/// What [`begin`](super::Repository::begin) gives.
+pub enum Begun {
+    /// A session.
+    Open(Box<dyn Session>),
+    /// The session that was to be gone on with has published its snapshot: there is nothing left to do.
+    Published(Committed),
+}
+
+/// What a session came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Committed {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The packs that the session wrote; nothing if the server was restarted since.
+    pub figures: PackerFigures,
+    /// The end of the snapshot's retention lock.
+    pub locked_until: Option<UnixMs>,
 }
 
 /// What a repository says of a segment.
@@ -77,12 +101,9 @@ pub trait Session: Send + Sync {
     /// is answered with true stays until the session ends.
     fn probe(&self, ids: &[ObjectId]) -> Result<Vec<bool>>;
 
-    /// Tells that the record of `id` is damaged: [`probe`](Self::probe) does not know it any more, so that
-    /// it is stored again.
-    fn distrust(&self, id: ObjectId) -> Result<()> {
-        let _ = id;
-        Ok(())
-    }
+    /// Tells that records of objects of one kind are damaged: [`probe`](Self::probe) does not know them any
+    /// more, so that they are stored again. The repository looks for itself, and believes nobody.
+    fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()>;
 
     /// Claims an id that [`probe`](Self::probe) did not know. True if the caller must store it; false
     /// if another worker of this session does.
@@ -109,8 +130,9 @@ pub trait Session: Send + Sync {
     /// Makes everything durable, then publishes `snapshot`.
     ///
     /// # Errors
-    /// Any failure of the session: nothing was published.
-    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)>;
+    /// Any failure of the session: nothing was published. [`Interrupted`](super::error::RepositoryError::Interrupted)
+    /// says that it cannot be told: going on with the session tells.
+    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<Committed>;
 
     /// Ends the session without a snapshot, but keeps what it stored for the next one to find.
     fn abandon(self: Box<Self>) -> Result<PackerFigures>;

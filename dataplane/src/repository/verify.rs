@@ -138,6 +138,12 @@ fn check_small_files(repository: &LocalRepository, damage: &mut Vec<Damage>) -> 
             damage.push(problem(&path, "the marker's content is damaged"));
         }
     }
+    for id in listing.locked {
+        if !repository.snapshots().lock_is_intact(id) {
+            let text = "the retention lock is damaged: it locks for good";
+            damage.push(problem(&layout::locked(id), text));
+        }
+    }
     let unchecked = layout::UNCHECKED;
     if super::loss::is_noted(&**storage)? && !repository.snapshots().marker_is_intact(unchecked) {
         damage.push(problem(unchecked, "the marker's content is damaged"));

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use undercroft_format::extent::Extent;
 use undercroft_format::id::SegmentMapId;
+use undercroft_format::maptree::Tree;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::DiskManifest;
 use undercroft_format::units::{DiskRange, SegmentNumber};
@@ -39,9 +40,6 @@ use crate::repository::snapshots::StoredSnapshot;
 
 /// Requests at the target's device at once, when it is compared.
 const QUEUE_DEPTH: u32 = 16;
-/// Room for records beyond that of the worst segment: those of one or two usual segments, which compress
-/// to 5 MiB. Memory that is used for the first time costs more than reading into it.
-const FETCH_AHEAD_LEN: usize = 8 << 20;
 /// Decoded segments beyond those that workers decode: one being fetched, one or two being written.
 const DECODED_AHEAD: usize = 2;
 /// Bytes of decoded segments, if that leaves room for two: more threads then share them.
@@ -144,9 +142,12 @@ pub fn restore_disk(
             }
             _ => None,
         },
+        is_stream: target.is_stream(),
         all_segments: target.is_stream() || needs_zeros(&target),
         // A segment's records may be longer than its data: headers, gaps, other parts of chunks.
-        fetch_pool: BufferPool::new(FETCH_LEN_MAX + FETCH_AHEAD_LEN),
+        fetch_pool: BufferPool::new(
+            FETCH_LEN_MAX + repository.objects().records().fetch_ahead_len(),
+        ),
         decoded_pool: BufferPool::new((segment_len + 4096) * decoded),
         decoders: (0..workers).map(|_| Mutex::default()).collect(),
         shared: Shared::default(),
@@ -257,6 +258,8 @@ struct Restore<'a> {
     in_place: Option<Arc<dyn BlockFile>>,
     /// The target, if it has no blocks yet.
     new_file: Option<Arc<dyn BlockFile>>,
+    /// The target takes segments in order.
+    is_stream: bool,
     /// Segments of zeros matter too.
     all_segments: bool,
     fetch_pool: Arc<BufferPool>,
@@ -273,9 +276,13 @@ struct Shared {
     fetched_bytes: Counter,
 }
 
+/// A segment and its map.
+type PlacedMap = (SegmentNumber, SegmentMapId);
+
 /// A segment whose records are being fetched into another buffer, or whose present content into its own.
 struct Reading {
     plan: SegmentPlan,
+    /// What it will be decoded to, if that is taken already.
     out: Option<Buffer>,
 }
 
@@ -306,15 +313,16 @@ impl Restore<'_> {
         let segments = self.disk.segment_size.segments_of(self.disk.size);
         let mut next = 0;
         let tree = self.disk.tree();
-        let visited = windows(tree.segments).try_for_each(|window| {
-            let mut found = Vec::new();
-            self.visit(tree, window, &mut |number, map| {
-                found.push((number, map));
-                Ok(())
-            })?;
-            let maps: Vec<SegmentMapId> = found.iter().map(|(_, map)| *map).collect();
-            self.repository.objects().records().expect_maps(&maps);
-            let maps: Vec<_> = found
+        let mut windows = windows(tree.segments);
+        let mut ahead = windows.next().map(|window| self.expect(tree, window));
+        let visited = std::iter::from_fn(|| {
+            let found = ahead.take()?;
+            // The maps of the next window are on their way while this one's chunks are fetched.
+            ahead = windows.next().map(|window| self.expect(tree, window));
+            Some(found)
+        })
+        .try_for_each(|found| {
+            let maps: Vec<_> = found?
                 .into_iter()
                 .map(|(number, map)| (number, self.map(number, map)))
                 .collect();
@@ -328,6 +336,18 @@ impl Restore<'_> {
         let finished = visited.and_then(|()| fetcher.zeros(next..segments));
         while fetcher.reap() {}
         finished
+    }
+
+    /// The maps of a window's segments, which will be asked for soon.
+    fn expect(&self, tree: Tree, window: std::ops::Range<u64>) -> Result<Vec<PlacedMap>> {
+        let mut found = Vec::new();
+        self.visit(tree, window, &mut |number, map| {
+            found.push((number, map));
+            Ok(())
+        })?;
+        let maps: Vec<SegmentMapId> = found.iter().map(|(_, map)| *map).collect();
+        self.repository.objects().records().expect_maps(&maps);
+        Ok(found)
     }
 
     /// Segment `number`'s map, which must be of its length.
@@ -379,7 +399,7 @@ impl Restore<'_> {
     /// Visits segments `range` of the disk; with damage allowed, past nodes that cannot be read.
     fn visit(
         &self,
-        tree: undercroft_format::maptree::Tree,
+        tree: Tree,
         range: std::ops::Range<u64>,
         visitor: &mut dyn FnMut(SegmentNumber, SegmentMapId) -> Result<()>,
     ) -> Result<()> {
@@ -556,8 +576,9 @@ impl Fetcher<'_, '_, '_> {
             ));
         }
         let mut plan = SegmentPlan::new(number, range, map);
-        let mut out = self.acquire(&restore.decoded_pool, range.len() as usize);
-        if let (Some(file), Some(queue)) = (&restore.in_place, &mut self.target) {
+        if let (Some(file), true) = (&restore.in_place, self.target.is_some()) {
+            let mut out = self.acquire(&restore.decoded_pool, range.len() as usize);
+            let queue = self.target.as_mut().expect("just seen");
             let pieces = data_of(file, range, &mut out)?;
             let read: usize = pieces.iter().map(|piece| piece.len).sum();
             restore.progress.read_bytes.add(read as u64);
@@ -572,16 +593,16 @@ impl Fetcher<'_, '_, '_> {
         }
         self.records.prepare(&mut plan.batch)?;
         let fetch_len = plan.batch.fetch_len;
+        // A stream takes segments in order: the first must not wait for buffers that later ones have.
+        let out = (restore.is_stream || fetch_len == 0)
+            .then(|| self.acquire(&restore.decoded_pool, range.len() as usize));
         if fetch_len == 0 {
-            self.spawn(plan, None, out);
+            self.spawn(plan, None, out.expect("just acquired"));
             return Ok(());
         }
         let buffer = self.acquire(&restore.fetch_pool, fetch_len);
         self.records.submit(std::mem::take(&mut plan.batch), buffer);
-        self.reading.push(Reading {
-            plan,
-            out: Some(out),
-        });
+        self.reading.push(Reading { plan, out });
         Ok(())
     }
 
@@ -619,7 +640,9 @@ impl Fetcher<'_, '_, '_> {
         shared.fetched_bytes.add(batch.fetch_len as u64);
         self.restore.progress.read_bytes.add(batch.fetch_len as u64);
         plan.batch = batch;
-        let out = out.expect("a fetched segment has a buffer to be decoded to");
+        // Workers and the writing thread let go of buffers without any help from here.
+        let len = plan.range.len() as usize;
+        let out = out.unwrap_or_else(|| self.restore.decoded_pool.acquire(len));
         self.spawn(plan, Some(buffer), out);
         true
     }

@@ -49,6 +49,7 @@ impl SegmentPlan {
                 wanted.push(Wanted {
                     id: chunk.into(),
                     tag: uses.len(),
+                    plain_len_min: 0,
                     located: None,
                     fetched: None,
                 });
@@ -56,6 +57,8 @@ impl SegmentPlan {
                 uses.len() - 1
             });
             uses[tag].push(Use { at, offset, len });
+            let chunk = &mut wanted[tag];
+            chunk.plain_len_min = chunk.plain_len_min.max(offset.saturating_add(len));
         }
         Self {
             number,

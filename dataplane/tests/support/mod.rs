@@ -337,6 +337,7 @@ pub fn job(
         metadata: Some(("vm.json".to_owned(), format!("{{{vm}}}").into_bytes())),
         tags: Vec::new(),
         resume: None,
+        lock: None,
         now_ms,
     }
 }

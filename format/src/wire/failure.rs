@@ -69,6 +69,8 @@ codes! {
     MissingObject = 19;
     /// The object's record is damaged.
     CorruptObject = 20;
+    /// A retention lock forbids it.
+    RetentionLocked = 21;
     /// A record that is not what it says.
     BadRecord = 32;
     /// No such session: it ended, or its lease lapsed.

@@ -84,11 +84,13 @@ frames! {
     /// Segments that are durable.
     Acknowledged = 21, 1 << 20;
     /// Publish the session's snapshot.
-    Commit = 22, (4 << 20) + 16;
+    Commit = 22, (4 << 20) + 32;
     /// End the session without one.
     Abandon = 23, 0;
     /// The session is over.
     Ended = 24, 64;
+    /// The session that was to be gone on with has published its snapshot.
+    Published = 25, 64;
     /// First frame of a lane: which session it belongs to.
     Attach = 32, 24;
     /// Which of these segments are there whole?
@@ -103,6 +105,8 @@ frames! {
     SegmentDone = 37, 64;
     /// Has everything before been taken in?
     Flush = 38, 0;
+    /// Objects whose records the client found damaged.
+    Distrust = 39, IDS_BODY_MAX;
     /// Records by id.
     Fetch = 48, IDS_BODY_MAX;
     /// A record.
@@ -118,13 +122,17 @@ frames! {
     /// What is known of a snapshot without reading it.
     StatSnapshot = 67, 16;
     /// That.
-    SnapshotState = 68, 1;
-    /// Remove a snapshot.
-    Forget = 69, 16;
+    SnapshotState = 68, 64;
+    /// Remove snapshots.
+    Forget = 69, 1024 * 16 + 8;
     /// Protect a snapshot or lift its protection.
     Protect = 70, 17;
     /// Keep what snapshots refer to until the stream ends.
     Hold = 71, 1024 * 16 + 8;
+    /// Lock a snapshot, or extend its lock.
+    Lock = 72, 32;
+    /// Until when it is locked.
+    LockedUntil = 73, 16;
     /// Give back space.
     Collect = 80, 1 << 10;
     /// Check what is stored.
@@ -141,6 +149,10 @@ frames! {
     Stop = 86, 0;
     /// What was found, as JSON.
     Report = 87, 64 << 20;
+    /// Sealed chunks that only the client can open: are they what they should be?
+    Judge = 88, RECORD_BODY_MAX;
+    /// Which of them are not.
+    Judged = 89, 1 << 20;
     /// What the server does.
     Status = 96, 0;
     /// The sessions of all repositories.

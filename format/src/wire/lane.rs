@@ -7,8 +7,9 @@
 
 use crate::codec::{DecodeError, Problem, Reader, put_varint};
 use crate::id::{ObjectId, SegmentMapId, SessionId};
-use crate::pack::{RECORD_WIRE_LEN, RecordHeader};
+use crate::pack::{ObjectKind, RECORD_WIRE_LEN, RecordHeader};
 
+use super::failure::read_kind;
 use super::frame::{Body, FRAME_HEADER_LEN, FrameType, IDS_MAX, close_frame};
 use super::session::{DoneSegment, Epoch, SegmentPlace};
 
@@ -55,6 +56,32 @@ pub struct SegmentDone {
 /// Has everything before been taken in? Answered by [`Done`](super::message::Done).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flush;
+
+/// Objects whose records the client found damaged. The server looks for itself, and takes those for missing
+/// that it cannot give; answered by [`Done`](super::message::Done).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distrust {
+    /// Kind of all the objects.
+    pub kind: ObjectKind,
+    /// Their ids.
+    pub ids: Vec<ObjectId>,
+}
+
+impl Body for Distrust {
+    const KIND: FrameType = FrameType::Distrust;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(self.kind.code());
+        put_ids(out, &self.ids);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            kind: read_kind(reader)?,
+            ids: read_ids(reader)?,
+        })
+    }
+}
 
 impl Body for Attach {
     const KIND: FrameType = FrameType::Attach;
@@ -202,10 +229,16 @@ impl PushBuilder {
 
 /// The records in the body of a [`Push`](FrameType::Push) frame, payloads unchecked.
 pub fn pushed_records(body: &[u8]) -> Result<Vec<(RecordHeader, &[u8])>, DecodeError> {
-    let mut reader = Reader::new("push", body);
+    records_of(&mut Reader::new("push", body))
+}
+
+/// Reads records to the end.
+pub(super) fn records_of<'a>(
+    reader: &mut Reader<'a>,
+) -> Result<Vec<(RecordHeader, &'a [u8])>, DecodeError> {
     let mut records = Vec::new();
     while reader.remaining() > 0 {
-        let header = RecordHeader::decode_on_wire(&mut reader)?;
+        let header = RecordHeader::decode_on_wire(reader)?;
         records.push((header, reader.take(header.info.stored_len as usize)?));
     }
     Ok(records)

@@ -249,6 +249,7 @@ impl Ledger {
             vm: self.vm.clone(),
             disks: self.disks.clone(),
             resume: None,
+            lock: None,
         };
         request.put_disks(&mut out);
         for finished in &self.finished {
@@ -309,6 +310,7 @@ mod tests {
                 state: [1; 32],
             }],
             resume: None,
+            lock: None,
         }
     }
 

@@ -4,21 +4,24 @@ use crate::codec::DecodeError;
 
 use super::fetch::{RECORD_PREFIX_LEN, RecordPrefix};
 use super::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
+use super::judge::judged_records;
 use super::lane::pushed_records;
 
 pub use super::failure::Failure;
 pub use super::fetch::{Fetch, Unfetched};
 pub use super::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
-pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Flush, SegmentDone};
+pub use super::judge::Judged;
+pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Distrust, Flush, SegmentDone};
 pub use super::proxy::{
     Accepted, CancelTask, Follow, ListTasks, ShowTask, Submit, Suspend, TaskNote, TaskOver,
     TaskProgress,
 };
 pub use super::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned,
+    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
 };
 pub use super::snapshots::{
-    Forget, Hold, Protect, ReadSnapshot, SnapshotFile, SnapshotState, StatSnapshot,
+    Forget, Hold, Lock, LockedUntil, Protect, ReadSnapshot, SnapshotFile, SnapshotState,
+    StatSnapshot,
 };
 pub use super::upkeep::{
     Collect, Done, ListSnapshots, PackBytes, Progress, Repair, Report, Sessions, Stats, Status,
@@ -34,6 +37,7 @@ macro_rules! messages {
             $($kind($body),)*
             Push(Vec<u8>),
             Record(Vec<u8>),
+            Judge(Vec<u8>),
         }
 
         impl Message {
@@ -50,6 +54,10 @@ macro_rules! messages {
                         RecordPrefix::decode(prefix, body.len())?;
                         Ok(Self::Record(body.to_vec()))
                     }
+                    FrameType::Judge => {
+                        judged_records(body)?;
+                        Ok(Self::Judge(body.to_vec()))
+                    }
                 }
             }
 
@@ -63,6 +71,7 @@ macro_rules! messages {
                     $(Self::$kind(body) => body.frame(),)*
                     Self::Push(body) => raw(FrameType::Push, body),
                     Self::Record(body) => raw(FrameType::Record, body),
+                    Self::Judge(body) => raw(FrameType::Judge, body),
                 }
             }
         }
@@ -88,12 +97,14 @@ messages! {
     Commit(Commit),
     Abandon(Abandon),
     Ended(Ended),
+    Published(Published),
     Attach(Attach),
     AskSegments(AskSegments),
     AskObjects(AskObjects),
     Answers(Answers),
     SegmentDone(SegmentDone),
     Flush(Flush),
+    Distrust(Distrust),
     Fetch(Fetch),
     Unfetched(Unfetched),
     ListSnapshots(ListSnapshots),
@@ -104,6 +115,8 @@ messages! {
     Forget(Forget),
     Protect(Protect),
     Hold(Hold),
+    Lock(Lock),
+    LockedUntil(LockedUntil),
     Collect(Collect),
     Verify(Verify),
     Repair(Repair),
@@ -112,6 +125,7 @@ messages! {
     Progress(Progress),
     Stop(Stop),
     Report(Report),
+    Judged(Judged),
     Status(Status),
     Sessions(Sessions),
     Submit(Submit),

@@ -10,8 +10,8 @@
 //! - [`session`]: a session from begin to commit; [`ledger`]: what the server remembers of it
 //! - [`lane`]: the streams that carry a session's data: questions, records, finished segments
 //! - [`fetch`]: records by id
-//! - [`snapshots`]: the roots: list, read, hold, forget, protect
-//! - [`upkeep`]: long work with progress, figures, what an administrator asks
+//! - [`snapshots`]: the roots: list, read, hold, forget, protect, lock
+//! - [`upkeep`]: long work with progress, figures, what an administrator asks; [`judge`]: what takes the key
 //! - [`proxy`]: what is said to a proxy; [`task`]: what it is to do; [`books`]: what it remembers of that
 //! - [`failure`]: what went wrong at the other end
 
@@ -20,6 +20,7 @@ pub mod failure;
 pub mod fetch;
 pub mod frame;
 pub mod hello;
+pub mod judge;
 pub mod lane;
 pub mod ledger;
 pub mod message;

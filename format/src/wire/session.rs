@@ -2,7 +2,9 @@
 
 use crate::codec::{DecodeError, Problem, Reader, put_string, put_varint};
 use crate::id::{SegmentMapId, SessionId, SnapshotId};
+use crate::lock::LockEnd;
 use crate::snapshot::{DISK_LEN_MAX, NAME_LEN_MAX, SNAPSHOT_LEN_MAX};
+use crate::trust::time::UnixMs;
 use crate::units::{DiskLength, SegmentNumber, SegmentSize};
 
 use super::frame::{Body, FrameType};
@@ -84,6 +86,9 @@ pub struct Begin {
     pub disks: Vec<DiskState>,
     /// An interrupted session to go on with; its disks must be in the same state.
     pub resume: Option<SessionId>,
+    /// How the snapshot is going to be locked: said now, so that what cannot be is refused before any data
+    /// is read.
+    pub lock: Option<LockEnd>,
 }
 
 impl Begin {
@@ -123,6 +128,7 @@ impl Body for Begin {
         if let Some(session) = self.resume {
             out.extend_from_slice(session.as_bytes());
         }
+        LockEnd::put(self.lock, out);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -131,7 +137,12 @@ impl Body for Begin {
             false => None,
             true => Some(SessionId::from_bytes(reader.array()?)),
         };
-        Ok(Self { vm, disks, resume })
+        Ok(Self {
+            vm,
+            disks,
+            resume,
+            lock: LockEnd::read(reader)?,
+        })
     }
 }
 
@@ -192,6 +203,16 @@ pub(super) fn read_segments(
         segments.push((number, DoneSegment::read(reader)?));
     }
     Ok(segments)
+}
+
+/// Reads a time, or none.
+fn read_until(reader: &mut Reader<'_>) -> Result<Option<UnixMs>, DecodeError> {
+    let at = reader.clone();
+    match LockEnd::read(reader)? {
+        None => Ok(None),
+        Some(LockEnd::At(time)) => Ok(Some(time)),
+        Some(LockEnd::After(_)) => Err(at.error(Problem::Invalid("end of a lock"))),
+    }
 }
 
 /// Reads the ordinal of a segment.
@@ -260,6 +281,8 @@ pub struct Acknowledged {
 /// Publishes the session's snapshot, once every lane was flushed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
+    /// How it is locked, from the moment when it can be seen.
+    pub lock: Option<LockEnd>,
     /// The snapshot's file.
     pub snapshot: Vec<u8>,
 }
@@ -275,6 +298,34 @@ pub struct Ended {
     pub packs: u64,
     /// Bytes of them.
     pub pack_bytes: u64,
+    /// Until when the snapshot is locked.
+    pub locked_until: Option<UnixMs>,
+}
+
+/// Answers a [`Begin`] that wants to go on with a session which has published its snapshot: whoever sent
+/// [`Commit`] and lost the answer learns it this way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// How the session ended. Of packs it says nothing if the server was restarted since.
+    pub ended: Ended,
+}
+
+impl Body for Published {
+    const KIND: FrameType = FrameType::Published;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.snapshot.as_bytes());
+        self.ended.put(out);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            snapshot: SnapshotId::from_bytes(reader.array()?),
+            ended: Ended::read(reader)?,
+        })
+    }
 }
 
 impl Body for Pin {
@@ -332,11 +383,13 @@ impl Body for Commit {
     const KIND: FrameType = FrameType::Commit;
 
     fn put(&self, out: &mut Vec<u8>) {
+        LockEnd::put(self.lock, out);
         put_bytes(out, &self.snapshot);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
+            lock: LockEnd::read(reader)?,
             snapshot: read_bytes(reader, "snapshot length", SNAPSHOT_LEN_MAX)?,
         })
     }
@@ -358,12 +411,14 @@ impl Body for Ended {
     fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.packs);
         put_varint(out, self.pack_bytes);
+        LockEnd::put(self.locked_until.map(LockEnd::At), out);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             packs: reader.varint("packs", u64::MAX)?,
             pack_bytes: reader.varint("pack bytes", u64::MAX)?,
+            locked_until: read_until(reader)?,
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::codec::{DecodeError, Problem, Reader, put_string, put_varint};
 use crate::id::SnapshotId;
+use crate::lock::{LOCK_LEN, LockEnd};
 use crate::snapshot::SNAPSHOT_LEN_MAX;
+use crate::trust::time::UnixMs;
 
 use super::frame::{Body, FrameType};
 use super::hello::{put_bytes, read_bytes};
@@ -18,12 +20,12 @@ pub const HOLDS_MAX: usize = 1024;
 pub struct SnapshotFile {
     /// Its name there.
     pub name: String,
-    /// What it holds; empty for markers and foreign files.
+    /// What it holds; empty for markers.
     pub content: Vec<u8>,
 }
 
 /// What is known of a snapshot without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotState {
     /// It is there.
     pub is_there: bool,
@@ -31,6 +33,32 @@ pub struct SnapshotState {
     pub is_protected: bool,
     /// `repair` found that it lost something.
     pub is_incomplete: bool,
+    /// The file of its retention lock, as it is.
+    pub lock: Option<Vec<u8>>,
+}
+
+/// Removes snapshots, all or, if one of them cannot be removed, none; answered by
+/// [`Done`](super::message::Done).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forget {
+    /// At most [`HOLDS_MAX`].
+    pub snapshots: Vec<SnapshotId>,
+}
+
+/// Locks a snapshot, or extends its lock; answered by [`LockedUntil`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// When the lock is to end.
+    pub end: LockEnd,
+}
+
+/// Until when a snapshot is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockedUntil {
+    /// The end.
+    pub until: UnixMs,
 }
 
 /// Sets or lifts a protection.
@@ -78,8 +106,6 @@ about_a_snapshot! {
     ReadSnapshot;
     /// Asks what is known of a snapshot; answered by a [`SnapshotState`].
     StatSnapshot;
-    /// Removes a snapshot; answered by [`Done`](super::message::Done).
-    Forget;
 }
 
 impl Body for SnapshotFile {
@@ -105,20 +131,28 @@ impl Body for SnapshotState {
         out.push(
             u8::from(self.is_there)
                 | u8::from(self.is_protected) << 1
-                | u8::from(self.is_incomplete) << 2,
+                | u8::from(self.is_incomplete) << 2
+                | u8::from(self.lock.is_some()) << 3,
         );
+        if let Some(lock) = &self.lock {
+            put_bytes(out, lock);
+        }
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let at = reader.clone();
         let flags = reader.u8()?;
-        if flags > 7 {
+        if flags > 15 {
             return Err(at.error(Problem::Invalid("snapshot state")));
         }
         Ok(Self {
             is_there: flags & 1 != 0,
             is_protected: flags & 2 != 0,
             is_incomplete: flags & 4 != 0,
+            lock: match flags & 8 {
+                0 => None,
+                _ => Some(read_bytes(reader, "length of a lock", LOCK_LEN as u64)?),
+            },
         })
     }
 }
@@ -143,17 +177,70 @@ impl Body for Hold {
     const KIND: FrameType = FrameType::Hold;
 
     fn put(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.snapshots.len() as u64);
-        for id in &self.snapshots {
-            out.extend_from_slice(id.as_bytes());
-        }
+        put_ids(out, &self.snapshots);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let count = reader.count("snapshots", HOLDS_MAX as u64, SnapshotId::LEN)?;
-        let ids = (0..count).map(|_| Ok(SnapshotId::from_bytes(reader.array()?)));
         Ok(Self {
-            snapshots: ids.collect::<Result<_, DecodeError>>()?,
+            snapshots: read_ids(reader)?,
         })
     }
+}
+
+impl Body for Forget {
+    const KIND: FrameType = FrameType::Forget;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_ids(out, &self.snapshots);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            snapshots: read_ids(reader)?,
+        })
+    }
+}
+
+impl Body for Lock {
+    const KIND: FrameType = FrameType::Lock;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.snapshot.as_bytes());
+        LockEnd::put(Some(self.end), out);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let snapshot = SnapshotId::from_bytes(reader.array()?);
+        let at = reader.clone();
+        let end = LockEnd::read(reader)?;
+        let end = end.ok_or_else(|| at.error(Problem::Invalid("end of a lock")))?;
+        Ok(Self { snapshot, end })
+    }
+}
+
+impl Body for LockedUntil {
+    const KIND: FrameType = FrameType::LockedUntil;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        self.until.put(out);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            until: UnixMs::read(reader)?,
+        })
+    }
+}
+
+fn put_ids(out: &mut Vec<u8>, ids: &[SnapshotId]) {
+    put_varint(out, ids.len() as u64);
+    for id in ids {
+        out.extend_from_slice(id.as_bytes());
+    }
+}
+
+fn read_ids(reader: &mut Reader<'_>) -> Result<Vec<SnapshotId>, DecodeError> {
+    let count = reader.count("snapshots", HOLDS_MAX as u64, SnapshotId::LEN)?;
+    let ids = (0..count).map(|_| Ok(SnapshotId::from_bytes(reader.array()?)));
+    ids.collect()
 }

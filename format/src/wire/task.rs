@@ -3,6 +3,7 @@
 
 use crate::codec::{DecodeError, Problem, Reader, put_string, put_varint};
 use crate::id::SessionId;
+use crate::lock::LockEnd;
 use crate::snapshot::NAME_LEN_MAX;
 use crate::trust::envelope::{put_option, read_option};
 
@@ -45,6 +46,8 @@ pub struct BackupTask {
     pub tags: Vec<String>,
     /// An interrupted session to go on with.
     pub resume: Option<SessionId>,
+    /// How the snapshot is locked.
+    pub lock: Option<LockEnd>,
     /// The IANA name of the time zone in which `parent` is read; the proxy's if there is none.
     pub time_zone: Option<String>,
 }
@@ -171,6 +174,7 @@ impl BackupTask {
         put_option(out, self.resume.as_ref(), |out, session| {
             out.extend_from_slice(session.as_bytes());
         });
+        LockEnd::put(self.lock, out);
         put_text(out, self.time_zone.as_ref());
     }
 
@@ -185,6 +189,7 @@ impl BackupTask {
                 reader.string("tag", NAME_LEN_MAX)
             })?,
             resume: read_option(reader, |reader| Ok(SessionId::from_bytes(reader.array()?)))?,
+            lock: LockEnd::read(reader)?,
             time_zone: read_text(reader, "time zone", ZONE_LEN_MAX)?,
         })
     }
@@ -281,11 +286,14 @@ pub(super) fn read_list<'a, T>(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use proptest::collection::vec;
     use proptest::option::of;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::trust::time::UnixMs;
 
     fn text() -> impl Strategy<Value = String> {
         "[a-zö0-9/@ ]{0,20}"
@@ -304,6 +312,10 @@ pub(super) mod tests {
 
     pub fn any_task() -> impl Strategy<Value = Task> {
         let session = any::<[u8; 16]>().prop_map(SessionId::from_bytes);
+        let lock = prop_oneof![
+            (0..1_u64 << 40).prop_map(|ms| LockEnd::At(UnixMs::from_millis(ms))),
+            (0..1_u64 << 30).prop_map(|ms| LockEnd::After(Duration::from_millis(ms))),
+        ];
         let overwrite = prop_oneof![
             Just(Overwrite::Never),
             Just(Overwrite::Force),
@@ -312,10 +324,19 @@ pub(super) mod tests {
         prop_oneof![
             (
                 (text(), text(), vec(disk(), 0..3), of(text())),
-                (of(text()), vec(text(), 0..3), of(session), of(text())),
+                (
+                    of(text()),
+                    vec(text(), 0..3),
+                    of(session),
+                    of(lock),
+                    of(text()),
+                ),
             )
                 .prop_map(
-                    |((repository, vm, disks, parent), (metadata, tags, resume, time_zone))| {
+                    |(
+                        (repository, vm, disks, parent),
+                        (metadata, tags, resume, lock, time_zone),
+                    )| {
                         Task::Backup(BackupTask {
                             repository,
                             vm,
@@ -324,6 +345,7 @@ pub(super) mod tests {
                             metadata,
                             tags,
                             resume,
+                            lock,
                             time_zone,
                         })
                     }

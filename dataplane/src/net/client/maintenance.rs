@@ -5,19 +5,24 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::frame::{Body, FrameType};
-use undercroft_format::wire::message::{Forget, PackBytes, Protect, Repair, Report, Stop};
+use undercroft_format::wire::message::{
+    Forget, Lock, LockedUntil, PackBytes, Protect, Repair, Report, Stop,
+};
+use undercroft_format::wire::snapshots::HOLDS_MAX;
 use undercroft_format::wire::upkeep;
 
 use super::link::parse;
 use super::repository::RemoteRepository;
-use crate::net::conversation::{Frame, StreamError, expect, read_frame};
+use crate::net::conversation::{StreamError, Waited, expect};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::gc::{CollectOptions, CollectReport};
 use crate::repository::maintenance::Maintenance;
 use crate::repository::repair::RepairReport;
+use crate::repository::retention::UnixMs;
 use crate::repository::stats::Stats;
 use crate::repository::verify::{VerifyOptions, VerifyReport};
 
@@ -33,24 +38,17 @@ impl RemoteRepository {
     fn long<Q: Body, R: DeserializeOwned>(&self, question: &Q, progress: &Progress) -> Result<R> {
         let mut stream = self.link().converse()?;
         stream.say(question)?;
-        let handle = stream.handle().clone();
         let mut told = upkeep::Progress::default();
         let mut is_stopped = false;
         loop {
-            let mut next = std::pin::pin!(read_frame(&mut stream.recv));
-            let frame: Frame = loop {
-                let waited = handle
-                    .block_on(async { tokio::time::timeout(LISTEN_EVERY, next.as_mut()).await });
-                match waited {
-                    Ok(frame) => break frame?.ok_or(StreamError::NoAnswer)?,
-                    Err(_) if progress.is_stopping() && !is_stopped => {
+            let frame = match stream.read_within(LISTEN_EVERY)? {
+                Waited::For(frame) => frame.ok_or(StreamError::NoAnswer)?,
+                Waited::InVain => {
+                    if progress.is_stopping() && !is_stopped {
                         is_stopped = true;
-                        let stop = Stop.frame();
-                        handle
-                            .block_on(stream.send.write_all(&stop))
-                            .map_err(StreamError::from)?;
+                        stream.say(&Stop)?;
                     }
-                    Err(_) => {}
+                    continue;
                 }
             };
             match frame.0 {
@@ -88,9 +86,10 @@ impl Maintenance for Arc<RemoteRepository> {
     }
 
     fn forget(&self, ids: &[SnapshotId]) -> Result<()> {
-        ids.iter().try_for_each(|id| {
-            let forget = Forget { snapshot: *id };
-            self.link().ask(&forget).map(|upkeep::Done| ())
+        ids.chunks(HOLDS_MAX).try_for_each(|ids| {
+            let snapshots = ids.to_vec();
+            let forgotten = self.link().ask(&Forget { snapshots });
+            forgotten.map(|upkeep::Done| ())
         })
     }
 
@@ -100,6 +99,12 @@ impl Maintenance for Arc<RemoteRepository> {
             is_protected: protected,
         };
         self.link().ask(&protect).map(|upkeep::Done| ())
+    }
+
+    fn lock(&self, id: SnapshotId, end: LockEnd) -> Result<UnixMs> {
+        let lock = Lock { snapshot: id, end };
+        let LockedUntil { until } = self.link().ask(&lock)?;
+        Ok(until)
     }
 
     fn collect(&self, asked: &CollectOptions, progress: &Progress) -> Result<CollectReport> {

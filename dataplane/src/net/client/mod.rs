@@ -3,6 +3,7 @@
 //! `link` is the connections; `repository`, `session`, `records` and `maintenance` are the traits of
 //! the same names over it, `snapshot_files` the directory of snapshots.
 
+mod expected;
 mod lane;
 pub mod link;
 mod maintenance;
@@ -11,5 +12,5 @@ pub mod repository;
 mod session;
 mod snapshot_files;
 
-pub use link::{Link, LinkError, LinkOptions};
+pub use link::{Dial, Link, LinkError, LinkOptions};
 pub use repository::RemoteRepository;

@@ -1,10 +1,10 @@
 //! Records from a server: many at a time, several requests under way, in any order.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use parking_lot::Mutex;
+use quinn::{RecvStream, SendStream};
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId};
 use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN};
@@ -13,9 +13,10 @@ use undercroft_format::wire::fetch::{
 };
 use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
 
+use super::expected::ExpectedMaps;
 use super::link::Link;
 use crate::io::{Buffer, BufferPool, Engine};
-use crate::net::conversation::{Conversation, StreamError, of_exact};
+use crate::net::conversation::{QuicStream, StreamError, expect, of_exact, read_frame};
 use crate::net::convert::error_of;
 use crate::repository::error::{RecordProblem, RepositoryError, Result};
 use crate::repository::local_records::FETCH_LEN_MAX;
@@ -26,19 +27,21 @@ use crate::repository::records::{Batch, Fetch, Fetched, Records};
 /// Records that a server gives.
 pub struct RemoteRecords {
     link: Arc<Link>,
-    /// Bytes that a chunk's record takes at most, unless compression or sealing made it longer.
-    chunk_len: usize,
-    /// Maps that were asked for in advance.
-    expected: Mutex<HashMap<ObjectId, (Located, Vec<u8>)>>,
+    /// Bytes of the longest chunk.
+    chunk_len_max: usize,
+    expected: ExpectedMaps,
 }
+
+/// Batches beyond the one that is waited for: the server reads one while another is on its way.
+const BATCHES_AHEAD: usize = 2;
 
 impl RemoteRecords {
     /// Records of the repository that `link` has opened.
     pub fn new(link: Arc<Link>, config: &Config) -> Self {
         Self {
             link,
-            chunk_len: config.chunker.max_len() as usize + RECORD_HEADER_LEN,
-            expected: Mutex::default(),
+            chunk_len_max: config.chunker.max_len() as usize,
+            expected: ExpectedMaps::default(),
         }
     }
 
@@ -47,39 +50,41 @@ impl RemoteRecords {
         &self,
         kind: ObjectKind,
         ids: &[ObjectId],
-        mut take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
+        take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
     ) -> Result<()> {
-        let mut stream = self.link.converse()?;
-        let ids = ids.to_vec();
-        let count = ids.len();
-        stream.say(&FetchRequest { kind, ids })?;
-        stream.finish();
-        for _ in 0..count {
-            let (frame, body) = stream.read()?.ok_or(StreamError::NoAnswer)?;
-            match frame {
-                FrameType::Record => {
-                    let prefix = &body[..body.len().min(RECORD_PREFIX_LEN)];
-                    let prefix =
-                        RecordPrefix::decode(prefix, body.len()).map_err(StreamError::from)?;
-                    let payload = body[RECORD_PREFIX_LEN..].to_vec();
-                    take(prefix.tag as usize, checked(&prefix, kind, payload));
-                }
-                FrameType::Unfetched => {
-                    let Unfetched { tag, failure } =
-                        Unfetched::decode(&body).map_err(StreamError::from)?;
-                    take(tag as usize, Err(error_of(failure)));
-                }
-                _ => {
-                    let answer = crate::net::conversation::expect::<Unfetched>(&(frame, body));
-                    return Err(answer
-                        .map(|_| StreamError::NoAnswer)
-                        .unwrap_or_else(|error| error)
-                        .into());
-                }
+        let fetched = async { fetch_each(self.link.open_stream().await?, kind, ids, take).await };
+        Ok(self.link.handle().block_on(fetched)?)
+    }
+}
+
+/// Asks for objects of one kind on a new stream and gives each to `take`.
+async fn fetch_each(
+    (mut send, mut recv): (SendStream, RecvStream),
+    kind: ObjectKind,
+    ids: &[ObjectId],
+    mut take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
+) -> Result<(), StreamError> {
+    let ids = ids.to_vec();
+    let count = ids.len();
+    send.write_all(&FetchRequest { kind, ids }.frame()).await?;
+    // The stream is gone only if the server does not want to hear any more; it says why.
+    let _ = send.finish();
+    for _ in 0..count {
+        let (frame, mut body) = read_frame(&mut recv).await?.ok_or(StreamError::NoAnswer)?;
+        match frame {
+            FrameType::Record => {
+                let prefix = &body[..body.len().min(RECORD_PREFIX_LEN)];
+                let prefix = RecordPrefix::decode(prefix, body.len())?;
+                let payload = body.split_off(RECORD_PREFIX_LEN);
+                take(prefix.tag as usize, checked(&prefix, kind, payload));
+            }
+            frame => {
+                let Unfetched { tag, failure } = expect(&(frame, body))?;
+                take(tag as usize, Err(error_of(failure)));
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn located(prefix: &RecordPrefix) -> Located {
@@ -108,7 +113,7 @@ fn checked(
 impl Records for RemoteRecords {
     fn payload(&self, id: ObjectId, kind: ObjectKind) -> Result<(Located, Vec<u8>)> {
         if kind == ObjectKind::SegmentMap
-            && let Some(found) = self.expected.lock().remove(&id)
+            && let Some(found) = self.expected.get(id)
         {
             return Ok(found);
         }
@@ -128,16 +133,23 @@ impl Records for RemoteRecords {
         if ids.is_empty() {
             return;
         }
-        let mut found = HashMap::new();
-        let fetched = self.fetch_each(ObjectKind::SegmentMap, &ids, |_, record| {
-            if let Ok((located, payload)) = record {
-                found.insert(located.info.id, (located, payload));
-            }
-        });
-        // Asking for what is missing alone tells why.
-        if fetched.is_ok() {
-            *self.expected.lock() = found;
-        }
+        let link = self.link.clone();
+        self.expected
+            .fetch(self.link.handle(), ids.clone(), async move {
+                let mut found = Vec::new();
+                let (send, recv) = link.open_stream().await?;
+                fetch_each((send, recv), ObjectKind::SegmentMap, &ids, |_, record| {
+                    // Asking for what is missing alone tells why.
+                    found.extend(record);
+                })
+                .await?;
+                Ok(found)
+            });
+    }
+
+    fn fetch_ahead_len(&self) -> usize {
+        // What no record comes to is never touched.
+        BATCHES_AHEAD * FETCH_LEN_MAX
     }
 
     fn fetch(&self, _: &dyn Engine, _: &Arc<BufferPool>) -> Result<Box<dyn Fetch + '_>> {
@@ -155,7 +167,7 @@ impl Records for RemoteRecords {
 /// Each batch is one request on a stream of its own; streams are used again.
 struct RemoteFetch<'a> {
     records: &'a RemoteRecords,
-    idle: Arc<Mutex<Vec<Conversation>>>,
+    idle: Arc<Mutex<Vec<QuicStream>>>,
     under_way: usize,
     done: Sender<(Batch, Buffer)>,
     batches: Receiver<(Batch, Buffer)>,
@@ -163,34 +175,33 @@ struct RemoteFetch<'a> {
 
 impl Fetch for RemoteFetch<'_> {
     fn prepare(&mut self, batch: &mut Batch) -> Result<()> {
-        // How long the records are, only the server knows.
-        let len = batch.wanted.len() * self.records.chunk_len;
-        batch.fetch_len = len.min(FETCH_LEN_MAX);
+        // How long the records are, only the server knows; they are hardly longer than what they hold. A
+        // chunk that is longer than what is used of it finds room where another was compressed.
+        let plain = batch.wanted.iter().map(|wanted| {
+            (wanted.plain_len_min as usize).min(self.records.chunk_len_max) + RECORD_HEADER_LEN
+        });
+        let len = plain.sum::<usize>() + self.records.chunk_len_max;
+        batch.fetch_len = match batch.wanted.is_empty() {
+            true => 0,
+            false => len.min(FETCH_LEN_MAX),
+        };
         Ok(())
     }
 
     fn submit(&mut self, mut batch: Batch, mut buffer: Buffer) {
         self.under_way += 1;
         let reused = self.idle.lock().pop();
-        let stream = match reused {
-            Some(stream) => Ok(stream),
-            None => self.records.link.converse(),
-        };
+        let fresh = || self.records.link.converse().ok()?.into_quic().ok();
         let (idle, done) = (self.idle.clone(), self.done.clone());
-        self.records.link.handle().spawn(async move {
-            // What could not be fetched is asked for alone, which tells why.
-            let fetched = match stream {
-                Ok(mut stream) => {
-                    let fetched = fetch_into(&mut stream, &mut batch, &mut buffer).await;
-                    if fetched.is_ok() {
-                        idle.lock().push(stream);
-                    }
-                    fetched
-                }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = fetched {
-                tracing::debug!(%error, "a batch could not be fetched");
+        // What could not be fetched is asked for alone, which tells why.
+        let Some(mut stream) = reused.or_else(fresh) else {
+            let _ = done.send((batch, buffer));
+            return;
+        };
+        stream.handle.clone().spawn(async move {
+            match fetch_into(&mut stream, &mut batch, &mut buffer).await {
+                Ok(()) => idle.lock().push(stream),
+                Err(error) => tracing::debug!(%error, "a batch could not be fetched"),
             }
             // Nobody waits any more if the restore failed.
             let _ = done.send((batch, buffer));
@@ -209,7 +220,7 @@ impl Fetch for RemoteFetch<'_> {
 
 /// Asks for a batch and lets the payloads flow into `buffer`.
 async fn fetch_into(
-    stream: &mut Conversation,
+    stream: &mut QuicStream,
     batch: &mut Batch,
     buffer: &mut Buffer,
 ) -> Result<(), StreamError> {
@@ -231,7 +242,7 @@ async fn fetch_into(
         if header.kind != FrameType::Record {
             let mut body = vec![0; body_len];
             stream.recv.read_exact(&mut body).await.map_err(of_exact)?;
-            crate::net::conversation::expect::<Unfetched>(&(header.kind, body))?;
+            expect::<Unfetched>(&(header.kind, body))?;
             continue;
         }
         let mut prefix = [0; RECORD_PREFIX_LEN];

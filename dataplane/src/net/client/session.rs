@@ -6,23 +6,25 @@ use std::sync::mpsc::{Receiver, channel};
 
 use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
 use undercroft_format::config::Config;
-use undercroft_format::id::{ObjectId, SegmentMapId, SessionId, SnapshotId};
-use undercroft_format::pack::RecordHeader;
+use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
+use undercroft_format::lock::LockEnd;
+use undercroft_format::pack::{ObjectKind, RecordHeader};
 use undercroft_format::snapshot::Snapshot;
 use undercroft_format::wire::failure::FailureCode;
-use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::frame::{Body, FrameType, IDS_MAX};
 use undercroft_format::wire::lane::{
-    Answers, AskObjects, AskSegments, Attach, Flush, PushBuilder, SegmentDone,
+    Answers, AskObjects, AskSegments, Attach, Distrust, Flush, PushBuilder, SegmentDone,
 };
 use undercroft_format::wire::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned,
+    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
 };
 use undercroft_format::wire::upkeep::Done;
 
 use super::lane::{Claims, Lane};
 use super::repository::RemoteRepository;
-use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::net::conversation::{Conversation, Frame, QuicStream, StreamError, expect, read_frame};
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Sealer};
@@ -30,9 +32,10 @@ use crate::repository::objects::Objects;
 use crate::repository::packer::PackerFigures;
 use crate::repository::record::{EncodedRecord, RecordBatch};
 use crate::repository::session::{
-    DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
+    self, Committed, DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
 };
 use crate::repository::snapshots::StoredSnapshot;
+use crate::simulate::worker_number;
 
 /// Lanes at most: workers share one beyond that.
 const LANES_MAX: usize = 32;
@@ -46,34 +49,50 @@ pub struct RemoteSession {
     finished: Vec<DoneSegments>,
     labels: Vec<String>,
     /// A snapshot that the server keeps for the session, and that is likely to be much alike.
-    reference: Option<StoredSnapshot>,
+    reference: Mutex<Option<Arc<StoredSnapshot>>>,
+    lock: Option<LockEnd>,
     claims: Claims,
     lanes: Vec<Mutex<Option<Lane>>>,
     control: Mutex<Control>,
     acknowledged: Arc<AtomicU64>,
 }
 
-/// The session's own stream: a task of the runtime reads it, because acknowledgements come at any time.
-struct Control {
-    send: SendStream,
-    answers: Receiver<Result<Frame, StreamError>>,
+/// The session's own stream, on which acknowledgements come at any time.
+enum Control {
+    /// A task of the runtime reads it.
+    Listening {
+        handle: Handle,
+        send: SendStream,
+        answers: Receiver<Result<Frame, StreamError>>,
+    },
+    /// It is read when an answer is due.
+    Asking {
+        stream: Conversation,
+        acknowledged: Arc<AtomicU64>,
+    },
 }
 
 impl RemoteSession {
     /// Begins a session, or goes on with one.
-    pub fn begin(repository: Arc<RemoteRepository>, request: &SessionRequest) -> Result<Self> {
+    pub fn begin(
+        repository: Arc<RemoteRepository>,
+        request: &SessionRequest,
+    ) -> Result<session::Begun> {
         let keys = repository.keys()?.clone();
         let mut stream = repository.link().converse_on(0)?;
         stream.say(&Begin {
             vm: request.vm.clone(),
             disks: request.disks.clone(),
             resume: request.resume,
+            lock: request.lock,
         })?;
         let mut finished = vec![DoneSegments::new(); request.disks.len()];
         let begun = loop {
             let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
-            if frame.0 != FrameType::Finished {
-                break expect::<Begun>(&frame)?;
+            match frame.0 {
+                FrameType::Finished => {}
+                FrameType::Published => return Ok(published(&expect(&frame)?)),
+                _ => break expect::<Begun>(&frame)?,
             }
             let Finished { disk, segments } = expect(&frame)?;
             let of_disk = finished.get_mut(usize::from(disk));
@@ -82,7 +101,10 @@ impl RemoteSession {
                 .extend(segments);
         };
         let reference = match begun.reference {
-            Some(id) => Some(repository.snapshots().read(id)?),
+            Some(id) => {
+                let read = repository.snapshots().read(id);
+                Some(read.map_err(|error| error.interrupting(begun.session))?)
+            }
             None => None,
         };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
@@ -90,7 +112,7 @@ impl RemoteSession {
         let sealing = SessionId::from_bytes(repository.entropy().array()?);
         let acknowledged = Arc::<AtomicU64>::default();
         let control = Control::new(stream, acknowledged.clone());
-        Ok(Self {
+        Ok(session::Begun::Open(Box::new(Self {
             sealer: keys.sealer(sealing),
             keys,
             attach: Attach {
@@ -103,18 +125,19 @@ impl RemoteSession {
                 .iter()
                 .map(|disk| disk.label.clone())
                 .collect(),
-            reference,
+            reference: Mutex::new(reference.map(Arc::new)),
+            lock: request.lock,
             claims: Claims::default(),
             lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
             control: Mutex::new(control),
             acknowledged,
             repository,
-        })
+        })))
     }
 
     /// Does something on the lane of this thread.
     fn on_lane<T>(&self, work: impl FnOnce(&mut Lane) -> Result<T, StreamError>) -> Result<T> {
-        let number = rayon::current_thread_index().unwrap_or(0) % LANES_MAX;
+        let number = worker_number() % LANES_MAX;
         let mut lane = self.lanes[number].lock();
         let opened = match &mut *lane {
             Some(lane) => Ok(lane),
@@ -131,6 +154,10 @@ impl RemoteSession {
 
     /// Tells an interruption, after which the session can be gone on with, from a failure.
     fn interrupted(&self, error: StreamError) -> RepositoryError {
+        self.interrupted_at(error, false)
+    }
+
+    fn interrupted_at(&self, error: StreamError, is_committing: bool) -> RepositoryError {
         let is_interruption = error.is_lost()
             || matches!(&error, StreamError::Failed(failure) if failure.code == FailureCode::Draining);
         let error = RepositoryError::from(error);
@@ -144,6 +171,7 @@ impl RemoteSession {
         );
         RepositoryError::Interrupted {
             session: self.attach.session,
+            is_committing,
             source: Box::new(error),
         }
     }
@@ -177,7 +205,8 @@ impl RemoteSession {
     /// Whether the reference has this map at this place.
     fn is_in_reference(&self, place: SegmentPlace, map: SegmentMapId) -> Result<bool> {
         let label = self.labels.get(usize::from(place.disk));
-        let reference = self.reference.as_ref().zip(label);
+        let reference = self.reference.lock().clone();
+        let reference = reference.as_ref().zip(label);
         let disk = reference.and_then(|(stored, label)| stored.snapshot.disk(label));
         let Some(disk) = disk.filter(|disk| disk.segment_size == self.config().segment_size) else {
             return Ok(false);
@@ -208,17 +237,27 @@ impl RemoteSession {
         flush(&mut lanes).map_err(|error: StreamError| self.interrupted(error))
     }
 
-    fn conclude<Q: Body>(&self, last: &Q) -> Result<PackerFigures> {
-        let ended: Ended = self
-            .control
+    fn conclude<Q: Body>(&self, last: &Q) -> Result<Ended> {
+        self.control
             .lock()
-            .ask(&self.repository, last)
-            .map_err(|error| self.interrupted(error))?;
-        Ok(PackerFigures {
-            packs: ended.packs,
-            bytes: ended.pack_bytes,
-        })
+            .ask(last)
+            .map_err(|error| self.interrupted_at(error, Q::KIND == FrameType::Commit))
     }
+}
+
+fn figures(ended: &Ended) -> PackerFigures {
+    PackerFigures {
+        packs: ended.packs,
+        bytes: ended.pack_bytes,
+    }
+}
+
+fn published(published: &Published) -> session::Begun {
+    session::Begun::Published(Committed {
+        id: published.snapshot,
+        figures: figures(&published.ended),
+        locked_until: published.ended.locked_until,
+    })
 }
 
 impl Session for RemoteSession {
@@ -253,7 +292,7 @@ impl Session for RemoteSession {
         let pin = Pin {
             snapshot: parent.id,
         };
-        let answer = self.control.lock().ask(&self.repository, &pin);
+        let answer = self.control.lock().ask(&pin);
         let Pinned { is_there } = answer.map_err(|error| self.interrupted(error))?;
         Ok(is_there)
     }
@@ -288,6 +327,16 @@ impl Session for RemoteSession {
         Ok(known)
     }
 
+    fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
+        // It may have what is damaged in common with the parent, and answers without asking.
+        *self.reference.lock() = None;
+        for ids in ids.chunks(IDS_MAX as usize) {
+            let ids = ids.to_vec();
+            let Done = self.on_lane(|lane| lane.ask(&Distrust { kind, ids }, &self.claims))?;
+        }
+        Ok(())
+    }
+
     fn claim(&self, id: ObjectId) -> bool {
         self.claims.claim(id)
     }
@@ -306,41 +355,83 @@ impl Session for RemoteSession {
         self.on_lane(|lane| lane.send(frame, std::iter::empty()))
     }
 
-    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<(SnapshotId, PackerFigures)> {
+    fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<Committed> {
         self.flush()?;
         let (id, snapshot) = snapshot.encode(|body| self.keys.authenticate(body));
-        let figures = self.conclude(&Commit { snapshot })?;
-        Ok((id, figures))
+        let ended = self.conclude(&Commit {
+            lock: self.lock,
+            snapshot,
+        })?;
+        Ok(Committed {
+            id,
+            figures: figures(&ended),
+            locked_until: ended.locked_until,
+        })
     }
 
     fn abandon(self: Box<Self>) -> Result<PackerFigures> {
         self.flush()?;
-        self.conclude(&Abandon)
+        Ok(figures(&self.conclude(&Abandon)?))
     }
 }
 
 impl Control {
     fn new(stream: Conversation, acknowledged: Arc<AtomicU64>) -> Self {
-        let (frames, answers) = channel();
-        let handle = stream.handle().clone();
-        let Conversation { send, recv, .. } = stream;
-        handle.spawn(read_control(recv, acknowledged, frames));
-        Self { send, answers }
+        match stream.into_quic() {
+            Ok(QuicStream {
+                handle, send, recv, ..
+            }) => {
+                let (frames, answers) = channel();
+                handle.spawn(read_control(recv, acknowledged, frames));
+                Self::Listening {
+                    handle,
+                    send,
+                    answers,
+                }
+            }
+            Err(stream) => Self::Asking {
+                stream,
+                acknowledged,
+            },
+        }
     }
 
-    fn ask<Q: Body, A: Body>(
-        &mut self,
-        repository: &RemoteRepository,
-        question: &Q,
-    ) -> Result<A, StreamError> {
-        let frame = question.frame();
-        repository
-            .link()
-            .handle()
-            .block_on(self.send.write_all(&frame))?;
-        let answer = self.answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
-        expect(&answer)
+    fn ask<Q: Body, A: Body>(&mut self, question: &Q) -> Result<A, StreamError> {
+        match self {
+            Self::Listening {
+                handle,
+                send,
+                answers,
+            } => {
+                handle.block_on(send.write_all(&question.frame()))?;
+                let answer = answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
+                expect(&answer)
+            }
+            Self::Asking {
+                stream,
+                acknowledged,
+            } => {
+                stream.say(question)?;
+                loop {
+                    let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
+                    if !count_acknowledged(&frame, acknowledged) {
+                        return expect(&frame);
+                    }
+                }
+            }
+        }
     }
+}
+
+/// Counts what is acknowledged; false if the frame says something else.
+fn count_acknowledged((kind, body): &Frame, acknowledged: &AtomicU64) -> bool {
+    if *kind == FrameType::Acknowledged
+        && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
+    {
+        acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
+        return true;
+    }
+    false
 }
 
 async fn read_control(
@@ -355,10 +446,9 @@ async fn read_control(
             Err(error) => Err(error),
         };
         let is_last = frame.is_err();
-        if let Ok((FrameType::Acknowledged, body)) = &frame
-            && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
+        if let Ok(frame) = &frame
+            && count_acknowledged(frame, &acknowledged)
         {
-            acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
             continue;
         }
         // Nobody listens once the session is dropped.

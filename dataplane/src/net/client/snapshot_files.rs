@@ -20,8 +20,8 @@ use crate::repository::layout;
 /// refused.
 pub struct SnapshotFiles {
     link: Arc<Link>,
-    /// What came with the last listing, each to be read once: files never change, but may go.
-    listed: Mutex<HashMap<SnapshotId, Vec<u8>>>,
+    /// What came with the last listing, each to be read once: snapshots never change, but may go.
+    listed: Mutex<HashMap<String, Vec<u8>>>,
 }
 
 impl std::fmt::Debug for SnapshotFiles {
@@ -88,8 +88,8 @@ impl Storage for SnapshotFiles {
                 name: file.name.clone(),
                 is_dir: false,
             });
-            if let Ok(id) = file.name.parse() {
-                listed.insert(id, file.content);
+            if !file.content.is_empty() {
+                listed.insert(file.name, file.content);
             }
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -97,12 +97,20 @@ impl Storage for SnapshotFiles {
     }
 
     fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
-        let Some(snapshot) = file_name(path).and_then(|name| name.parse().ok()) else {
+        let Some(name) = file_name(path) else {
             return unsupported();
         };
-        if let Some(content) = self.listed.lock().remove(&snapshot) {
+        if let Some(content) = self.listed.lock().remove(name) {
             return Ok(content);
         }
+        let locked = name.strip_suffix(layout::LOCKED_SUFFIX);
+        if let Some(id) = locked.and_then(|id| id.parse().ok()) {
+            let lock = self.state(id)?.lock;
+            return lock.ok_or_else(|| io::ErrorKind::NotFound.into());
+        }
+        let Ok(snapshot) = name.parse() else {
+            return unsupported();
+        };
         let file: SnapshotFile = self.link.ask(&ReadSnapshot { snapshot }).map_err(to_io)?;
         if file.content.len() as u64 > limit {
             return Err(io::ErrorKind::InvalidData.into());

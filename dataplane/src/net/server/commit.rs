@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use undercroft_format::id::{ObjectId, SegmentMapId, SnapshotId};
+use undercroft_format::lock::LockEnd;
 use undercroft_format::maptree::diff;
 use undercroft_format::snapshot::{DiskManifest, Snapshot};
 use undercroft_format::wire::failure::{Failure, FailureCode};
@@ -17,6 +18,7 @@ use crate::repository::Repository;
 use crate::repository::error::Result as RepositoryResult;
 use crate::repository::local_session::SessionStore;
 use crate::repository::objects::ReadNodes;
+use crate::repository::retention::UnixMs;
 use crate::repository::snapshots::StoredSnapshot;
 
 /// A snapshot that a client wants published, its own words checked against each other.
@@ -65,13 +67,14 @@ impl Candidate {
         self.id
     }
 
-    /// Publishes it, once everything that it names is durable. `store` has sealed what it had.
+    /// Publishes it, once everything that it names is durable, and locks it. `store` has sealed what it had.
     pub fn publish(
         &self,
         served: &Served,
         session: &KeptSession,
         store: &SessionStore,
-    ) -> Result<(), Failure> {
+        lock: Option<LockEnd>,
+    ) -> Result<Option<UnixMs>, Failure> {
         let is_whole =
             self.is_whole(served, session, store)
                 .map_err(|error| match error.is_damage() {
@@ -86,7 +89,7 @@ impl Candidate {
         served
             .repository()
             .snapshots()
-            .publish_encoded(self.id, &self.bytes)
+            .publish_encoded(self.id, &self.bytes, lock)
             .map_err(|error| failure_of(&error))
     }
 
@@ -135,11 +138,15 @@ fn new_maps(
         .filter_map(|stored| stored.snapshot.disk(&disk.label))
         .find(|old| old.segment_size == disk.segment_size);
     let mut maps = Vec::new();
-    match old {
-        Some(old) => {
-            let differing = diff(&mut ReadNodes(objects), old.tree(), disk.tree())?;
-            maps.extend(differing.into_iter().filter_map(|(_, _, new)| new));
-        }
+    let differing = match old.map(|old| diff(&mut ReadNodes(objects), old.tree(), disk.tree())) {
+        Some(Ok(differing)) => Some(differing),
+        // What the old snapshot lost is no obstacle to the new one.
+        Some(Err(error)) if error.is_damage() => None,
+        Some(Err(error)) => return Err(error),
+        None => None,
+    };
+    match differing {
+        Some(differing) => maps.extend(differing.into_iter().filter_map(|(_, _, new)| new)),
         None => {
             let tree = disk.tree();
             objects.visit_tree(tree, 0..tree.segments, &mut |_, map| {

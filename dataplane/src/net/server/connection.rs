@@ -10,8 +10,8 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType};
 use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 use undercroft_format::wire::message::{
-    Attach, Begin, Collect, Done, Fetch, Forget, Hold, Protect, ReadSnapshot, Repair, StatSnapshot,
-    Verify,
+    Attach, Begin, Collect, Done, Fetch, Forget, Hold, Lock, Protect, ReadSnapshot, Repair,
+    StatSnapshot, Verify,
 };
 use undercroft_format::wire::upkeep::Report;
 
@@ -272,23 +272,28 @@ async fn begin_stream(
     let handle = Handle::current();
     let thread = move || {
         let _busy = shared.conversing();
-        let mut on = Conversing {
+        let on = Conversing {
             shared,
             served,
             caller,
             stream: Conversation::new(handle, (send, recv)),
         };
-        if let Err(broken) = converse(&mut on, &first) {
-            tracing::debug!(?broken, "a conversation ended early");
-            if let Some(failure) = broken.failure() {
-                // The peer may be gone.
-                let _ = on.stream.say(&failure);
-            }
-        }
-        on.stream.finish();
+        attend(on, &first);
     };
     // What a conversation panics with is on standard error; the others go on.
     let _ = tokio::task::spawn_blocking(thread).await;
+}
+
+/// Holds a conversation to its end.
+pub fn attend(mut on: Conversing, first: &Frame) {
+    if let Err(broken) = converse(&mut on, first) {
+        tracing::debug!(?broken, "a conversation ended early");
+        if let Some(failure) = broken.failure() {
+            // The peer may be gone.
+            let _ = on.stream.say(&failure);
+        }
+    }
+    on.stream.finish();
 }
 
 /// What kind of conversation it is, says its first frame.
@@ -306,7 +311,8 @@ fn converse(on: &mut Conversing, first: &Frame) -> Ending {
             let StatSnapshot { snapshot } = expect(first)?;
             roots::state(on, snapshot)
         }
-        FrameType::Forget => roots::forget(on, expect::<Forget>(first)?),
+        FrameType::Forget => roots::forget(on, &expect::<Forget>(first)?),
+        FrameType::Lock => roots::lock(on, expect::<Lock>(first)?),
         FrameType::Protect => roots::protect(on, expect::<Protect>(first)?),
         FrameType::Hold => roots::hold(on, expect::<Hold>(first)?),
         FrameType::Collect => upkeep::collect(on, expect::<Collect>(first)?),

@@ -1,6 +1,5 @@
 //! Gives records out, many in one read, in the order in which they lie.
 
-use bytes::Bytes;
 use undercroft_format::id::ObjectId;
 use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN, RecordHeader};
 use undercroft_format::wire::fetch::{Fetch, RECORD_PREFIX_LEN, RecordPrefix, Unfetched};
@@ -62,6 +61,7 @@ fn fetch_batch(
     let wanted = ids.into_iter().enumerate().map(|(tag, id)| Wanted {
         id,
         tag,
+        plain_len_min: 0,
         located: None,
         fetched: None,
     });
@@ -143,8 +143,9 @@ impl Out {
     }
 
     fn send(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
-        let piece = Bytes::from(std::mem::take(&mut self.0));
-        let handle = stream.handle().clone();
-        Ok(handle.block_on(stream.send.write_chunk(piece))?)
+        match self.0.is_empty() {
+            true => Ok(()),
+            false => stream.write(std::mem::take(&mut self.0)),
+        }
     }
 }

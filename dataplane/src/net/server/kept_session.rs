@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
-use undercroft_format::pack::RecordHeader;
+use undercroft_format::pack::{ObjectKind, RecordHeader};
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::Ledger;
 use undercroft_format::wire::session::{Begin, DoneSegment, Epoch, SegmentPlace};
@@ -51,6 +51,13 @@ pub struct KeptSession {
     pushed_bytes: AtomicU64,
 }
 
+/// When the session's file is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Write {
+    IfSettled,
+    Always,
+}
+
 struct LastCheckpoint {
     since: Stopwatch,
     pushed_bytes: u64,
@@ -90,10 +97,13 @@ impl KeptSession {
     /// A new client goes on with it.
     pub fn resume(&self, request: &Begin) -> Result<Epoch, Failure> {
         let epoch = self.ledger.lock().resume(request);
-        let epoch = epoch.map_err(|error| failure_of_ledger(&error))?;
-        // What the last client called done counts if it can be made durable.
-        self.make_durable()?;
-        Ok(epoch)
+        epoch.map_err(|error| failure_of_ledger(&error))
+    }
+
+    /// Writes down that a new client goes on, before it hears of its epoch: a server that crashed must not
+    /// give it out again. What the last client called done counts if it can be made durable.
+    pub fn settle_in(&self) -> Result<(), Failure> {
+        self.make_durable(Write::Always)
     }
 
     /// Names the client, and tells it of what becomes durable.
@@ -110,7 +120,7 @@ impl KeptSession {
         }
         drop(listener);
         self.ledger.lock().detach(epoch, now_ms);
-        if let Err(failure) = self.make_durable() {
+        if let Err(failure) = self.make_durable(Write::IfSettled) {
             tracing::warn!(session = %self.id, "what was pushed is not durable: {}", failure.text);
         }
     }
@@ -162,6 +172,19 @@ impl KeptSession {
             .map_err(|error| failure_of(&error))
     }
 
+    /// See [`SessionStore::distrust`].
+    pub fn distrust(
+        &self,
+        epoch: Epoch,
+        kind: ObjectKind,
+        ids: &[ObjectId],
+    ) -> Result<(), Failure> {
+        let store = self.store(epoch)?;
+        open(&store)?
+            .distrust(kind, ids)
+            .map_err(|error| failure_of(&error))
+    }
+
     /// Keeps a snapshot's data until the session ends; false if it is gone already.
     pub fn pin(&self, epoch: Epoch, snapshot: &StoredSnapshot) -> Result<bool, Failure> {
         let store = self.store(epoch)?;
@@ -192,7 +215,11 @@ impl KeptSession {
             // Somebody is at it.
             None => false,
         };
-        if is_due { self.make_durable() } else { Ok(()) }
+        if is_due {
+            self.make_durable(Write::IfSettled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes durable what has waited long enough.
@@ -201,7 +228,11 @@ impl KeptSession {
             .checkpoint
             .try_lock()
             .is_some_and(|last| self.is_due(&last));
-        if is_due { self.make_durable() } else { Ok(()) }
+        if is_due {
+            self.make_durable(Write::IfSettled)
+        } else {
+            Ok(())
+        }
     }
 
     fn is_due(&self, last: &LastCheckpoint) -> bool {
@@ -212,23 +243,25 @@ impl KeptSession {
 
     /// Makes durable what was pushed, finishes the segments that are then complete, writes that down, and
     /// acknowledges it: in this order.
-    fn make_durable(&self) -> Result<(), Failure> {
+    fn make_durable(&self, write: Write) -> Result<(), Failure> {
         let mut last = self.checkpoint.lock();
         last.since = Stopwatch::start();
         last.pushed_bytes = self.pushed_bytes.load(Ordering::Relaxed);
         let pending = self.ledger.lock().pending();
-        if pending.is_empty() {
+        if pending.is_empty() && write == Write::IfSettled {
             return Ok(());
         }
         let store = self.store.read();
         let store = open(&store)?;
-        store.checkpoint().map_err(|error| failure_of(&error))?;
+        if !pending.is_empty() {
+            store.checkpoint().map_err(|error| failure_of(&error))?;
+        }
         let durable = durable_of(store, &pending)?;
         let (settled, file) = {
             let mut ledger = self.ledger.lock();
             (ledger.settle(&durable), ledger.encode())
         };
-        if settled.is_empty() {
+        if settled.is_empty() && write == Write::IfSettled {
             return Ok(());
         }
         store
@@ -277,11 +310,11 @@ impl KeptSession {
 
     /// Seals what was pushed, lets `publish` do what is left while the client of `epoch` still holds the
     /// session, and ends it. If `publish` fails, the session has ended all the same.
-    pub fn end(
+    pub fn end<R>(
         &self,
         epoch: Epoch,
-        publish: impl FnOnce(&SessionStore) -> Result<(), Failure>,
-    ) -> Result<PackerFigures, Failure> {
+        publish: impl FnOnce(&SessionStore) -> Result<R, Failure>,
+    ) -> Result<(PackerFigures, R), Failure> {
         let mut slot = self.store.write();
         // From here on no other client can take over, and no lease can lapse.
         let ended = self.ledger.lock().end(epoch);
@@ -289,8 +322,13 @@ impl KeptSession {
         let mut store = slot.take().ok_or_else(gone)?;
         store.keep_file(false);
         let figures = store.seal().map_err(|error| failure_of(&error))?;
-        publish(&store)?;
-        Ok(figures)
+        let published = publish(&store)?;
+        Ok((figures, published))
+    }
+
+    /// Waits until whoever is ending the session is done.
+    pub fn wait_for_end(&self) {
+        drop(self.store.read());
     }
 
     /// Lets go of everything that an ended session holds.

@@ -3,7 +3,7 @@
 use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::lane::{
-    Answers, AskObjects, AskSegments, Attach, Flush, SegmentDone, pushed_records,
+    Answers, AskObjects, AskSegments, Attach, Distrust, Flush, SegmentDone, pushed_records,
 };
 use undercroft_format::wire::upkeep::Done;
 
@@ -50,6 +50,11 @@ impl Lane<'_> {
                 let AskSegments { ids } = expect(frame)?;
                 let known = self.session.holds_segments(epoch, &ids)?;
                 Ok(on.stream.say(&Answers { known })?)
+            }
+            FrameType::Distrust => {
+                let Distrust { kind, ids } = expect(frame)?;
+                self.session.distrust(epoch, kind, &ids)?;
+                Ok(on.stream.say(&Done)?)
             }
             FrameType::SegmentDone => {
                 let SegmentDone { place, done } = expect(frame)?;

@@ -23,6 +23,7 @@ use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
 use crate::net::door::{Door, DoorError, DoorOptions, Handler};
 use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
+use crate::net::trust::floor::ServerTime;
 use crate::net::trust::tls::REPOSITORY;
 use crate::net::trust::{Authority, PeerIdentity};
 use crate::progress::Progress;
@@ -104,7 +105,7 @@ impl Server {
             protocols: REPOSITORY,
             reset_key: options.store.join(RESET_KEY),
         };
-        let shared = Arc::new(Shared::new(options, pool));
+        let shared = Arc::new(Shared::new(options, pool, authority.time().clone()));
         let peers = Arc::new(Peers {
             shared: shared.clone(),
             authority: authority.clone(),
@@ -181,6 +182,7 @@ async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
 /// What all connections share.
 pub struct Shared {
     options: ServerOptions,
+    time: Arc<ServerTime>,
     threads: rayon::ThreadPool,
     clock: Stopwatch,
     served: Mutex<HashMap<RepositoryName, Arc<Served>>>,
@@ -193,9 +195,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn new(options: ServerOptions, threads: rayon::ThreadPool) -> Self {
+    pub(super) fn new(
+        options: ServerOptions,
+        threads: rayon::ThreadPool,
+        time: Arc<ServerTime>,
+    ) -> Self {
         Self {
             options,
+            time,
             threads,
             clock: Stopwatch::start(),
             served: Mutex::default(),
@@ -312,6 +319,7 @@ impl Shared {
             self.options.engine.clone(),
             self.options.checkpoint,
             self.now_ms(),
+            self.time.clone(),
         );
         let (opened, notes) = opened.map_err(|error| match error {
             RepositoryError::NotARepository { .. } => Failure::new(

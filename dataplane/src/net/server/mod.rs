@@ -3,8 +3,9 @@
 //! `listener` lets connections in, `connection` says who is there and which repository they want; then
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
 //! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
-//! repository with its sessions, `kept_session` one of them, `check` looks at every record and
-//! `commit` at every snapshot before they count.
+//! repository with its sessions, `kept_session` one of them, `published` what ended ones came to, `check`
+//! looks at every record and `commit` at every snapshot before they count. `unplugged` is all of this
+//! without sockets.
 
 mod access;
 mod check;
@@ -14,10 +15,13 @@ mod fetch;
 mod kept_session;
 mod lane;
 mod listener;
+mod published;
 mod roots;
 mod served;
 mod session;
+mod unplugged;
 mod upkeep;
 
 pub use kept_session::CheckpointPolicy;
 pub use listener::{Server, ServerError, ServerOptions};
+pub use unplugged::UnpluggedServer;

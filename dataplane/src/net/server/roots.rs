@@ -1,11 +1,12 @@
-//! Snapshots: listed, read, held, forgotten, protected. Those of VMs out of the caller's scope do not exist
+//! Snapshots: listed, read, held, forgotten, protected, locked. Those of VMs out of the caller's scope do not exist
 //! for it.
 
 use undercroft_format::id::SnapshotId;
+use undercroft_format::lock::LOCK_LEN;
 use undercroft_format::snapshot::SNAPSHOT_LEN_MAX;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::snapshots::{
-    Forget, HOLDS_MAX, Hold, Protect, SnapshotFile, SnapshotState,
+    Forget, HOLDS_MAX, Hold, Lock, LockedUntil, Protect, SnapshotFile, SnapshotState,
 };
 use undercroft_format::wire::upkeep::Done;
 
@@ -33,6 +34,12 @@ pub fn list(on: &mut Conversing) -> Ending {
     let marker = |path: String| path.rsplit('/').next().unwrap_or_default().to_owned();
     let protected = listing.protected.iter().filter(|id| shown.contains(id));
     let incomplete = listing.incomplete.iter().filter(|id| shown.contains(id));
+    for id in listing.locked.iter().filter(|id| shown.contains(id)) {
+        if let Some(content) = lock_file(on, *id)? {
+            let name = marker(layout::locked(*id));
+            on.stream.say(&SnapshotFile { name, content })?;
+        }
+    }
     let names: Vec<String> = protected
         .map(|id| marker(layout::protected(*id)))
         .chain(incomplete.map(|id| marker(layout::incomplete(*id))))
@@ -89,17 +96,47 @@ pub fn state(on: &mut Conversing, id: SnapshotId) -> Ending {
         is_there,
         is_protected: is_there && exists(layout::protected(id))?,
         is_incomplete: is_there && exists(layout::incomplete(id))?,
+        lock: match is_there {
+            true => lock_file(on, id)?,
+            false => None,
+        },
     };
     Ok(on.stream.say(&state)?)
 }
 
-/// Removes a snapshot.
-pub fn forget(on: &mut Conversing, request: Forget) -> Ending {
-    check_snapshot(on, Verb::Forget, request.snapshot)?;
-    let forgotten = on.served.repository().snapshots().forget(request.snapshot);
+/// The bytes of a snapshot's retention lock. One that is damaged is told as such: it locks all the same.
+fn lock_file(on: &Conversing, id: SnapshotId) -> Result<Option<Vec<u8>>, Failure> {
+    let path = layout::locked(id);
+    let storage = on.served.repository().storage();
+    match storage.read(&path, LOCK_LEN as u64) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(_) => Ok(Some(vec![0])),
+    }
+}
+
+/// Removes snapshots.
+pub fn forget(on: &mut Conversing, request: &Forget) -> Ending {
+    for id in &request.snapshots {
+        check_snapshot(on, Verb::Forget, *id)?;
+    }
+    let snapshots = on.served.repository().snapshots();
+    let forgotten = snapshots.forget(&request.snapshots);
     forgotten.map_err(|error| failure_of(&error))?;
-    tracing::info!(snapshot = %request.snapshot, peer = %on.caller.peer.name, "forgotten");
+    for id in &request.snapshots {
+        tracing::info!(snapshot = %id, peer = %on.caller.peer.name, "forgotten");
+    }
     Ok(on.stream.say(&Done)?)
+}
+
+/// Locks a snapshot, or extends its lock.
+pub fn lock(on: &mut Conversing, request: Lock) -> Ending {
+    check_snapshot(on, Verb::LockUntil, request.snapshot)?;
+    let snapshots = on.served.repository().snapshots();
+    let until = snapshots.lock(request.snapshot, request.end);
+    let until = until.map_err(|error| failure_of(&error))?;
+    tracing::info!(snapshot = %request.snapshot, peer = %on.caller.peer.name, %until, "locked");
+    Ok(on.stream.say(&LockedUntil { until })?)
 }
 
 /// Sets or lifts a protection.

@@ -1,6 +1,6 @@
 //! A repository that the server owns, with its sessions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,9 +8,10 @@ use parking_lot::Mutex;
 use undercroft_format::id::SessionId;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::{LEDGER_LEN_MAX, Ledger};
-use undercroft_format::wire::session::{Begin, Epoch};
+use undercroft_format::wire::session::{Begin, Epoch, Published};
 
 use super::kept_session::{CheckpointPolicy, KeptSession};
+use super::published::PublishedSessions;
 use crate::io::{BufferPool, Engine};
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
@@ -21,6 +22,7 @@ use crate::repository::layout;
 use crate::repository::local_records::FETCH_LEN_MAX;
 use crate::repository::local_session::SessionStore;
 use crate::repository::open::{Access, OpenNote, OpenOptions, open_local};
+use crate::repository::retention::RetentionClock;
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::{LocalRepository, Repository};
 
@@ -32,11 +34,20 @@ const FETCHES: usize = 4;
 /// Sessions of one repository at once.
 const SESSIONS_MAX: usize = 256;
 
+/// What a client gets that wants a session.
+pub enum Began {
+    /// The session, and its turn.
+    Open(Arc<KeptSession>, Epoch),
+    /// It has published its snapshot.
+    Published(Published),
+}
+
 /// A repository and its sessions.
 pub struct Served {
     name: RepositoryName,
     repository: Arc<LocalRepository>,
-    sessions: Mutex<HashMap<SessionId, Arc<KeptSession>>>,
+    sessions: Mutex<BTreeMap<SessionId, Arc<KeptSession>>>,
+    published: PublishedSessions,
     fetch_pool: Arc<BufferPool>,
     policy: CheckpointPolicy,
 }
@@ -51,6 +62,7 @@ impl Served {
         engine: Arc<dyn Engine>,
         policy: CheckpointPolicy,
         now_ms: u64,
+        time: Arc<dyn RetentionClock>,
     ) -> Result<(Arc<Self>, Vec<OpenNote>)> {
         let options = OpenOptions {
             unlock: None,
@@ -58,15 +70,27 @@ impl Served {
             engine,
         };
         let (repository, notes) = open_local(root, &options)?;
+        repository.snapshots().keep_time_by(time);
+        Ok((Self::of(name, repository, policy, now_ms)?, notes))
+    }
+
+    /// Takes up the sessions that an earlier server left in `repository`.
+    pub fn of(
+        name: RepositoryName,
+        repository: Arc<LocalRepository>,
+        policy: CheckpointPolicy,
+        now_ms: u64,
+    ) -> Result<Arc<Self>> {
         let served = Self {
             name,
             repository,
             sessions: Mutex::default(),
+            published: PublishedSessions::default(),
             fetch_pool: BufferPool::new(FETCHES * FETCH_LEN_MAX),
             policy,
         };
         served.take_up_sessions(now_ms)?;
-        Ok((Arc::new(served), notes))
+        Ok(Arc::new(served))
     }
 
     fn take_up_sessions(&self, now_ms: u64) -> Result<()> {
@@ -74,6 +98,14 @@ impl Served {
         let entries = storage
             .list(layout::SESSIONS)
             .map_err(RepositoryError::io("listing", layout::SESSIONS))?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let (snapshots, _) = self.repository.snapshots().read_all()?;
+        let published: HashSet<SessionId> = snapshots
+            .iter()
+            .map(|stored| stored.snapshot.session)
+            .collect();
         for entry in entries {
             let Ok(id) = entry.name.parse::<SessionId>() else {
                 continue;
@@ -82,6 +114,11 @@ impl Served {
             let bytes = storage
                 .read(&path, LEDGER_LEN_MAX)
                 .map_err(RepositoryError::io("reading", &path))?;
+            if published.contains(&id) {
+                // The server ended between the snapshot's publication and this file's removal.
+                let _ = storage.remove(&path);
+                continue;
+            }
             // A local backup's session leaves its name alone, a torn file nothing: neither can be gone on
             // with.
             let Ok(ledger) = Ledger::decode(&bytes, now_ms) else {
@@ -113,15 +150,15 @@ impl Served {
         &self.fetch_pool
     }
 
+    /// How sessions ended that published a snapshot.
+    pub fn published(&self) -> &PublishedSessions {
+        &self.published
+    }
+
     /// Begins a session, or goes on with one.
-    pub fn begin(
-        &self,
-        request: &Begin,
-    ) -> std::result::Result<(Arc<KeptSession>, Epoch), Failure> {
+    pub fn begin(&self, request: &Begin) -> std::result::Result<Began, Failure> {
         if let Some(id) = request.resume {
-            let session = self.session(id)?;
-            let epoch = session.resume(request)?;
-            return Ok((session, epoch));
+            return self.resume(id, request);
         }
         if self.sessions.lock().len() >= SESSIONS_MAX {
             return Err(Failure::new(
@@ -137,7 +174,31 @@ impl Served {
         };
         let session = Arc::new(begin().map_err(|error| failure_of(&error))?);
         self.sessions.lock().insert(session.id(), session.clone());
-        Ok((session, Epoch(1)))
+        Ok(Began::Open(session, Epoch(1)))
+    }
+
+    /// Goes on with a session, or says what it has published: it may be about to, with nobody there any more
+    /// to hear of it.
+    fn resume(&self, id: SessionId, request: &Begin) -> std::result::Result<Began, Failure> {
+        let resumed = self.session(id).and_then(|session| {
+            let epoch = session.resume(request);
+            if epoch.is_err() {
+                session.wait_for_end();
+            }
+            Ok((session, epoch?))
+        });
+        match resumed {
+            Ok((session, epoch)) => Ok(Began::Open(session, epoch)),
+            Err(failure) if failure.code == FailureCode::NoSuchSession => {
+                let snapshots = self.repository.snapshots();
+                let published = self.published.find(snapshots, id, &request.vm);
+                match published.map_err(|error| failure_of(&error))? {
+                    Some(published) => Ok(Began::Published(published)),
+                    None => Err(failure),
+                }
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// A session.

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
-use quinn::SendStream;
-use tokio::runtime::Handle;
+use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::failure::Failure;
-use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Epoch, Finished, Pin, Pinned, SEGMENTS_MAX,
     SegmentPlace,
@@ -15,7 +15,8 @@ use undercroft_format::wire::session::{
 use super::commit::Candidate;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
-use crate::net::conversation::{StreamError, expect, read_frame};
+use super::served::Began;
+use crate::net::conversation::{Conversation, Frame, StreamError, Waited, expect};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
 use crate::repository::Repository;
@@ -29,7 +30,11 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
     };
     on.caller.check_vm(verb, &request.vm)?;
     on.refuse_while_draining()?;
-    let (session, epoch) = on.served.begin(&request)?;
+    check_lock(on, &request.vm, request.lock)?;
+    let (session, epoch) = match on.served.begin(&request)? {
+        Began::Open(session, epoch) => (session, epoch),
+        Began::Published(published) => return Ok(on.stream.say(&published)?),
+    };
     let begun = begin(on, &session, epoch, request.resume.is_some());
     let ended = begun.and_then(|()| serve(on, &session, epoch));
     match ended {
@@ -37,6 +42,14 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
         Ok(false) | Err(_) => session.detach(epoch, on.shared.now_ms()),
     }
     ended.map(|_| ())
+}
+
+/// A lock that cannot be had is refused before any data is read.
+fn check_lock(on: &Conversing, vm: &str, lock: Option<LockEnd>) -> Result<(), Failure> {
+    let Some(lock) = lock else { return Ok(()) };
+    on.caller.check_vm(Verb::LockUntil, vm)?;
+    let checked = on.served.repository().snapshots().check_lock(lock);
+    checked.map_err(|error| failure_of(&error))
 }
 
 /// Tells of what is finished and what is likely to be known.
@@ -47,6 +60,7 @@ fn begin(
     is_resumed: bool,
 ) -> Result<(), Broken> {
     if is_resumed {
+        session.settle_in()?;
         for (disk, finished) in (0..).zip(session.finished()) {
             let finished: Vec<_> = finished.into_iter().collect();
             for segments in finished.chunks(SEGMENTS_MAX) {
@@ -75,13 +89,9 @@ fn begin(
 fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Result<bool, Broken> {
     let (listener, acknowledgements) = channel();
     session.attach(epoch, on.caller.peer.name.to_string(), listener);
-    let handle = on.stream.handle().clone();
     // Answers and acknowledgements share the stream, so that both go through one thread.
     loop {
-        acknowledge(&handle, &mut on.stream.send, &acknowledgements)?;
-        // Waiting is interrupted for acknowledgements, reading is not: what is read stays in step.
-        let next = read_frame(&mut on.stream.recv);
-        let Some(frame) = wait(&handle, next, &acknowledgements, &mut on.stream.send)? else {
+        let Some(frame) = next_frame(&mut on.stream, &acknowledgements)? else {
             return Ok(false);
         };
         match frame.0 {
@@ -91,39 +101,46 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                 on.stream.say(&Pinned { is_there })?;
             }
             FrameType::Commit => {
-                let Commit { snapshot } = expect(&frame)?;
+                let Commit { lock, snapshot } = expect(&frame)?;
                 on.caller.check_vm(Verb::Commit, &session.vm())?;
+                if lock.is_some() {
+                    on.caller.check_vm(Verb::LockUntil, &session.vm())?;
+                }
                 session.check(epoch)?;
                 let candidate = Candidate::new(&on.served, session, &on.caller, snapshot)?;
-                let published =
-                    session.end(epoch, |store| candidate.publish(&on.served, session, store));
+                let published = session.end(epoch, |store| {
+                    candidate.publish(&on.served, session, store, lock)
+                });
+                let ended = published.map(|(figures, locked_until)| Ended {
+                    packs: figures.packs,
+                    pack_bytes: figures.bytes,
+                    locked_until,
+                });
+                if let Ok(ended) = &ended {
+                    // Before the session goes: whoever misses the answer asks for it.
+                    on.served.published().note(session.id(), *ended);
+                }
                 on.served.remove(session.id());
-                let figures = published?;
+                let ended = ended?;
                 tracing::info!(snapshot = %candidate.id(), vm = session.vm(), "published");
-                say_ended(on, figures)?;
+                on.stream.say(&ended)?;
                 return Ok(true);
             }
             FrameType::Abandon => {
                 let Abandon = expect(&frame)?;
                 on.caller.check_vm(Verb::Abandon, &session.vm())?;
-                let figures = session.end(epoch, |_| Ok(()))?;
+                let (figures, ()) = session.end(epoch, |_| Ok(()))?;
                 on.served.remove(session.id());
-                say_ended(on, figures)?;
+                on.stream.say(&Ended {
+                    packs: figures.packs,
+                    pack_bytes: figures.bytes,
+                    locked_until: None,
+                })?;
                 return Ok(true);
             }
             kind => return Err(StreamError::Unexpected(kind).into()),
         }
     }
-}
-
-fn say_ended(
-    on: &mut Conversing,
-    figures: crate::repository::packer::PackerFigures,
-) -> Result<(), StreamError> {
-    on.stream.say(&Ended {
-        packs: figures.packs,
-        pack_bytes: figures.bytes,
-    })
 }
 
 fn pin(
@@ -143,37 +160,30 @@ fn pin(
 }
 
 /// How often acknowledgements are looked for while the client is silent.
-const ACKNOWLEDGE_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(200);
 
-fn wait<T>(
-    handle: &Handle,
-    next: impl Future<Output = Result<T, StreamError>>,
+/// The client's next frame; acknowledgements go out meanwhile.
+fn next_frame(
+    stream: &mut Conversation,
     acknowledgements: &Receiver<Vec<SegmentPlace>>,
-    send: &mut SendStream,
-) -> Result<T, StreamError> {
-    let mut next = std::pin::pin!(next);
+) -> Result<Option<Frame>, StreamError> {
     loop {
-        let waited =
-            handle.block_on(async { tokio::time::timeout(ACKNOWLEDGE_EVERY, next.as_mut()).await });
-        match waited {
-            Ok(done) => return done,
-            Err(_) => acknowledge(handle, send, acknowledgements)?,
+        acknowledge(stream, acknowledgements)?;
+        if let Waited::For(frame) = stream.read_within(ACKNOWLEDGE_EVERY)? {
+            return Ok(frame);
         }
     }
 }
 
 fn acknowledge(
-    handle: &Handle,
-    send: &mut SendStream,
+    stream: &mut Conversation,
     acknowledgements: &Receiver<Vec<SegmentPlace>>,
 ) -> Result<(), StreamError> {
     for places in acknowledgements.try_iter() {
         for places in places.chunks(SEGMENTS_MAX) {
-            let frame = Acknowledged {
+            stream.say(&Acknowledged {
                 places: places.to_vec(),
-            }
-            .frame();
-            handle.block_on(send.write_all(&frame))?;
+            })?;
         }
     }
     Ok(())

@@ -140,7 +140,7 @@ impl Authority {
         &self.certificate
     }
 
-    /// The server's time: by it tokens, certificates and retention locks end.
+    /// The server's time: by it tokens and certificates end, and retention locks begin.
     pub fn time(&self) -> &Arc<ServerTime> {
         &self.time
     }

@@ -1,7 +1,9 @@
 //! The server's time, which never goes back.
 //!
-//! Tokens, certificates and retention locks end by the latest time that was ever seen. A wall clock that
-//! is set back, by whomever, makes time stand still until the clock has caught up; it revives nothing.
+//! Tokens and certificates end by the latest time that was ever seen, and new retention locks count from
+//! it. A wall clock that is set back, by whomever, makes time stand still until the clock has caught up; it
+//! revives nothing. What locks have to reach to be over is what the clock shows
+//! ([`RetentionClock`]): the lesser of the two, so that no wrong clock ends a lock for good.
 //! The floor is kept in a file (see [`super::authority::Authority::upkeep`]), so that a restart does not
 //! forget it.
 //!
@@ -14,6 +16,7 @@ use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
 use super::time::{UnixMs, WallClock, to_tls};
+use crate::repository::retention::RetentionClock;
 
 /// A clock that never shows less than it did.
 #[derive(Debug)]
@@ -48,6 +51,16 @@ impl ServerTime {
     pub fn behind(&self) -> std::time::Duration {
         let (wall, now) = (self.wall.now(), self.now());
         std::time::Duration::from_millis(now.as_millis() - wall.as_millis())
+    }
+}
+
+impl RetentionClock for ServerTime {
+    fn shown(&self) -> UnixMs {
+        self.wall.now()
+    }
+
+    fn latest(&self) -> UnixMs {
+        self.now()
     }
 }
 

@@ -6,7 +6,7 @@
 //! [`access`] whether its role and scope allow the [`verb`].
 //!
 //! - [`role`], [`pattern`], [`scope`], [`name`], [`serial`], [`fingerprint`], [`time`]: the nouns
-//! - [`identity`], [`verb`], [`access`], [`retention`]: who may do what
+//! - [`identity`], [`verb`], [`access`]: who may do what
 //! - [`token`], [`message`], [`refusal`]: what is sent
 //! - [`authority`], [`registry`], [`floor`]: the server's side
 //! - [`enrolment`], [`enrolled`]: the client's side
@@ -36,7 +36,6 @@ pub mod identity;
 mod key;
 mod layout;
 pub mod registry;
-pub mod retention;
 #[cfg(test)]
 mod tests;
 pub mod time;

@@ -1,14 +1,19 @@
 //! Every message comes back as it went, from one encoding alone.
 
+use std::time::Duration;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::id::{ObjectId, PackId, SegmentMapId, SessionId, SnapshotId, TaskId};
+use crate::lock::LockEnd;
 use crate::pack::{Encoding, ObjectKind, RecordHeader, RecordInfo};
+use crate::trust::time::UnixMs;
 use crate::units::{DiskLength, SegmentNumber};
 use crate::wire::failure::FailureCode;
 use crate::wire::fetch::RecordPrefix;
+use crate::wire::judge::JudgeBuilder;
 use crate::wire::lane::PushBuilder;
 use crate::wire::proxy::Ending;
 use crate::wire::session::{DiskState, DoneSegment, Epoch, SegmentPlace};
@@ -82,6 +87,27 @@ fn failure() -> impl Strategy<Value = Failure> {
         })
 }
 
+fn time() -> impl Strategy<Value = UnixMs> {
+    any::<u64>().prop_map(UnixMs::from_millis)
+}
+
+fn lock_end() -> impl Strategy<Value = LockEnd> {
+    prop_oneof![
+        time().prop_map(LockEnd::At),
+        time().prop_map(|time| LockEnd::After(Duration::from_millis(time.as_millis()))),
+    ]
+}
+
+fn ended() -> impl Strategy<Value = Ended> {
+    (any::<u64>(), any::<u64>(), proptest::option::of(time())).prop_map(
+        |(packs, pack_bytes, locked_until)| Ended {
+            packs,
+            pack_bytes,
+            locked_until,
+        },
+    )
+}
+
 fn record() -> impl Strategy<Value = (RecordHeader, Vec<u8>)> {
     (object(), kind(), vec(any::<u8>(), 0..200)).prop_map(|(id, kind, payload)| {
         let info = RecordInfo {
@@ -132,8 +158,20 @@ fn message() -> impl Strategy<Value = Message> {
         failure().prop_map(Message::Failed),
     ];
     let sessions = prop_oneof![
-        (text(), vec(disk(), 0..4), proptest::option::of(session()))
-            .prop_map(|(vm, disks, resume)| Message::Begin(Begin { vm, disks, resume })),
+        (
+            text(),
+            vec(disk(), 0..4),
+            proptest::option::of(session()),
+            proptest::option::of(lock_end())
+        )
+            .prop_map(|(vm, disks, resume, lock)| {
+                Message::Begin(Begin {
+                    vm,
+                    disks,
+                    resume,
+                    lock,
+                })
+            }),
         (
             any::<u16>(),
             proptest::collection::btree_map(0..1_u64 << 40, done(), 0..9)
@@ -155,10 +193,12 @@ fn message() -> impl Strategy<Value = Message> {
         snapshot().prop_map(|snapshot| Message::Pin(Pin { snapshot })),
         any::<bool>().prop_map(|is_there| Message::Pinned(Pinned { is_there })),
         vec(place(), 0..9).prop_map(|places| Message::Acknowledged(Acknowledged { places })),
-        vec(any::<u8>(), 0..300).prop_map(|snapshot| Message::Commit(Commit { snapshot })),
+        (proptest::option::of(lock_end()), vec(any::<u8>(), 0..300))
+            .prop_map(|(lock, snapshot)| Message::Commit(Commit { lock, snapshot })),
         Just(Message::Abandon(Abandon)),
-        (any::<u64>(), any::<u64>())
-            .prop_map(|(packs, pack_bytes)| Message::Ended(Ended { packs, pack_bytes })),
+        ended().prop_map(Message::Ended),
+        (snapshot(), ended())
+            .prop_map(|(snapshot, ended)| Message::Published(Published { snapshot, ended })),
     ];
     let lanes = prop_oneof![
         (session(), any::<u64>()).prop_map(|(session, epoch)| Message::Attach(Attach {
@@ -173,6 +213,8 @@ fn message() -> impl Strategy<Value = Message> {
         (place(), done())
             .prop_map(|(place, done)| Message::SegmentDone(SegmentDone { place, done })),
         Just(Message::Flush(Flush)),
+        (kind(), vec(object(), 0..9))
+            .prop_map(|(kind, ids)| Message::Distrust(Distrust { kind, ids })),
         vec(record(), 0..5).prop_map(|records| {
             let mut builder = PushBuilder::default();
             for (header, payload) in &records {
@@ -202,14 +244,21 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(name, content)| Message::SnapshotFile(SnapshotFile { name, content })),
         snapshot().prop_map(|snapshot| Message::ReadSnapshot(ReadSnapshot { snapshot })),
         snapshot().prop_map(|snapshot| Message::StatSnapshot(StatSnapshot { snapshot })),
-        any::<(bool, bool, bool)>().prop_map(|(is_there, is_protected, is_incomplete)| {
-            Message::SnapshotState(SnapshotState {
-                is_there,
-                is_protected,
-                is_incomplete,
-            })
-        }),
-        snapshot().prop_map(|snapshot| Message::Forget(Forget { snapshot })),
+        (
+            any::<(bool, bool, bool)>(),
+            proptest::option::of(vec(any::<u8>(), 0..40))
+        )
+            .prop_map(|((is_there, is_protected, is_incomplete), lock)| {
+                Message::SnapshotState(SnapshotState {
+                    is_there,
+                    is_protected,
+                    is_incomplete,
+                    lock,
+                })
+            }),
+        vec(snapshot(), 0..5).prop_map(|snapshots| Message::Forget(Forget { snapshots })),
+        (snapshot(), lock_end()).prop_map(|(snapshot, end)| Message::Lock(Lock { snapshot, end })),
+        time().prop_map(|until| Message::LockedUntil(LockedUntil { until })),
         (snapshot(), any::<bool>()).prop_map(|(snapshot, is_protected)| {
             Message::Protect(Protect {
                 snapshot,
@@ -234,6 +283,23 @@ fn message() -> impl Strategy<Value = Message> {
         }),
         Just(Message::Stop(Stop)),
         text().prop_map(|json| Message::Report(Report { json })),
+        (any::<u32>(), vec(record(), 0..5)).prop_map(|(batch, records)| {
+            let mut builder = JudgeBuilder::new(batch);
+            for (header, payload) in &records {
+                builder.push(header, payload);
+            }
+            Message::Judge(builder.finish().split_off(FRAME_HEADER_LEN))
+        }),
+        (
+            any::<u32>(),
+            proptest::collection::btree_map(any::<u32>(), text(), 0..5)
+        )
+            .prop_map(|(batch, problems)| {
+                Message::Judged(Judged {
+                    batch,
+                    problems: problems.into_iter().collect(),
+                })
+            }),
         Just(Message::Status(Status)),
         Just(Message::Sessions(Sessions)),
     ];

@@ -1,11 +1,37 @@
 //! Retention locks: until when a snapshot can be forgotten by nobody.
 //!
-//! `now` is the server's time as [`super::floor`] knows it, which never goes back; a client's time plays
-//! no part.
+//! A clock may be wrong in either direction. What ends a lock is what the clock shows now: one that was set
+//! forward and put right again has ended nothing, unless something was forgotten meanwhile. What a new lock
+//! counts from is the latest time that is known to have passed: a clock that is behind makes no short locks.
+//! Whoever asks has no say in either: its own clock plays no part.
 
+use std::fmt;
 use std::time::Duration;
 
-use super::time::UnixMs;
+pub use undercroft_format::trust::time::UnixMs;
+
+use crate::wall_clock::{SetClock, SystemClock, WallClock};
+
+/// The time by which locks are set and end.
+pub trait RetentionClock: fmt::Debug + Send + Sync {
+    /// The time that locks have to reach to be over: what the clock shows.
+    fn shown(&self) -> UnixMs;
+
+    /// The time that new locks count from: the latest that is known to have passed, never before
+    /// [`shown`](Self::shown).
+    fn latest(&self) -> UnixMs;
+}
+
+/// The clock of this machine is all that a repository in a directory has.
+impl RetentionClock for SystemClock {
+    fn shown(&self) -> UnixMs {
+        self.now()
+    }
+
+    fn latest(&self) -> UnixMs {
+        self.now()
+    }
+}
 
 /// Farthest end of a lock, from the time when it is set: nobody can undo a mistyped year.
 pub const LOCK_MAX: Duration = Duration::from_secs(20 * 366 * 24 * 3600);
@@ -16,12 +42,12 @@ pub const LOCK_MAX: Duration = Duration::from_secs(20 * 366 * 24 * 3600);
 pub enum LockError {
     /// The snapshot is locked.
     #[error(
-        "the snapshot is locked until {until}, and no role can shorten that: try again then (the server's time is {now})"
+        "the snapshot is locked until {until}, and nobody can shorten that: try again then (the clock that decides shows {now})"
     )]
     Locked {
         /// Until when.
         until: UnixMs,
-        /// The server's time.
+        /// What the clock shows.
         now: UnixMs,
     },
     /// The lock would end earlier than it does.
@@ -35,11 +61,11 @@ pub enum LockError {
         asked: UnixMs,
     },
     /// The lock would end before it begins.
-    #[error("a lock until {asked} would already have ended: the server's time is {now}")]
+    #[error("a lock until {asked} would already have ended: the time is {now}")]
     Past {
         /// What was asked for.
         asked: UnixMs,
-        /// The server's time.
+        /// The time.
         now: UnixMs,
     },
     /// The lock would last too long.
@@ -90,6 +116,17 @@ pub fn extend_lock(
         return Err(LockError::TooFar { asked, latest });
     }
     Ok(asked)
+}
+
+/// For tests and simulation.
+impl RetentionClock for SetClock {
+    fn shown(&self) -> UnixMs {
+        self.now()
+    }
+
+    fn latest(&self) -> UnixMs {
+        self.now()
+    }
 }
 
 #[cfg(test)]
