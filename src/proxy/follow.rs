@@ -136,7 +136,7 @@ impl Follower<'_> {
                 is_asked = true;
                 link.cancel(self.id)?;
             }
-            let event = following.next()?;
+            let event = following.hear()?;
             *alone = None;
             match event {
                 FollowEvent::Note(note) => {

@@ -101,7 +101,7 @@ impl ProxyLink {
 
 impl Following {
     /// Waits for what comes next: at most a moment while the connection is good.
-    pub fn next(&mut self) -> Result<FollowEvent> {
+    pub fn hear(&mut self) -> Result<FollowEvent> {
         let frame = self.stream.read()?.ok_or(StreamError::NoAnswer)?;
         Ok(match frame.0 {
             FrameType::TaskNote => FollowEvent::Note(expect(&frame)?),
