@@ -16,7 +16,7 @@ use crate::settings::Settings;
 /// A proxy that is looked after.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Named {
-    /// The proxy, as in quic://HOST[:PORT]
+    /// The proxy, as in quic://HOST:PORT; the port is 7421 if it is left out
     #[arg(
         long,
         value_name = "PROXY",
@@ -31,7 +31,7 @@ impl Named {
     pub fn address(&self) -> anyhow::Result<&ProxyAddress> {
         self.proxy.as_ref().ok_or_else(|| {
             Problem::usage("no proxy was given")
-                .hint("name it by --proxy quic://HOST[:PORT], or once for all: export UNDERCROFT_PROXY=...")
+                .hint("name it by --proxy quic://HOST:PORT, or once for all: export UNDERCROFT_PROXY=...")
                 .into()
         })
     }
@@ -45,7 +45,7 @@ impl Named {
 /// Work that may be done by a proxy.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Through {
-    /// Have a proxy do it, as in quic://HOST[:PORT]; paths are those of its machine
+    /// Have a proxy do it, as in quic://HOST:PORT; paths are those of its machine
     #[arg(
         long,
         value_name = "PROXY",
