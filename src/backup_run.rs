@@ -6,6 +6,7 @@ use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::ingest::backup::{self, BackupReport, backup};
+use undercroft_dataplane::net::conversation::StreamError;
 use undercroft_dataplane::progress::{Progress, Waits};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::SessionId;
@@ -37,6 +38,11 @@ pub struct Report<'a> {
     engine: &'a str,
     packs: u64,
     pack_bytes: u64,
+    /// With a server only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire_bytes_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire_bytes_received: Option<u64>,
     warnings: &'a [String],
 }
 
@@ -49,6 +55,8 @@ impl<'a> Report<'a> {
             engine: &report.engine,
             packs: report.packs,
             pack_bytes: report.pack_bytes,
+            wire_bytes_sent: report.traffic.map(|traffic| traffic.sent_bytes),
+            wire_bytes_received: report.traffic.map(|traffic| traffic.received_bytes),
             warnings: &report.warnings,
         }
     }
@@ -101,6 +109,13 @@ pub fn run_through(
             }
             Some(RepositoryError::Connection(_))
                 if can_go_on && waiting.is_some_and(|since| since.elapsed() < PATIENCE) => {}
+            // Before the session was there: nothing is lost but the way to the server.
+            Some(RepositoryError::Connection(cause))
+                if can_go_on && waiting.is_none() && broke(&**cause) =>
+            {
+                warn("the connection broke; beginning anew as soon as the server answers");
+                waiting = Some(Stopwatch::start());
+            }
             // Interrupted for too long, or the disk changed meanwhile: what it stored is found all the same.
             Some(RepositoryError::Remote(failure))
                 if can_go_on && resume != asked && is_gone(failure.code) =>
@@ -122,6 +137,12 @@ pub fn run_through(
         runner.waits_for(Some("the repository's server"));
         wait(runner);
     }
+}
+
+/// True if a connection was there and broke, as opposed to one that could not be made.
+fn broke(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let error: Option<&StreamError> = cause.downcast_ref();
+    error.is_some_and(StreamError::is_lost)
 }
 
 /// The session whose snapshot may have been published or not.

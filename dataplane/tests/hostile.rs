@@ -11,6 +11,7 @@ use undercroft_dataplane::net::address::{RepositoryName, ServerAddress};
 use undercroft_dataplane::net::client::{Link, LinkOptions};
 use undercroft_dataplane::net::conversation::{Conversation, StreamError};
 use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerOptions};
+use undercroft_dataplane::net::transport::MTU_LAST;
 use undercroft_dataplane::net::trust::{
     Authority, ClientStore, EnrolOptions, EnrolRequest, Role, SERVER_NAME, Scope, SystemClock,
     TokenOptions, WallClock, enrol,
@@ -29,6 +30,9 @@ use undercroft_format::wire::lane::{
     Answers, AskObjects, Attach, Distrust, Flush, PushBuilder, SegmentDone,
 };
 use undercroft_format::wire::message::{ListSnapshots, SnapshotFile};
+use undercroft_format::wire::reference::{
+    AskReference, ReferenceMaps, SegmentsUnchanged, UnchangedSegment,
+};
 use undercroft_format::wire::session::{
     Acknowledged, Begin, Begun, Commit, DiskState, DoneSegment, Ended, Epoch, Finished, Published,
     SegmentPlace,
@@ -493,11 +497,48 @@ fn packets_grow_and_stay_long() {
     }
     lane.say(&Flush).expect("sent");
     lane.answer::<Done>().expect("all was taken in");
-    let path = link.path_stats(0);
+    let stats = link.stats(0);
+    let (mtu, batches) = (stats.path.current_mtu, stats.udp_tx);
+    assert!((6000..=MTU_LAST).contains(&mtu), "packets of {mtu} bytes");
+    assert_eq!(stats.path.black_holes_detected, 0);
+    // Most were sent in full batches, which all fitted: a batch that does not is lost as a whole.
     assert!(
-        path.current_mtu > 6000,
-        "packets of {} bytes",
-        path.current_mtu
+        batches.datagrams > 4 * batches.ios,
+        "{} packets in {} batches",
+        batches.datagrams,
+        batches.ios
     );
-    assert_eq!(path.black_holes_detected, 0);
+    assert!(
+        stats.path.lost_packets < batches.datagrams / 100,
+        "{} of {} packets were lost",
+        stats.path.lost_packets,
+        batches.datagrams
+    );
+}
+
+/// A segment can be said to be as it is in the reference only if it is there.
+#[test]
+fn nothing_is_like_a_reference_that_does_not_have_it() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, _) = world.link();
+    let (_session, begun) = begin(&link, None);
+    assert_eq!(begun.reference, None);
+    let mut asker = lane(&link, begun.session, begun.epoch);
+    let question = AskReference {
+        disk: 7,
+        first: SegmentNumber(1 << 40),
+        count: 4096,
+    };
+    asker.say(&question).expect("sent");
+    let ReferenceMaps { maps } = asker.answer().expect("an answer");
+    assert_eq!(maps, []);
+    let unchanged = SegmentsUnchanged {
+        disk: 0,
+        segments: vec![UnchangedSegment {
+            number: SegmentNumber(0),
+            data_bytes: 4096,
+        }],
+    };
+    asker.say(&unchanged).expect("sent");
+    assert_eq!(refusal(&mut asker), FailureCode::Protocol);
 }

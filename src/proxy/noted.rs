@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use undercroft_dataplane::io::Engine;
-use undercroft_dataplane::repository::Repository;
-use undercroft_dataplane::repository::error::Result;
+use undercroft_dataplane::repository::error::{RepositoryError, Result};
 use undercroft_dataplane::repository::keys::{Keys, Sealer};
 use undercroft_dataplane::repository::objects::Objects;
 use undercroft_dataplane::repository::packer::PackerFigures;
@@ -13,6 +12,7 @@ use undercroft_dataplane::repository::session::{
     Begun, Committed, DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
 };
 use undercroft_dataplane::repository::snapshots::{Snapshots, StoredSnapshot};
+use undercroft_dataplane::repository::{Repository, Traffic};
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
 use undercroft_format::pack::ObjectKind;
@@ -59,6 +59,10 @@ impl Repository for NotedRepository {
 
     fn snapshots(&self) -> &Snapshots {
         self.inner.snapshots()
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        self.inner.traffic()
     }
 
     fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun> {
@@ -138,6 +142,10 @@ impl Session for NotedSession {
 
     fn sealed(&self) -> PackerFigures {
         self.inner.sealed()
+    }
+
+    fn interrupted(&self, error: RepositoryError) -> RepositoryError {
+        self.inner.interrupted(error)
     }
 
     fn commit(self: Box<Self>, snapshot: &Snapshot) -> Result<Committed> {

@@ -26,13 +26,13 @@ use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use crate::clock::Stopwatch;
 use crate::io::{BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
-use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::RecordEncoder;
 use crate::repository::retention::UnixMs;
 use crate::repository::session::{Begun, Committed, DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::walk::{Place, Visitor, walk_disk};
+use crate::repository::{Repository, Traffic};
 use crate::simulate;
 
 /// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
@@ -104,6 +104,8 @@ pub struct BackupReport {
     pub packs: u64,
     /// Bytes of packs written.
     pub pack_bytes: u64,
+    /// What the repository's connections carried, if it is behind a server.
+    pub traffic: Option<Traffic>,
     /// Problems with changed blocks, per disk, in words.
     pub warnings: Vec<String>,
     /// The end of the snapshot's retention lock.
@@ -141,6 +143,7 @@ pub fn backup(
                 engine: repository.engine().choice().kind.to_string(),
                 packs: committed.figures.packs,
                 pack_bytes: committed.figures.bytes,
+                traffic: repository.traffic(),
                 warnings,
                 locked_until: committed.locked_until,
             })
@@ -181,6 +184,7 @@ fn published(repository: &dyn Repository, committed: Committed) -> Result<Backup
         engine: repository.engine().choice().kind.to_string(),
         packs: committed.figures.packs,
         pack_bytes: committed.figures.bytes,
+        traffic: repository.traffic(),
         warnings: vec!["the snapshot was published before the connection broke".to_owned()],
         locked_until: committed.locked_until,
     })
@@ -432,12 +436,9 @@ impl Machine<'_> {
             root: None,
             segments: 0,
         });
-        let mut nodes = StoreNodes {
-            session: self.session,
-            counters,
-            encoder: RecordEncoder::new(1),
-        };
+        let mut nodes = StoreNodes::new(self.session, counters);
         let tree = update(&mut nodes, old, segments, changes)?;
+        nodes.finish()?;
         let data_bytes = self.data_bytes(parent, plan, segments, counters)?;
         Ok(StoredDisk {
             root: tree.root,

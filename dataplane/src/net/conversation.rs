@@ -135,6 +135,14 @@ impl Conversation {
         }
     }
 
+    /// Both directions of the QUIC stream, if that is what it is over: for those who use them at once.
+    pub fn quic(&mut self) -> Option<&mut QuicStream> {
+        match &mut self.0 {
+            Carrier::Quic(stream) => Some(stream),
+            Carrier::Other(_) => None,
+        }
+    }
+
     fn stream(&mut self) -> &mut dyn FrameStream {
         match &mut self.0 {
             Carrier::Quic(stream) => stream,

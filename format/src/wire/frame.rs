@@ -107,6 +107,12 @@ frames! {
     Flush = 38, 0;
     /// Objects whose records the client found damaged.
     Distrust = 39, IDS_BODY_MAX;
+    /// Which maps does the reference have?
+    AskReference = 40, 16;
+    /// The beginnings of their ids.
+    ReferenceMaps = 41, (32 << 10) + 16;
+    /// Segments that are as they are in the reference.
+    SegmentsUnchanged = 42, (64 << 10) + 16;
     /// Records by id.
     Fetch = 48, IDS_BODY_MAX;
     /// A record.

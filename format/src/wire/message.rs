@@ -16,6 +16,7 @@ pub use super::proxy::{
     Accepted, CancelTask, Follow, ListTasks, ShowTask, Submit, Suspend, TaskNote, TaskOver,
     TaskProgress,
 };
+pub use super::reference::{AskReference, ReferenceMaps, SegmentsUnchanged};
 pub use super::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
 };
@@ -105,6 +106,9 @@ messages! {
     SegmentDone(SegmentDone),
     Flush(Flush),
     Distrust(Distrust),
+    AskReference(AskReference),
+    ReferenceMaps(ReferenceMaps),
+    SegmentsUnchanged(SegmentsUnchanged),
     Fetch(Fetch),
     Unfetched(Unfetched),
     ListSnapshots(ListSnapshots),

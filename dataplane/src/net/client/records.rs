@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use parking_lot::Mutex;
-use quinn::{RecvStream, SendStream};
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId};
 use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN};
@@ -16,7 +15,7 @@ use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameT
 use super::expected::ExpectedMaps;
 use super::link::Link;
 use crate::io::{Buffer, BufferPool, Engine};
-use crate::net::conversation::{QuicStream, StreamError, expect, of_exact, read_frame};
+use crate::net::conversation::{Conversation, QuicStream, StreamError, expect, of_exact};
 use crate::net::convert::error_of;
 use crate::repository::error::{RecordProblem, RepositoryError, Result};
 use crate::repository::local_records::FETCH_LEN_MAX;
@@ -52,25 +51,23 @@ impl RemoteRecords {
         ids: &[ObjectId],
         take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
     ) -> Result<()> {
-        let fetched = async { fetch_each(self.link.open_stream().await?, kind, ids, take).await };
-        Ok(self.link.handle().block_on(fetched)?)
+        Ok(fetch_each(self.link.converse()?, kind, ids, take)?)
     }
 }
 
 /// Asks for objects of one kind on a new stream and gives each to `take`.
-async fn fetch_each(
-    (mut send, mut recv): (SendStream, RecvStream),
+fn fetch_each(
+    mut stream: Conversation,
     kind: ObjectKind,
     ids: &[ObjectId],
     mut take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
 ) -> Result<(), StreamError> {
     let ids = ids.to_vec();
     let count = ids.len();
-    send.write_all(&FetchRequest { kind, ids }.frame()).await?;
-    // The stream is gone only if the server does not want to hear any more; it says why.
-    let _ = send.finish();
+    stream.say(&FetchRequest { kind, ids })?;
+    stream.finish();
     for _ in 0..count {
-        let (frame, mut body) = read_frame(&mut recv).await?.ok_or(StreamError::NoAnswer)?;
+        let (frame, mut body) = stream.read()?.ok_or(StreamError::NoAnswer)?;
         match frame {
             FrameType::Record => {
                 let prefix = &body[..body.len().min(RECORD_PREFIX_LEN)];
@@ -133,18 +130,24 @@ impl Records for RemoteRecords {
         if ids.is_empty() {
             return;
         }
+        // Without a runtime, each is asked for alone.
+        let Some(handle) = self.link.runtime() else {
+            return;
+        };
         let link = self.link.clone();
-        self.expected
-            .fetch(self.link.handle(), ids.clone(), async move {
-                let mut found = Vec::new();
-                let (send, recv) = link.open_stream().await?;
-                fetch_each((send, recv), ObjectKind::SegmentMap, &ids, |_, record| {
+        self.expected.fetch(handle, ids.clone(), move || {
+            let mut found = Vec::new();
+            fetch_each(
+                link.converse()?,
+                ObjectKind::SegmentMap,
+                &ids,
+                |_, record| {
                     // Asking for what is missing alone tells why.
                     found.extend(record);
-                })
-                .await?;
-                Ok(found)
-            });
+                },
+            )?;
+            Ok(found)
+        });
     }
 
     fn fetch_ahead_len(&self) -> usize {

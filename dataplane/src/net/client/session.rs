@@ -17,12 +17,14 @@ use undercroft_format::wire::frame::{Body, FrameType, IDS_MAX};
 use undercroft_format::wire::lane::{
     Answers, AskObjects, AskSegments, Attach, Distrust, Flush, PushBuilder, SegmentDone,
 };
+use undercroft_format::wire::reference::SegmentsUnchanged;
 use undercroft_format::wire::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
 };
 use undercroft_format::wire::upkeep::Done;
 
 use super::lane::{Claims, Lane};
+use super::reference::{Reference, Unchanged};
 use super::repository::RemoteRepository;
 use crate::net::conversation::{Conversation, Frame, QuicStream, StreamError, expect, read_frame};
 use crate::repository::Repository;
@@ -47,9 +49,9 @@ pub struct RemoteSession {
     sealer: Option<Sealer>,
     attach: Attach,
     finished: Vec<DoneSegments>,
-    labels: Vec<String>,
     /// A snapshot that the server keeps for the session, and that is likely to be much alike.
-    reference: Mutex<Option<Arc<StoredSnapshot>>>,
+    reference: Option<Reference>,
+    unchanged: Unchanged,
     lock: Option<LockEnd>,
     claims: Claims,
     lanes: Vec<Mutex<Option<Lane>>>,
@@ -100,13 +102,6 @@ impl RemoteSession {
                 .ok_or(StreamError::Unexpected(FrameType::Finished))?
                 .extend(segments);
         };
-        let reference = match begun.reference {
-            Some(id) => {
-                let read = repository.snapshots().read(id);
-                Some(read.map_err(|error| error.interrupting(begun.session))?)
-            }
-            None => None,
-        };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
         // must never meet the same nonce.
         let sealing = SessionId::from_bytes(repository.entropy().array()?);
@@ -120,12 +115,8 @@ impl RemoteSession {
                 epoch: begun.epoch,
             },
             finished,
-            labels: request
-                .disks
-                .iter()
-                .map(|disk| disk.label.clone())
-                .collect(),
-            reference: Mutex::new(reference.map(Arc::new)),
+            reference: begun.reference.map(|_| Reference::new(request.disks.len())),
+            unchanged: Unchanged::default(),
             lock: request.lock,
             claims: Claims::default(),
             lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
@@ -202,31 +193,21 @@ impl RemoteSession {
         Ok(stored)
     }
 
-    /// Whether the reference has this map at this place.
-    fn is_in_reference(&self, place: SegmentPlace, map: SegmentMapId) -> Result<bool> {
-        let label = self.labels.get(usize::from(place.disk));
-        let reference = self.reference.lock().clone();
-        let reference = reference.as_ref().zip(label);
-        let disk = reference.and_then(|(stored, label)| stored.snapshot.disk(label));
-        let Some(disk) = disk.filter(|disk| disk.segment_size == self.config().segment_size) else {
-            return Ok(false);
-        };
-        let number = place.number.0;
-        let mut is_same = false;
-        self.objects()
-            .visit_tree(disk.tree(), number..number + 1, &mut |_, there| {
-                is_same = there == map;
-                Ok(())
-            })?;
-        Ok(is_same)
+    /// Tells of segments that are as they are in the reference.
+    fn tell_unchanged(&self, unchanged: Vec<SegmentsUnchanged>) -> Result<()> {
+        unchanged.into_iter().try_for_each(|segments| {
+            let frame = segments.frame();
+            self.on_lane(|lane| lane.send(frame, std::iter::empty()))
+        })
     }
 
     /// Waits until everything that was sent on any lane was taken in.
     fn flush(&self) -> Result<()> {
+        self.tell_unchanged(self.unchanged.take())?;
         let mut lanes: Vec<_> = self.lanes.iter().map(|lane| lane.lock()).collect();
         let flush = |lanes: &mut Vec<parking_lot::MutexGuard<'_, Option<Lane>>>| {
-            let mut open: Vec<&mut Lane> =
-                lanes.iter_mut().filter_map(|lane| lane.as_mut()).collect();
+            let lanes = lanes.iter_mut().filter_map(|lane| lane.as_mut());
+            let mut open: Vec<&mut Lane> = lanes.filter(|lane| !lane.is_answered()).collect();
             open.iter_mut()
                 .try_for_each(|lane| lane.begin_ask(&Flush))?;
             open.iter_mut().try_for_each(|lane| {
@@ -298,8 +279,11 @@ impl Session for RemoteSession {
     }
 
     fn holds_segment(&self, place: SegmentPlace, map: SegmentMapId) -> Result<Held> {
-        if self.is_in_reference(place, map)? {
-            return Ok(Held::Whole);
+        if let Some(reference) = &self.reference {
+            let ask = |question| self.on_lane(|lane| lane.ask(&question, &self.claims));
+            if reference.has(place, map, ask)? {
+                return Ok(Held::Whole);
+            }
         }
         let question = AskSegments { ids: vec![map] };
         let Answers { known } = self.on_lane(|lane| lane.ask(&question, &self.claims))?;
@@ -329,7 +313,9 @@ impl Session for RemoteSession {
 
     fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
         // It may have what is damaged in common with the parent, and answers without asking.
-        *self.reference.lock() = None;
+        if let Some(reference) = &self.reference {
+            reference.distrust();
+        }
         for ids in ids.chunks(IDS_MAX as usize) {
             let ids = ids.to_vec();
             let Done = self.on_lane(|lane| lane.ask(&Distrust { kind, ids }, &self.claims))?;
@@ -351,6 +337,11 @@ impl Session for RemoteSession {
     }
 
     fn segment_done(&self, place: SegmentPlace, done: DoneSegment) -> Result<()> {
+        if let Some(reference) = &self.reference
+            && reference.is_known_to_have(place, &done)
+        {
+            return self.tell_unchanged(self.unchanged.add(place, done.data_bytes));
+        }
         let frame = SegmentDone { place, done }.frame();
         self.on_lane(|lane| lane.send(frame, std::iter::empty()))
     }

@@ -1,5 +1,6 @@
 //! A session that the server keeps: its books, what it wrote, and who listens to its acknowledgements.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
@@ -47,6 +48,8 @@ pub struct KeptSession {
     listener: Mutex<Option<(Epoch, Sender<Vec<SegmentPlace>>)>>,
     /// Snapshots that stay until the session ends.
     pinned: Mutex<Vec<StoredSnapshot>>,
+    /// One of them, likely to be much alike.
+    reference: Mutex<Option<Arc<StoredSnapshot>>>,
     peer: Mutex<Option<String>>,
     pushed_bytes: AtomicU64,
 }
@@ -79,6 +82,7 @@ impl KeptSession {
             }),
             listener: Mutex::new(None),
             pinned: Mutex::default(),
+            reference: Mutex::default(),
             peer: Mutex::default(),
             pushed_bytes: AtomicU64::new(0),
         }
@@ -194,6 +198,16 @@ impl KeptSession {
             self.pinned.lock().push(snapshot.clone());
         }
         Ok(is_there)
+    }
+
+    /// Names the snapshot that the client of the present epoch was told of, and that stays.
+    pub fn set_reference(&self, reference: Option<StoredSnapshot>) {
+        *self.reference.lock() = reference.map(Arc::new);
+    }
+
+    /// The snapshot that the client was told of.
+    pub fn reference(&self) -> Option<Arc<StoredSnapshot>> {
+        self.reference.lock().clone()
     }
 
     /// Snapshots that stay until the session ends.

@@ -5,11 +5,13 @@ use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::lane::{
     Answers, AskObjects, AskSegments, Attach, Distrust, Flush, SegmentDone, pushed_records,
 };
+use undercroft_format::wire::reference::{AskReference, SegmentsUnchanged};
 use undercroft_format::wire::upkeep::Done;
 
 use super::check::RecordChecker;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
+use super::reference;
 use crate::net::conversation::{StreamError, expect};
 use crate::net::trust::Verb;
 
@@ -59,6 +61,23 @@ impl Lane<'_> {
             FrameType::SegmentDone => {
                 let SegmentDone { place, done } = expect(frame)?;
                 Ok(self.session.segment_done(epoch, place, done)?)
+            }
+            FrameType::AskReference => {
+                let question: AskReference = expect(frame)?;
+                self.session.check(epoch)?;
+                let repository = on.served.repository();
+                let maps = reference::maps(repository, self.session, question)?;
+                Ok(on.stream.say(&maps)?)
+            }
+            FrameType::SegmentsUnchanged => {
+                let segments: SegmentsUnchanged = expect(frame)?;
+                let repository = on.served.repository();
+                Ok(reference::unchanged(
+                    repository,
+                    self.session,
+                    epoch,
+                    &segments,
+                )?)
             }
             FrameType::Flush => {
                 let Flush = expect(frame)?;

@@ -2,20 +2,22 @@
 //!
 //! `listener` lets connections in, `connection` says who is there and which repository they want; then
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
-//! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
-//! repository with its sessions, `kept_session` one of them, `published` what ended ones came to, `check`
-//! looks at every record and `commit` at every snapshot before they count. `unplugged` is all of this
-//! without sockets.
+//! `reference` says what a backup need not send, `fetch` and `roots` give records and snapshots out,
+//! `upkeep` does long work, with `judge` where that takes a key. `served` is a repository with its sessions,
+//! `kept_session` one of them, `published` what ended ones came to, `check` looks at every record and
+//! `commit` at every snapshot before they count. `unplugged` is all of this without sockets.
 
 mod access;
 mod check;
 mod commit;
 mod connection;
 mod fetch;
+mod judge;
 mod kept_session;
 mod lane;
 mod listener;
 mod published;
+mod reference;
 mod roots;
 mod served;
 mod session;

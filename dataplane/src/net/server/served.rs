@@ -124,7 +124,7 @@ impl Served {
             let Ok(ledger) = Ledger::decode(&bytes, now_ms) else {
                 continue;
             };
-            let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &bytes)?;
+            let store = SessionStore::take_up(&self.repository, id, WRITE_LEN);
             let session = KeptSession::new(ledger, store, self.policy);
             if let Err(failure) = session.recheck() {
                 tracing::warn!(session = %id, "a session cannot be taken up: {}", failure.text);

@@ -74,13 +74,15 @@ fn begin(
     let failed = |error: RepositoryError| failure_of(&error);
     let reference = on.served.reference_for(session).map_err(failed)?;
     let reference = match reference {
-        Some(stored) if session.pin(epoch, &stored)? => Some(stored.id),
+        Some(stored) if session.pin(epoch, &stored)? => Some(stored),
         _ => None,
     };
+    let id = reference.as_ref().map(|stored| stored.id);
+    session.set_reference(reference);
     on.stream.say(&Begun {
         session: session.id(),
         epoch,
-        reference,
+        reference: id,
     })?;
     Ok(())
 }

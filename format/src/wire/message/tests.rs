@@ -16,6 +16,7 @@ use crate::wire::fetch::RecordPrefix;
 use crate::wire::judge::JudgeBuilder;
 use crate::wire::lane::PushBuilder;
 use crate::wire::proxy::Ending;
+use crate::wire::reference::{ShortId, UnchangedSegment};
 use crate::wire::session::{DiskState, DoneSegment, Epoch, SegmentPlace};
 
 fn text() -> impl Strategy<Value = String> {
@@ -215,6 +216,35 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Flush(Flush)),
         (kind(), vec(object(), 0..9))
             .prop_map(|(kind, ids)| Message::Distrust(Distrust { kind, ids })),
+        (any::<u16>(), 0..1_u64 << 40, 0..=4096_u16).prop_map(|(disk, first, count)| {
+            Message::AskReference(AskReference {
+                disk,
+                first: SegmentNumber(first),
+                count,
+            })
+        }),
+        vec(proptest::option::of(object()), 0..9).prop_map(|maps| {
+            let maps = maps.into_iter();
+            let short = |map: Option<_>| map.map_or(ShortId::default(), ShortId::of);
+            Message::ReferenceMaps(ReferenceMaps {
+                maps: maps.map(|map| short(map.map(SegmentMapId::from))).collect(),
+            })
+        }),
+        (
+            any::<u16>(),
+            proptest::collection::btree_map(0..1_u64 << 40, 0..1_u32 << 26, 0..9)
+        )
+            .prop_map(|(disk, segments)| {
+                let segments = segments.into_iter();
+                let segments = segments.map(|(number, data_bytes)| UnchangedSegment {
+                    number: SegmentNumber(number),
+                    data_bytes,
+                });
+                Message::SegmentsUnchanged(SegmentsUnchanged {
+                    disk,
+                    segments: segments.collect(),
+                })
+            }),
         vec(record(), 0..5).prop_map(|records| {
             let mut builder = PushBuilder::default();
             for (header, payload) in &records {
