@@ -10,6 +10,7 @@ CARGO ?= cargo
 CORPUS ?= corpus
 FUZZ_SECONDS ?= 5
 SIM_SEEDS ?= 100000
+KILLS ?= 300
 TARGET ?=
 ARGS ?=
 
@@ -17,7 +18,7 @@ ARGS ?=
 CARGO_ARGS := --release --workspace
 BIN = $(or $(CARGO_TARGET_DIR),target)/release/undercroft
 
-.PHONY: help setup build test check lint demo bench peers simulate fuzz fuzz-smoke corpus doc clean install
+.PHONY: help setup build test faults check lint demo bench peers simulate fuzz fuzz-smoke corpus doc clean install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,12 @@ test: setup ## run all tests (ARGS="pattern" for some)
 	else \
 	  echo "$(CARGO) test $(CARGO_ARGS) $(ARGS)"; $(CARGO) test $(CARGO_ARGS) $(ARGS); \
 	fi
+
+faults: build ## long runs of faults: kills (KILLS=300), long partitions, 64 clients (a quarter of an hour)
+	UNDERCROFT_KILL_SEED=$(or $(SEED),$$RANDOM) UNDERCROFT_KILL_ROUNDS=$(KILLS) \
+	  $(CARGO) test --release --test kill_served -- --nocapture
+	$(CARGO) test --release --test network -- --ignored --nocapture
+	BIN="$(BIN)" scripts/many-clients
 
 check: lint ## format, clippy, docs, dependencies: what must be clean before a commit
 

@@ -7,6 +7,7 @@ use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::ingest::backup::{self, BackupReport, backup};
 use undercroft_dataplane::net::conversation::StreamError;
+use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::progress::{Progress, Waits};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::SessionId;
@@ -106,6 +107,10 @@ pub fn run_through(
                 ));
                 resume = Some(*session);
                 waiting = Some(Stopwatch::start());
+            }
+            // Waiting does not make the two trust each other.
+            Some(RepositoryError::Connection(cause)) if distrust_in(&**cause).is_some() => {
+                return Err(error);
             }
             Some(RepositoryError::Connection(_))
                 if can_go_on && waiting.is_some_and(|since| since.elapsed() < PATIENCE) => {}

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use undercroft_control::{PolicyError, SelectError};
+use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::net::proxy::status::TaskFailure;
 use undercroft_dataplane::net::trust::TrustError;
 use undercroft_dataplane::repository::error::RepositoryError;
@@ -293,10 +294,13 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
         RepositoryError::Interrupted { session, .. } => vec![format!(
             "what was finished is kept for a while: run the same command with --resume {session}"
         )],
+        // It says itself what to do.
+        RepositoryError::Connection(cause) if distrust_in(&**cause).is_some() => Vec::new(),
         RepositoryError::Connection(_) => {
             hint("see that the server runs and that UDP gets through to its port")
         }
         RepositoryError::Remote(failure) => remote_hint(failure.code),
+        RepositoryError::Collecting => hint("wait for it to end, then run the same command again"),
         RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }

@@ -42,6 +42,7 @@ pub fn failure_of(error: &RepositoryError) -> Failure {
         RepositoryError::Locked { owner } => Failure::new(FailureCode::Locked, owner.clone()),
         RepositoryError::AlreadyExists { .. } => fail(FailureCode::AlreadyExists, error),
         RepositoryError::KeyNeeded => fail(FailureCode::KeyNeeded, error),
+        RepositoryError::Collecting => fail(FailureCode::Busy, error),
         RepositoryError::Cancelled => fail(FailureCode::Cancelled, error),
         RepositoryError::Retention { .. } | RepositoryError::Lock(_) => {
             fail(FailureCode::RetentionLocked, error)

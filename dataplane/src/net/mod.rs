@@ -3,7 +3,7 @@
 //! - [`address`]: where a repository is; [`trust`]: who may do what
 //! - [`transport`]: how `quinn` is set up; [`conversation`]: frames over its streams;
 //!   [`closing`]: why one is closed; [`door`]: where a daemon lets peers in
-//! - [`convert`]: errors, there and back
+//! - [`convert`]: errors, there and back; [`distrust`]: why the ends do not trust each other
 //! - [`server`]: owns a store's repositories; [`client`]: the traits of [`repository`](crate::repository)
 //!   for a repository behind a server; [`status`]: what a server tells an administrator
 //! - [`proxy`]: an agent that runs backups and restores where the disks are, and its clients
@@ -16,6 +16,7 @@ pub mod client;
 pub mod closing;
 pub mod conversation;
 pub mod convert;
+pub mod distrust;
 pub mod door;
 pub mod proxy;
 pub mod server;

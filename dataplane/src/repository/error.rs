@@ -142,6 +142,9 @@ pub enum RepositoryError {
     /// Another thread of the session failed first.
     #[error("the session failed: {0}")]
     SessionFailed(String),
+    /// One collection at a time.
+    #[error("another collection is running")]
+    Collecting,
     /// The user asked to stop.
     #[error("stopped on request")]
     Cancelled,

@@ -13,7 +13,7 @@ use undercroft_format::snapshot::Snapshot;
 pub use undercroft_format::wire::ledger::DoneSegments;
 pub use undercroft_format::wire::session::{DiskState, DoneSegment, SegmentPlace};
 
-use super::error::Result;
+use super::error::{RepositoryError, Result};
 use super::keys::{Keys, Sealer};
 use super::objects::Objects;
 use super::packer::PackerFigures;
@@ -120,6 +120,11 @@ pub trait Session: Send + Sync {
     fn segment_done(&self, place: SegmentPlace, done: DoneSegment) -> Result<()> {
         let _ = (place, done);
         Ok(())
+    }
+
+    /// Tells an error after which the session can be gone on with, whatever met it, from one that ends it.
+    fn interrupted(&self, error: RepositoryError) -> RepositoryError {
+        error
     }
 
     /// What is sealed so far, and so stays however the session ends.

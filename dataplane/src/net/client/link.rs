@@ -17,8 +17,10 @@ use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
 use crate::net::conversation::{Conversation, FrameStream, StreamError};
+use crate::net::distrust::{distrust, distrust_on_stream};
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
+use crate::net::trust::{HandshakeError, Side};
 use crate::repository::Traffic;
 use crate::repository::error::{RepositoryError, Result};
 
@@ -67,6 +69,14 @@ pub enum LinkError {
         /// The cause.
         source: quinn::ConnectionError,
     },
+    /// The two ends do not trust each other.
+    #[error("connecting to {address}")]
+    Distrust {
+        /// The address.
+        address: ServerAddress,
+        /// Why.
+        source: HandshakeError,
+    },
     /// Nobody answers.
     #[error("connecting to {address}: nobody answers")]
     Silent {
@@ -103,23 +113,41 @@ struct Control {
     stream: Conversation,
     /// The server has answered the greeting. Nobody waits for that alone.
     is_welcome: bool,
+    address: ServerAddress,
 }
 
 impl Control {
     /// Asks; the answers come in the order of the questions.
     fn say<B: Body>(&mut self, message: &B) -> Result<()> {
-        Ok(self.stream.say(message)?)
+        let said = self.stream.say(message);
+        said.map_err(|error| self.failed(error))
     }
 
     fn answer<B: Body>(&mut self) -> Result<B> {
         if !self.is_welcome {
-            let welcome: Welcome = self.stream.answer()?;
+            let welcome: Welcome = self.answer_next()?;
             if welcome.version != VERSION {
                 return Err(lost(LinkError::Version(welcome.version)));
             }
             self.is_welcome = true;
         }
-        Ok(self.stream.answer()?)
+        self.answer_next()
+    }
+
+    fn answer_next<B: Body>(&mut self) -> Result<B> {
+        let answer = self.stream.answer();
+        answer.map_err(|error| self.failed(error))
+    }
+
+    /// What is said first meets a refusal of this side's certificate.
+    fn failed(&self, error: StreamError) -> RepositoryError {
+        match distrust_on_stream(&error) {
+            Some(source) => lost(LinkError::Distrust {
+                address: self.address.clone(),
+                source,
+            }),
+            None => error.into(),
+        }
     }
 
     fn ask<Q: Body, A: Body>(&mut self, question: &Q) -> Result<A> {
@@ -148,7 +176,7 @@ impl Link {
                 let (options, handle) = (options.clone(), runtime.handle().clone());
                 runtime.spawn(async move {
                     let (endpoint, connection) = connect_one(&config, &addresses, &options).await?;
-                    greet(handle, endpoint, connection, &options.program).await
+                    greet(handle, endpoint, connection, &options).await
                 })
             })
             .collect();
@@ -406,9 +434,15 @@ async fn connect_to(
         .map_err(|error| LinkError::Socket(io::Error::other(error)))?;
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok((endpoint, connection)),
-        Ok(Err(source)) => Err(LinkError::Connect {
-            address: address(),
-            source,
+        Ok(Err(source)) => Err(match distrust(Side::Client, &source) {
+            Some(source) => LinkError::Distrust {
+                address: address(),
+                source,
+            },
+            None => LinkError::Connect {
+                address: address(),
+                source,
+            },
         }),
         Err(_) => Err(LinkError::Silent { address: address() }),
     }
@@ -418,16 +452,17 @@ async fn greet(
     handle: Handle,
     endpoint: Endpoint,
     connection: Connection,
-    program: &str,
+    options: &LinkOptions,
 ) -> Result<Linked> {
     let (mut send, recv) = connection.open_bi().await.map_err(StreamError::from)?;
-    let hello = Hello::ours(program).frame();
+    let hello = Hello::ours(&options.program).frame();
     send.write_all(&hello).await.map_err(StreamError::from)?;
     Ok(Linked {
         connection,
         control: Mutex::new(Control {
             stream: Conversation::new(handle, (send, recv)),
             is_welcome: false,
+            address: options.address.clone(),
         }),
         _endpoint: endpoint,
     })

@@ -9,9 +9,10 @@ use rustls::pki_types::CertificateDer;
 use super::Handler;
 use crate::net::closing::Closing;
 use crate::net::conversation::StreamError;
+use crate::net::distrust::distrust;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
 use crate::net::trust::tls::{Admitted, Protocols, admit};
-use crate::net::trust::{Authority, EnrolRequest};
+use crate::net::trust::{Authority, EnrolRequest, Side};
 
 /// Connections at once, enrolled or not.
 const CONNECTIONS_MAX: usize = 1024;
@@ -47,7 +48,13 @@ impl<H: Handler> Admission<H> {
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming);
         let connection = match handshake.await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::warn!(%address, %error, "a handshake failed"),
+            Ok(Err(error)) => {
+                let reason = match distrust(Side::Server, &error) {
+                    Some(distrust) => distrust.to_string(),
+                    None => error.to_string(),
+                };
+                return tracing::warn!(%address, reason, "a handshake failed");
+            }
             Err(_) => return tracing::warn!(%address, "a handshake took too long"),
         };
         let protocol = connection
