@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::net::address::ProxyAddress;
+use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::net::proxy::status::TaskFailure;
 use undercroft_dataplane::net::proxy::{FollowEvent, ProxyLink};
 use undercroft_dataplane::progress::{Counter, Progress};
@@ -77,7 +78,8 @@ pub fn follow(
 /// Whether another try may be better.
 fn is_passing(error: &anyhow::Error) -> bool {
     match error.downcast_ref() {
-        Some(RepositoryError::Connection(_)) => true,
+        // Waiting does not make the two trust each other.
+        Some(RepositoryError::Connection(cause)) => distrust_in(&**cause).is_none(),
         Some(RepositoryError::Remote(failure)) => failure.code == FailureCode::Draining,
         _ => false,
     }
