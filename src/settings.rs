@@ -120,8 +120,10 @@ pub enum Key {
 }
 
 /// The global options, validated.
+#[derive(Clone)]
 pub struct Settings {
     repo: Option<Location>,
+    may_ask: bool,
     passphrase_file: Option<PathBuf>,
     recovery_key_file: Option<PathBuf>,
     /// Results as JSON.
@@ -152,6 +154,7 @@ impl Settings {
         };
         Ok(Self {
             repo: args.repo.map(|repo| repo.parse()).transpose()?,
+            may_ask: io::stderr().is_terminal(),
             passphrase_file: args.passphrase_file,
             recovery_key_file: args.recovery_key_file,
             json: args.json,
@@ -168,6 +171,17 @@ impl Settings {
             },
             time_zone: TimeZone::system(),
         })
+    }
+
+    /// The same for a task of a daemon, about another repository: nobody is there to be asked.
+    pub fn of_task(&self, repo: Location, time_zone: TimeZone) -> Self {
+        Self {
+            repo: Some(repo),
+            may_ask: false,
+            progress: ProgressMode::None,
+            time_zone,
+            ..self.clone()
+        }
     }
 
     /// The directory of the repository, for what works on a directory alone.
@@ -247,7 +261,7 @@ impl Settings {
     /// What unlocks an encrypted repository; asked for on a terminal if it was not given and is needed.
     pub fn unlock(&self, key: Key) -> anyhow::Result<Option<Unlock>> {
         let given = self.given_unlock()?;
-        if given.is_some() || key == Key::IfGiven || !can_ask() {
+        if given.is_some() || key == Key::IfGiven || !self.may_ask {
             return Ok(given);
         }
         let passphrase = ask("Passphrase of the repository: ")?;
@@ -264,7 +278,7 @@ impl Settings {
                 )
                 .into());
             }
-            None if can_ask() => {
+            None if self.may_ask => {
                 let passphrase = ask("Passphrase of the new repository: ")?;
                 if ask("The same again: ")? != passphrase {
                     return Err(Problem::new("the two passphrases differ: nothing was made").into());
@@ -289,10 +303,6 @@ impl Settings {
     pub fn has_passphrase_file(&self) -> bool {
         self.passphrase_file.is_some()
     }
-}
-
-fn can_ask() -> bool {
-    io::stderr().is_terminal()
 }
 
 fn ask(question: &str) -> anyhow::Result<Zeroizing<String>> {

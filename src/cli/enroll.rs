@@ -17,10 +17,10 @@ use crate::remote::{PROGRAM, client_store};
 use crate::report::{self, line};
 use crate::settings::Settings;
 
-/// Get a certificate from a repository server
+/// Get a certificate from a repository server or a proxy
 ///
 /// The token says which server is trusted and what the certificate is for; `undercroft repository tokens`
-/// makes one on the server. The certificate is kept in ~/.config/undercroft, or in UNDERCROFT_CONFIG, and
+/// makes one on the server, `undercroft proxy tokens` on a proxy, whose port is 7421. The certificate is kept in ~/.config/undercroft, or in UNDERCROFT_CONFIG, and
 /// renewed when its end is near.
 ///
 /// JSON: server, name, role, directory.

@@ -3,6 +3,7 @@
 
 pub mod lab;
 pub mod packs;
+pub mod proxied;
 pub mod served;
 pub mod server;
 
@@ -23,6 +24,7 @@ pub fn undercroft(repo: &Path) -> Command {
     command
         .env_remove("UNDERCROFT_REPO")
         .env_remove("UNDERCROFT_PASSPHRASE")
+        .env_remove("UNDERCROFT_PROXY")
         .arg("--repo")
         .arg(repo)
         .stdin(Stdio::null());

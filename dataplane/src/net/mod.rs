@@ -7,6 +7,7 @@
 //! - [`convert`]: errors, there and back; [`distrust`]: why the ends do not trust each other
 //! - [`server`]: owns a store's repositories; [`client`]: the traits of [`repository`](crate::repository)
 //!   for a repository behind a server; [`status`]: what a server tells an administrator
+//! - [`proxy`]: an agent that runs backups and restores where the disks are, and its clients
 //!
 //! Both sides do their work on ordinary threads; only the driving of sockets and connections is
 //! asynchronous, on a few threads of a runtime of their own. `docs/protocol.md` has the bytes.
@@ -21,6 +22,7 @@ pub mod distrust;
 pub mod door;
 pub mod manners;
 mod partial_frame;
+pub mod proxy;
 pub mod server;
 pub mod status;
 pub mod transport;

@@ -152,7 +152,7 @@ pub enum RepositoryError {
     #[error("{}", .0.text)]
     Remote(Failure),
     /// The repository server could not be talked to.
-    #[error("talking to the repository server")]
+    #[error("talking to the server")]
     Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A session lost its server; what was acknowledged is kept there for a while.
     #[error("session {session} was interrupted")]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Store;
+use super::Place;
 use super::identities::View;
 use crate::failure::Outcome;
 use crate::report::{self, line};
@@ -17,9 +17,9 @@ use crate::units::count;
 ///
 /// JSON: revoked: an array like that of `repository identities`; empty if all were revoked or expired.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Args {
+pub struct Args<P: Place> {
     #[command(flatten)]
-    store: Store,
+    place: P,
     /// The name, or the serial number of one certificate
     #[arg(value_name = "NAME|SERIAL")]
     identity: String,
@@ -30,8 +30,8 @@ struct Report {
     revoked: Vec<View>,
 }
 
-pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let authority = args.store.open()?;
+pub fn run<P: Place>(settings: &Settings, args: Args<P>) -> anyhow::Result<Outcome> {
+    let authority = args.place.open()?;
     let revoked = authority.revoke(&args.identity)?;
     let now = authority.time().now();
     let report = Report {

@@ -16,7 +16,7 @@ use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerLimits, 
 use undercroft_dataplane::net::trust::authority::TOKEN_LIFETIME_DEFAULT;
 use undercroft_dataplane::net::trust::{Authority, Role, Scope, TokenOptions};
 
-use super::Store;
+use super::{Place, Store};
 use crate::access;
 use crate::failure::{Outcome, one_line, warn};
 use crate::remote::PROGRAM;
@@ -114,7 +114,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
 }
 
 /// A token for the first administrator, if nobody was ever let in.
-fn first_token(authority: &Authority) -> anyhow::Result<Option<String>> {
+pub fn first_token(authority: &Authority) -> anyhow::Result<Option<String>> {
     if !authority.identities()?.is_empty() || !authority.tokens()?.is_empty() {
         return Ok(None);
     }
@@ -128,7 +128,7 @@ fn first_token(authority: &Authority) -> anyhow::Result<Option<String>> {
 }
 
 /// Whoever started the server may be waiting for the line.
-fn say(text: &str) -> anyhow::Result<()> {
+pub fn say(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")
         .and_then(|()| out.flush())

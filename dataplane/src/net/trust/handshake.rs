@@ -77,7 +77,9 @@ pub enum HandshakeError {
     )]
     Untimely,
     /// The two have no protocol in common.
-    #[error("the two ends have no protocol in common: use the same version of undercroft on both")]
+    #[error(
+        "the two ends have no protocol in common: one is a repository server and the other wants a proxy, or the other way round; otherwise use the same version of undercroft on both"
+    )]
     Protocol,
 }
 
