@@ -3,6 +3,10 @@
 //!
 //! The line is two TUN devices and this process, which does to packets what `tc netem` does. Not every
 //! kernel has netem built in, and its faults cannot be seeded; NAT, routes and addresses are the kernel's.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these lines and waits take real time"
+)]
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};

@@ -1,4 +1,8 @@
 //! A repository server as its own process, and programs enrolled at it.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these lines and waits take real time"
+)]
 
 use std::ffi::OsString;
 use std::fs::File;
