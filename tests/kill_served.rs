@@ -8,10 +8,11 @@ mod support;
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::server::{Place, Server, assert_same, pack_bytes, wait_for};
 use support::{Image, Random, files_below, noise, succeed, undercroft};
+use undercroft_dataplane::clock::Stopwatch;
 
 const IMAGE_LEN: usize = 6 << 20;
 const BLOCK: usize = 64 << 10;
@@ -124,7 +125,7 @@ impl Story {
         ];
         for (act, vm) in acts {
             let mut job = story.prepare(act, vm);
-            let clock = Instant::now();
+            let clock = Stopwatch::start();
             let output = succeed(&mut job.command);
             story.takes.insert(act, clock.elapsed());
             story.done(&job, &output);
