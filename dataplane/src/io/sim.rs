@@ -81,6 +81,11 @@ impl SimStorage {
         self.state.lock().faults.fail_nth(kind, n, errno);
     }
 
+    /// Forgets failures that were asked for and have not come.
+    pub fn fail_no_more(&self) {
+        self.state.lock().faults.disarm();
+    }
+
     /// Lets all named files together have at most `bytes` bytes; a write beyond them stores what fits and
     /// fails with `ENOSPC`. Files already larger stay; `u64::MAX` for no limit.
     pub fn set_capacity(&self, bytes: u64) {

@@ -427,6 +427,7 @@ impl Run {
 
     /// All is well again, leases lapse, and then everything must be in order.
     fn end(&mut self) {
+        self.site.disk.fail_no_more();
         self.site.check();
         if self.site.server.is_some() {
             self.stop_server(false);

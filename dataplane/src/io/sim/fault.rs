@@ -60,6 +60,11 @@ impl Faults {
         }
     }
 
+    /// Forgets the failures to come.
+    pub(super) fn disarm(&mut self) {
+        self.armed.clear();
+    }
+
     /// Mutating operations carried out.
     pub(super) fn op_count(&self) -> u64 {
         self.ops
