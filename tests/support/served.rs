@@ -14,14 +14,26 @@ pub struct Served {
     pub port: u16,
     /// The server.
     pub process: Child,
+    options: Vec<String>,
 }
 
 impl Served {
     /// Starts a server with an empty store.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts one with more options on its command line.
+    pub fn start_with(options: &[&str]) -> Self {
         let dir = workspace();
-        let (process, port, token) = serve(dir.path(), 0);
-        let served = Self { dir, port, process };
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let (process, port, token) = serve(dir.path(), 0, &options);
+        let served = Self {
+            dir,
+            port,
+            process,
+            options,
+        };
         served.enroll(
             "admin",
             "admin",
@@ -114,7 +126,7 @@ impl Served {
 
     /// Starts again on the same port.
     pub fn start_again(&mut self) {
-        let (process, port, token) = serve(self.dir.path(), self.port);
+        let (process, port, token) = serve(self.dir.path(), self.port, &self.options);
         assert_eq!(port, self.port);
         assert_eq!(token, None, "a token is printed once");
         self.process = process;
@@ -141,12 +153,13 @@ impl Drop for Served {
     }
 }
 
-fn serve(dir: &Path, port: u16) -> (Child, u16, Option<String>) {
+fn serve(dir: &Path, port: u16, options: &[String]) -> (Child, u16, Option<String>) {
     let mut process = Command::new(env!("CARGO_BIN_EXE_undercroft"))
         .args(["repository", "serve", "--checkpoint", "0", "--listen"])
         .arg(format!("127.0.0.1:{port}"))
         .arg("--store")
         .arg(dir.join("store"))
+        .args(options)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

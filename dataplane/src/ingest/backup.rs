@@ -16,7 +16,7 @@ use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
 use undercroft_format::source::cbt::{BitmapError, changed_ranges};
-use undercroft_format::units::{DiskLength, SegmentNumber};
+use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
 use super::chunker::Chunker;
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
@@ -268,6 +268,12 @@ fn store_all(
         metadata,
     };
     Ok((snapshot, waits, warnings))
+}
+
+/// Bytes of the segments that a backup with `workers` workers reads and works on at once, of the usual size.
+pub fn memory_of_segments(workers: usize) -> u64 {
+    let segment_len = SegmentSize::DEFAULT.bytes() as usize;
+    (segments_in_flight(workers, segment_len) * segment_len) as u64
 }
 
 fn segments_in_flight(workers: usize, segment_len: usize) -> usize {
@@ -552,6 +558,7 @@ impl Machine<'_> {
         };
         let finished = self.session.finished(disk);
         let reader = DiskReader {
+            going_on: &|| self.session.going_on(),
             source,
             segment_size: self.session.config().segment_size,
             grid_phase,

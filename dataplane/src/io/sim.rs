@@ -81,9 +81,9 @@ impl SimStorage {
         self.state.lock().faults.fail_nth(kind, n, errno);
     }
 
-    /// Forgets failures that were asked for and have not come.
-    pub fn fail_no_more(&self) {
-        self.state.lock().faults.disarm();
+    /// Takes back what [`set_crash_after`](Self::set_crash_after) and [`fail_nth`](Self::fail_nth) said.
+    pub fn clear_faults(&self) {
+        self.state.lock().faults.clear();
     }
 
     /// Lets all named files together have at most `bytes` bytes; a write beyond them stores what fits and

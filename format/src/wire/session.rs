@@ -296,6 +296,11 @@ pub struct Commit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abandon;
 
+/// The server is going to shut down: what the client has begun it may finish, and then goes on with the
+/// session when the server is back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draining;
+
 /// The session is over; after a commit, the snapshot is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -402,6 +407,16 @@ impl Body for Commit {
 
 impl Body for Abandon {
     const KIND: FrameType = FrameType::Abandon;
+
+    fn put(&self, _: &mut Vec<u8>) {}
+
+    fn read(_: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self)
+    }
+}
+
+impl Body for Draining {
+    const KIND: FrameType = FrameType::Draining;
 
     fn put(&self, _: &mut Vec<u8>) {}
 

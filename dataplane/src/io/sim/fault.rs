@@ -60,11 +60,6 @@ impl Faults {
         }
     }
 
-    /// Forgets the failures to come.
-    pub(super) fn disarm(&mut self) {
-        self.armed.clear();
-    }
-
     /// Mutating operations carried out.
     pub(super) fn op_count(&self) -> u64 {
         self.ops
@@ -95,6 +90,12 @@ impl Faults {
             return Err(io::Error::other("simulated power failure"));
         }
         Ok(())
+    }
+
+    /// Lets nothing fail any more.
+    pub(super) fn clear(&mut self) {
+        self.crash_after = u64::MAX;
+        self.armed.clear();
     }
 
     /// Asked before every operation: whether it may go on.

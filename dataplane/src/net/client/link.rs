@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, VarInt};
+use quinn::{Connection, Endpoint};
 use tokio::runtime::{Handle, Runtime};
 use undercroft_format::config::Config;
 use undercroft_format::wire::VERSION;
@@ -16,9 +16,14 @@ use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed
 use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
+use crate::net::bandwidth::{Flow, Pace, Rules, Throttle};
+use crate::net::closing::{Closing, refusal_of};
 use crate::net::conversation::{Conversation, FrameStream, StreamError};
+use crate::net::distrust::{distrust, distrust_on_stream};
+use crate::net::manners::Manners;
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
+use crate::net::trust::{HandshakeError, Side};
 use crate::repository::Traffic;
 use crate::repository::error::{RepositoryError, Result};
 
@@ -42,6 +47,17 @@ pub struct LinkOptions {
     pub program: String,
     /// Connections: more than one core carries the traffic of several.
     pub connections: usize,
+    /// How much of a path it may take.
+    pub limits: LinkLimits,
+}
+
+/// Limits of bandwidth, for all connections together.
+#[derive(Clone, Debug, Default)]
+pub struct LinkLimits {
+    /// Of records that go to the server.
+    pub upload: Rules,
+    /// Of records that come from it.
+    pub download: Rules,
 }
 
 /// A server cannot be reached.
@@ -67,6 +83,14 @@ pub enum LinkError {
         /// The cause.
         source: quinn::ConnectionError,
     },
+    /// The two ends do not trust each other.
+    #[error("connecting to {address}")]
+    Distrust {
+        /// The address.
+        address: ServerAddress,
+        /// Why.
+        source: HandshakeError,
+    },
     /// Nobody answers.
     #[error("connecting to {address}: nobody answers")]
     Silent {
@@ -82,6 +106,8 @@ pub enum LinkError {
 pub struct Link {
     connections: Vec<Linked>,
     next: AtomicUsize,
+    upload: Arc<Throttle>,
+    download: Arc<Throttle>,
     runtime: Option<Runtime>,
     dial: Option<Box<dyn Dial>>,
 }
@@ -103,23 +129,41 @@ struct Control {
     stream: Conversation,
     /// The server has answered the greeting. Nobody waits for that alone.
     is_welcome: bool,
+    address: ServerAddress,
 }
 
 impl Control {
     /// Asks; the answers come in the order of the questions.
     fn say<B: Body>(&mut self, message: &B) -> Result<()> {
-        Ok(self.stream.say(message)?)
+        let said = self.stream.say(message);
+        said.map_err(|error| self.failed(error))
     }
 
     fn answer<B: Body>(&mut self) -> Result<B> {
         if !self.is_welcome {
-            let welcome: Welcome = self.stream.answer()?;
+            let welcome: Welcome = self.answer_next()?;
             if welcome.version != VERSION {
                 return Err(lost(LinkError::Version(welcome.version)));
             }
             self.is_welcome = true;
         }
-        Ok(self.stream.answer()?)
+        self.answer_next()
+    }
+
+    fn answer_next<B: Body>(&mut self) -> Result<B> {
+        let answer = self.stream.answer();
+        answer.map_err(|error| self.failed(error))
+    }
+
+    /// What is said first meets a refusal of this side's certificate.
+    fn failed(&self, error: StreamError) -> RepositoryError {
+        match distrust_on_stream(&error) {
+            Some(source) => lost(LinkError::Distrust {
+                address: self.address.clone(),
+                source,
+            }),
+            None => error.into(),
+        }
     }
 
     fn ask<Q: Body, A: Body>(&mut self, question: &Q) -> Result<A> {
@@ -148,7 +192,7 @@ impl Link {
                 let (options, handle) = (options.clone(), runtime.handle().clone());
                 runtime.spawn(async move {
                     let (endpoint, connection) = connect_one(&config, &addresses, &options).await?;
-                    greet(handle, endpoint, connection, &options.program).await
+                    greet(handle, endpoint, connection, &options).await
                 })
             })
             .collect();
@@ -160,6 +204,8 @@ impl Link {
         Ok(Self {
             connections,
             next: AtomicUsize::new(0),
+            upload: Throttle::new(options.limits.upload.clone()),
+            download: Throttle::new(options.limits.download.clone()),
             runtime: Some(runtime),
             dial: None,
         })
@@ -170,6 +216,8 @@ impl Link {
         Self {
             connections: Vec::new(),
             next: AtomicUsize::new(0),
+            upload: Throttle::new(Rules::default()),
+            download: Throttle::new(Rules::default()),
             runtime: None,
             dial: Some(dial),
         }
@@ -234,9 +282,25 @@ impl Link {
             return Ok(Conversation::over(dial.open_stream(number)?));
         }
         let linked = &self.connections[number % self.connections.len()];
-        let handle = self.handle().clone();
+        let handle = self
+            .handle()
+            .expect("it runs until the link is dropped")
+            .clone();
         let stream = handle.block_on(linked.connection.open_bi())?;
-        Ok(Conversation::new(handle, stream))
+        let throttle = self.upload.clone();
+        let flow = Flow::default();
+        let manners = Manners {
+            outgoing: Some(Pace { throttle, flow }),
+            ..Manners::default()
+        };
+        Ok(Conversation::new(handle, stream).with_manners(manners, None))
+    }
+
+    /// The limit on what comes.
+    pub fn download(&self) -> Pace {
+        let throttle = self.download.clone();
+        let flow = Flow::default();
+        Pace { throttle, flow }
     }
 
     /// The runtime, if there is one.
@@ -265,10 +329,9 @@ impl Link {
         self.connections.len()
     }
 
-    /// The runtime that drives the connections.
-    pub fn handle(&self) -> &Handle {
-        let runtime = self.runtime.as_ref();
-        runtime.expect("it runs until the link is dropped").handle()
+    /// The runtime that drives the connections, if they are QUIC's.
+    pub fn handle(&self) -> Option<&Handle> {
+        self.runtime.as_ref().map(Runtime::handle)
     }
 }
 
@@ -289,7 +352,7 @@ async fn close<'c>(connections: impl Iterator<Item = &'c Connection>) {
     let sent = |connection: &Connection| connection.stats().udp_tx.datagrams;
     let closing: Vec<_> = connections
         .map(|connection| {
-            connection.close(VarInt::from_u32(0), b"done");
+            Closing::Done.close(connection, "done");
             // Nothing but the end is sent from here on. Had it gone out before this line, the answer, which
             // comes at once, would say so.
             (connection, sent(connection))
@@ -349,6 +412,11 @@ pub fn parse<R: serde::de::DeserializeOwned>(json: &str) -> Result<R> {
 }
 
 fn lost(error: LinkError) -> RepositoryError {
+    if let LinkError::Connect { source, .. } = &error
+        && let Some(failure) = refusal_of(source)
+    {
+        return RepositoryError::Remote(failure);
+    }
     RepositoryError::Connection(Box::new(error))
 }
 
@@ -404,9 +472,15 @@ async fn connect_to(
         .map_err(|error| LinkError::Socket(io::Error::other(error)))?;
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok((endpoint, connection)),
-        Ok(Err(source)) => Err(LinkError::Connect {
-            address: address(),
-            source,
+        Ok(Err(source)) => Err(match distrust(Side::Client, &source) {
+            Some(source) => LinkError::Distrust {
+                address: address(),
+                source,
+            },
+            None => LinkError::Connect {
+                address: address(),
+                source,
+            },
         }),
         Err(_) => Err(LinkError::Silent { address: address() }),
     }
@@ -416,16 +490,17 @@ async fn greet(
     handle: Handle,
     endpoint: Endpoint,
     connection: Connection,
-    program: &str,
+    options: &LinkOptions,
 ) -> Result<Linked> {
     let (mut send, recv) = connection.open_bi().await.map_err(StreamError::from)?;
-    let hello = Hello::ours(program).frame();
+    let hello = Hello::ours(&options.program).frame();
     send.write_all(&hello).await.map_err(StreamError::from)?;
     Ok(Linked {
         connection,
         control: Mutex::new(Control {
             stream: Conversation::new(handle, (send, recv)),
             is_welcome: false,
+            address: options.address.clone(),
         }),
         _endpoint: endpoint,
     })

@@ -15,5 +15,5 @@ pub mod repository;
 mod session;
 mod snapshot_files;
 
-pub use link::{Dial, Link, LinkError, LinkOptions};
+pub use link::{Dial, Link, LinkError, LinkLimits, LinkOptions};
 pub use repository::RemoteRepository;

@@ -1,7 +1,7 @@
 //! A session at a server.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use parking_lot::Mutex;
@@ -12,7 +12,7 @@ use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
 use undercroft_format::lock::LockEnd;
 use undercroft_format::pack::{ObjectKind, RecordHeader};
 use undercroft_format::snapshot::Snapshot;
-use undercroft_format::wire::failure::FailureCode;
+use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType, IDS_MAX};
 use undercroft_format::wire::lane::{
     Answers, AskObjects, AskSegments, Attach, Distrust, Flush, PushBuilder, SegmentDone,
@@ -56,7 +56,16 @@ pub struct RemoteSession {
     claims: Claims,
     lanes: Vec<Mutex<Option<Lane>>>,
     control: Mutex<Control>,
-    acknowledged: Arc<AtomicU64>,
+    news: Arc<News>,
+}
+
+/// What the server told that was not asked for.
+#[derive(Default)]
+struct News {
+    /// Segments that are durable.
+    acknowledged: AtomicU64,
+    /// It is going to shut down.
+    is_draining: AtomicBool,
 }
 
 /// The session's own stream, on which acknowledgements come at any time.
@@ -70,7 +79,7 @@ enum Control {
     /// It is read when an answer is due.
     Asking {
         stream: Conversation,
-        acknowledged: Arc<AtomicU64>,
+        news: Arc<News>,
     },
 }
 
@@ -105,8 +114,8 @@ impl RemoteSession {
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
         // must never meet the same nonce.
         let sealing = SessionId::from_bytes(repository.entropy().array()?);
-        let acknowledged = Arc::<AtomicU64>::default();
-        let control = Control::new(stream, acknowledged.clone());
+        let news = Arc::<News>::default();
+        let control = Control::new(stream, news.clone());
         Ok(session::Begun::Open(Box::new(Self {
             sealer: keys.sealer(sealing),
             keys,
@@ -121,7 +130,7 @@ impl RemoteSession {
             claims: Claims::default(),
             lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
             control: Mutex::new(control),
-            acknowledged,
+            news,
             repository,
         })))
     }
@@ -157,7 +166,7 @@ impl RemoteSession {
         }
         tracing::info!(
             session = %self.attach.session,
-            segments = self.acknowledged.load(Ordering::Relaxed),
+            segments = self.news.acknowledged.load(Ordering::Relaxed),
             "interrupted; so many segments are known to be kept"
         );
         RepositoryError::Interrupted {
@@ -360,30 +369,42 @@ impl Session for RemoteSession {
         })
     }
 
+    fn going_on(&self) -> Result<()> {
+        if !self.news.is_draining.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let text = "the server is shutting down";
+        Err(self.interrupted(StreamError::Failed(Failure::new(
+            FailureCode::Draining,
+            text,
+        ))))
+    }
+
     fn abandon(self: Box<Self>) -> Result<PackerFigures> {
         self.flush()?;
+        if self.news.is_draining.load(Ordering::Relaxed) {
+            // It is gone on with when the server is back.
+            return Ok(self.sealed());
+        }
         Ok(figures(&self.conclude(&Abandon)?))
     }
 }
 
 impl Control {
-    fn new(stream: Conversation, acknowledged: Arc<AtomicU64>) -> Self {
+    fn new(stream: Conversation, news: Arc<News>) -> Self {
         match stream.into_quic() {
             Ok(QuicStream {
                 handle, send, recv, ..
             }) => {
                 let (frames, answers) = channel();
-                handle.spawn(read_control(recv, acknowledged, frames));
+                handle.spawn(read_control(recv, news, frames));
                 Self::Listening {
                     handle,
                     send,
                     answers,
                 }
             }
-            Err(stream) => Self::Asking {
-                stream,
-                acknowledged,
-            },
+            Err(stream) => Self::Asking { stream, news },
         }
     }
 
@@ -398,14 +419,11 @@ impl Control {
                 let answer = answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
                 expect(&answer)
             }
-            Self::Asking {
-                stream,
-                acknowledged,
-            } => {
+            Self::Asking { stream, news } => {
                 stream.say(question)?;
                 loop {
                     let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
-                    if !count_acknowledged(&frame, acknowledged) {
+                    if !is_news(&frame, news) {
                         return expect(&frame);
                     }
                 }
@@ -414,20 +432,28 @@ impl Control {
     }
 }
 
-/// Counts what is acknowledged; false if the frame says something else.
-fn count_acknowledged((kind, body): &Frame, acknowledged: &AtomicU64) -> bool {
-    if *kind == FrameType::Acknowledged
-        && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
-    {
-        acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
-        return true;
+/// Notes what was not asked for; false if the frame is an answer.
+fn is_news((kind, body): &Frame, news: &News) -> bool {
+    match kind {
+        FrameType::Acknowledged => match Acknowledged::decode(body) {
+            Ok(Acknowledged { places }) => {
+                let count = places.len() as u64;
+                news.acknowledged.fetch_add(count, Ordering::Relaxed);
+                true
+            }
+            Err(_) => false,
+        },
+        FrameType::Draining => {
+            news.is_draining.store(true, Ordering::Relaxed);
+            true
+        }
+        _ => false,
     }
-    false
 }
 
 async fn read_control(
     mut recv: RecvStream,
-    acknowledged: Arc<AtomicU64>,
+    news: Arc<News>,
     frames: std::sync::mpsc::Sender<Result<Frame, StreamError>>,
 ) {
     loop {
@@ -438,7 +464,7 @@ async fn read_control(
         };
         let is_last = frame.is_err();
         if let Ok(frame) = &frame
-            && count_acknowledged(frame, &acknowledged)
+            && is_news(frame, &news)
         {
             continue;
         }

@@ -12,6 +12,7 @@ use super::check::RecordChecker;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
 use super::reference;
+use crate::net::bandwidth::Flow;
 use crate::net::conversation::{StreamError, expect};
 use crate::net::trust::Verb;
 
@@ -21,6 +22,10 @@ pub fn converse(on: &mut Conversing, attach: Attach) -> Ending {
     on.caller.check_vm(Verb::Push, &session.vm())?;
     on.caller.check_vm(Verb::Ask, &session.vm())?;
     session.check(attach.epoch)?;
+    // Sessions share a limit of bandwidth in equal parts, however many lanes they have.
+    let mut flow = [0; 8];
+    flow.copy_from_slice(&attach.session.as_bytes()[..8]);
+    on.stream.set_flow(Flow(u64::from_le_bytes(flow)));
     let mut lane = Lane {
         session: &session,
         attach,

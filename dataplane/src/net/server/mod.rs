@@ -8,10 +8,13 @@
 //! `commit` at every snapshot before they count. `unplugged` is all of this without sockets.
 
 mod access;
+mod bounds;
 mod check;
 mod commit;
 mod connection;
+mod conversations;
 mod fetch;
+mod fetch_room;
 mod judge;
 mod kept_session;
 mod lane;
@@ -21,9 +24,11 @@ mod reference;
 mod roots;
 mod served;
 mod session;
+mod take_up;
 mod unplugged;
 mod upkeep;
 
+pub use bounds::ServerLimits;
 pub use kept_session::CheckpointPolicy;
 pub use listener::{Server, ServerError, ServerOptions};
 pub use unplugged::UnpluggedServer;
