@@ -2,7 +2,7 @@
 //!
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
 //! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
-//! [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
+//! [`work`] runs long work under [`progress`] until [`signals`] stop it; [`watch`] shows daemons to those who watch them; [`report`] writes results to stdout,
 //! [`failure`] errors and hints to stderr; [`service`] tells systemd how a daemon is.
 
 mod access;
@@ -20,6 +20,7 @@ mod settings;
 mod signals;
 mod snapshot_view;
 mod units;
+mod watch;
 mod work;
 
 use std::process::ExitCode;

@@ -5,6 +5,7 @@
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
 //! - [`net`]: the same over QUIC: server, client, trust
+//! - [`observe`]: what a daemon shows to those who watch it
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
 
 pub mod clock;
@@ -12,6 +13,7 @@ pub mod ingest;
 pub mod io;
 pub mod measure;
 pub mod net;
+pub mod observe;
 pub mod progress;
 pub mod repository;
 pub mod restore;

@@ -20,6 +20,7 @@ use crate::remote::PROGRAM;
 use crate::service;
 use crate::settings::Settings;
 use crate::units::parse_duration;
+use crate::watch::WatchArgs;
 
 /// Serve the repositories under a directory
 ///
@@ -40,6 +41,8 @@ pub struct Args {
     /// What was pushed is made durable at least this often: what a crash costs, against short packs
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
     checkpoint: u64,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
@@ -62,6 +65,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         note: Box::new(|_, note| access::tell(note)),
     };
     let server = Server::start(options, authority.clone())?;
+    let watched = args.watch.open(server.watched())?;
     let address = server
         .address()
         .context("asking where the server listens")?;
@@ -70,6 +74,12 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         say(&format!(
             "To enrol an administrator, once and within a day:\n  undercroft enroll quic://HOST:{} --role admin --token {token}",
             address.port()
+        ))?;
+    }
+    if let Some(watched) = &watched {
+        say(&format!(
+            "Metrics and health on http://{}",
+            watched.address()
         ))?;
     }
     service::is_ready(address);

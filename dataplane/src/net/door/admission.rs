@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming};
 use rustls::pki_types::CertificateDer;
+use undercroft_format::codec::DecodeError;
 
 use super::Handler;
+use super::figures::{DoorFigures, Enrolment, Handshake};
 use crate::net::closing::Closing;
 use crate::net::conversation::StreamError;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
 use crate::net::trust::tls::{Admitted, Protocols, admit};
-use crate::net::trust::{Authority, EnrolRequest};
+use crate::net::trust::{Answer, Authority, EnrolRequest};
 
 /// Connections at once, enrolled or not.
 const CONNECTIONS_MAX: usize = 1024;
@@ -23,6 +25,7 @@ pub(super) struct Admission<H> {
     pub authority: Arc<Authority>,
     pub protocols: Protocols,
     pub handler: Arc<H>,
+    pub figures: DoorFigures,
 }
 
 impl<H: Handler> Admission<H> {
@@ -30,12 +33,16 @@ impl<H: Handler> Admission<H> {
     pub async fn accept(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
             if endpoint.open_connections() > CONNECTIONS_MAX {
+                let address = incoming.remote_address();
+                tracing::warn!(%address, reason = "connections", "a connection is refused");
+                self.figures.handshake(Handshake::Refused);
                 incoming.refuse();
             } else if !incoming.remote_address_validated()
                 && endpoint.open_connections() > CONNECTIONS_MAX / 4
             {
                 // A flood from forged addresses costs a round trip, not a handshake.
                 let _ = incoming.retry();
+                self.figures.handshake(Handshake::Retried);
             } else {
                 tokio::spawn(self.clone().admit(incoming));
             }
@@ -47,8 +54,14 @@ impl<H: Handler> Admission<H> {
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming);
         let connection = match handshake.await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::warn!(%address, %error, "a handshake failed"),
-            Err(_) => return tracing::warn!(%address, "a handshake took too long"),
+            Ok(Err(error)) => {
+                self.figures.handshake(Handshake::Failed);
+                return tracing::warn!(%address, %error, "a handshake failed");
+            }
+            Err(_) => {
+                self.figures.handshake(Handshake::TimedOut);
+                return tracing::warn!(%address, "a handshake took too long");
+            }
         };
         let protocol = connection
             .handshake_data()
@@ -59,13 +72,21 @@ impl<H: Handler> Admission<H> {
             .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
         let chain = chain.as_ref().map(|chain| &chain[..]);
         match admit(&self.authority, self.protocols, protocol.as_deref(), chain) {
-            Ok(Admitted::Peer(peer)) => self.handler.clone().serve(connection, peer).await,
+            Ok(Admitted::Peer(peer)) => {
+                self.figures.handshake(Handshake::Admitted);
+                let _counted = self.figures.connection(&connection, peer.role);
+                self.handler.clone().serve(connection, peer).await;
+            }
             Ok(Admitted::ToEnrol) => {
-                if let Err(error) = enrol(&connection, self.authority.clone()).await {
+                self.figures.handshake(Handshake::ToEnrol);
+                let figures = self.figures.clone();
+                if let Err(error) = enrol(&connection, self.authority.clone(), figures).await {
+                    self.figures.enrolment(Enrolment::Broken);
                     tracing::warn!(%address, %error, "an enrolment broke off");
                 }
             }
             Err(why) => {
+                self.figures.handshake(Handshake::NotAdmitted);
                 tracing::warn!(%address, %why, "a peer is not let in");
                 connection.close(Closing::NotAdmitted.code(), why.to_string().as_bytes());
             }
@@ -74,13 +95,30 @@ impl<H: Handler> Admission<H> {
 }
 
 /// Answers the one request of a peer that has no certificate yet.
-async fn enrol(connection: &Connection, authority: Arc<Authority>) -> Result<(), StreamError> {
+async fn enrol(
+    connection: &Connection,
+    authority: Arc<Authority>,
+    figures: DoorFigures,
+) -> Result<(), StreamError> {
+    let address = connection.remote_address();
     let exchange = async {
         let (mut send, mut recv) = connection.accept_bi().await?;
         let request = recv.read_to_end(MESSAGE_LEN_MAX).await;
         let request = request.map_err(|_| StreamError::Truncated)?;
         let answered = tokio::task::spawn_blocking(move || {
-            EnrolRequest::decode(&request).map(|request| authority.enrol(&request).encode())
+            let request = EnrolRequest::decode(&request)?;
+            let answer = authority.enrol(&request);
+            match &answer {
+                Answer::Granted(_) => {
+                    figures.enrolment(Enrolment::Granted);
+                    tracing::info!(%address, peer = %request.name, role = %request.role, "enrolled");
+                }
+                Answer::Refused(refusal) => {
+                    figures.enrolment(Enrolment::Refused);
+                    tracing::warn!(%address, peer = %request.name, reason = %refusal, "an enrolment is refused");
+                }
+            }
+            Ok::<_, DecodeError>(answer.encode())
         });
         let answer = answered.await.expect("an answer does not panic")?;
         send.write_all(&answer).await?;

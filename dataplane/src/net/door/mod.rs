@@ -1,10 +1,11 @@
 //! The door of a daemon: a socket that others connect to, from the first packet to a peer that is known.
 //!
 //! What comes after that is the daemon's own: it gives the door a [`Handler`] for admitted peers. Peers
-//! that are yet to be enrolled are dealt with here. `admission` is the way in, `reset_key` a secret that
-//! outlives the process.
+//! that are yet to be enrolled are dealt with here. `admission` is the way in, `figures` counts, `reset_key` is a
+//! secret that outlives the process.
 
 mod admission;
+mod figures;
 mod reset_key;
 
 use std::io;
@@ -16,6 +17,7 @@ use quinn::{Connection, Endpoint};
 use tokio::runtime::Handle;
 
 use self::admission::Admission;
+pub use self::figures::DoorFigures;
 use super::closing::Closing;
 use super::transport::{self, ServerSide};
 use super::trust::tls::{Protocols, server_config};
@@ -67,6 +69,7 @@ pub enum DoorError {
 /// A socket that lets peers in.
 pub struct Door {
     endpoint: Endpoint,
+    figures: DoorFigures,
 }
 
 impl Door {
@@ -89,18 +92,25 @@ impl Door {
             transport::endpoint(address, Some(ServerSide { config, reset_key }))
                 .map_err(|source| DoorError::Listen { address, source })?
         };
+        let figures = DoorFigures::default();
         let admission = Admission {
             authority,
             protocols: options.protocols,
             handler,
+            figures: figures.clone(),
         };
         runtime.spawn(Arc::new(admission).accept(endpoint.clone()));
-        Ok(Self { endpoint })
+        Ok(Self { endpoint, figures })
     }
 
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// What it counts.
+    pub fn figures(&self) -> &DoorFigures {
+        &self.figures
     }
 
     /// Lets nobody in any more, and closes every connection: the daemon shuts down.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::runtime::Handle;
+use tracing::Instrument;
 use undercroft_format::wire::VERSION;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType};
@@ -18,7 +19,7 @@ use undercroft_format::wire::upkeep::Report;
 use super::access::{Caller, denied};
 use super::listener::Shared;
 use super::served::Served;
-use super::{fetch, lane, roots, session, upkeep};
+use super::{fetch, lane, refusal, roots, session, upkeep};
 use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
 use crate::net::status::ConnectionStatus;
 use crate::net::trust::{Authority, Object, PeerIdentity, RenewRequest, Verb};
@@ -59,7 +60,6 @@ impl Broken {
         match self {
             Self::Failure(failure) => Some(failure),
             Self::Stream(error @ (StreamError::Frame(_) | StreamError::Unexpected(_))) => {
-                tracing::warn!("a peer broke the protocol: {error}");
                 Some(Failure::new(FailureCode::Protocol, error.to_string()))
             }
             Self::Stream(_) => None,
@@ -97,15 +97,27 @@ pub async fn serve(
     peer: PeerIdentity,
 ) {
     let address = connection.remote_address();
+    let span = refusal::connection_span(&peer, address);
     let number = shared.connected(ConnectionStatus {
         peer: peer.name.to_string(),
         role: peer.role.to_string(),
         address: address.to_string(),
         repository: None,
     });
-    if let Err(broken) = control(&shared, &connection, &authority, peer, number).await {
-        tracing::info!(%address, ?broken, "a connection ended");
-    }
+    let control = async {
+        match control(&shared, &connection, &authority, peer, number).await {
+            Ok(()) => tracing::info!("disconnected"),
+            Err(Broken::Stream(error)) => {
+                tracing::info!(%error, "a connection ended");
+                // Whoever breaks the protocol here is told nothing but the end.
+                if let Some(failure) = Broken::Stream(error).failure() {
+                    refusal::note(shared.figures(), &failure);
+                }
+            }
+            Err(Broken::Failure(failure)) => refusal::note(shared.figures(), &failure),
+        }
+    };
+    control.instrument(span).await;
     shared.disconnected(number);
 }
 
@@ -136,7 +148,7 @@ async fn control(
             return Err(failure.into());
         }
     }
-    tracing::info!(peer = %peer.name, program = hello.program, "connected");
+    tracing::info!(program = hello.program, "connected");
     let mut is_open = false;
     while let Some(frame) = read_frame(&mut recv).await? {
         if frame.0 == FrameType::Open && is_open {
@@ -152,17 +164,22 @@ async fn control(
                 if let Some((served, caller)) = opened {
                     is_open = true;
                     shared.opened(number, caller.repository.as_str());
+                    let span = tracing::Span::current();
+                    span.record("repository", caller.repository.as_str());
                     let streams = Streams {
                         shared: shared.clone(),
                         served,
                         caller: Arc::new(caller),
                     };
-                    tokio::spawn(streams.serve(connection.clone()));
+                    tokio::spawn(streams.serve(connection.clone()).instrument(span));
                 }
                 send.write_all(&frame).await.map_err(StreamError::from)?;
             }
             Err(broken) => match broken.failure() {
-                Some(failure) => say(&mut send, &failure).await?,
+                Some(failure) => {
+                    refusal::note(shared.figures(), &failure);
+                    say(&mut send, &failure).await?;
+                }
                 None => return Ok(()),
             },
         }
@@ -254,7 +271,8 @@ impl Streams {
         while let Ok(stream) = connection.accept_bi().await {
             let (shared, served) = (self.shared.clone(), self.served.clone());
             let caller = self.caller.clone();
-            tokio::spawn(begin_stream(shared, served, caller, stream));
+            let begin = begin_stream(shared, served, caller, stream);
+            tokio::spawn(begin.in_current_span());
         }
     }
 }
@@ -266,12 +284,16 @@ async fn begin_stream(
     caller: Arc<Caller>,
     (send, mut recv): (SendStream, RecvStream),
 ) {
-    let Ok(first) = soon(next(&mut recv)).await else {
-        return;
+    let first = match soon(next(&mut recv)).await {
+        Ok(first) => first,
+        Err(error) => return unbegun(&shared, error, send).await,
     };
+    let conversation = refusal::conversation_span(first.0);
     let handle = Handle::current();
     let thread = move || {
+        let _entered = conversation.entered();
         let _busy = shared.conversing();
+        let _running = shared.figures().conversing(first.0);
         let mut on = Conversing {
             shared,
             served,
@@ -281,6 +303,8 @@ async fn begin_stream(
         if let Err(broken) = converse(&mut on, &first) {
             tracing::debug!(?broken, "a conversation ended early");
             if let Some(failure) = broken.failure() {
+                refusal::note(on.shared.figures(), &failure);
+                on.served.figures().failed(failure.code);
                 // The peer may be gone.
                 let _ = on.stream.say(&failure);
             }
@@ -289,6 +313,21 @@ async fn begin_stream(
     };
     // What a conversation panics with is on standard error; the others go on.
     let _ = tokio::task::spawn_blocking(thread).await;
+}
+
+/// Ends a stream whose first frame did not come, or was none.
+async fn unbegun(shared: &Shared, error: StreamError, mut send: SendStream) {
+    let is_silent = matches!(error, StreamError::NoAnswer | StreamError::Truncated);
+    if let Some(failure) = Broken::Stream(error).failure() {
+        refusal::note(shared.figures(), &failure);
+        // The peer may be gone.
+        let _ = say(&mut send, &failure).await;
+    } else if is_silent {
+        tracing::warn!(
+            reason = "silent",
+            "a stream was opened, and nothing was said"
+        );
+    }
 }
 
 /// What kind of conversation it is, says its first frame.

@@ -10,6 +10,7 @@ use undercroft_format::wire::upkeep::Done;
 use super::check::RecordChecker;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
+use super::session::name_span;
 use crate::net::conversation::{StreamError, expect};
 use crate::net::trust::Verb;
 
@@ -19,6 +20,7 @@ pub fn converse(on: &mut Conversing, attach: Attach) -> Ending {
     on.caller.check_vm(Verb::Push, &session.vm())?;
     on.caller.check_vm(Verb::Ask, &session.vm())?;
     session.check(attach.epoch)?;
+    name_span(&session);
     let mut lane = Lane {
         session: &session,
         attach,
@@ -70,6 +72,8 @@ impl Lane<'_> {
 
     fn push(&mut self, on: &Conversing, body: &[u8]) -> Result<(), Broken> {
         let records = pushed_records(body).map_err(StreamError::from)?;
+        let span = tracing::trace_span!("receiver", records = records.len(), bytes = body.len());
+        let _entered = span.entered();
         let keys = on.served.keys();
         for (header, payload) in &records {
             self.checker.check(header, payload, keys)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,8 +15,10 @@ use undercroft_format::config::Config;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 
 use super::connection;
+use super::figures::ServerFigures;
 use super::kept_session::CheckpointPolicy;
 use super::served::Served;
+use super::watched::Watched;
 use crate::clock::Stopwatch;
 use crate::io::{Engine, LocalStorage};
 use crate::net::address::RepositoryName;
@@ -26,6 +28,7 @@ use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
 use crate::net::trust::floor::ServerTime;
 use crate::net::trust::tls::REPOSITORY;
 use crate::net::trust::{Authority, PeerIdentity};
+use crate::observe::Observed;
 use crate::progress::Progress;
 use crate::repository::error::RepositoryError;
 use crate::repository::open::{OpenNote, publish_config};
@@ -80,6 +83,7 @@ pub enum ServerError {
 /// A running server.
 pub struct Server {
     shared: Arc<Shared>,
+    authority: Arc<Authority>,
     door: Door,
     runtime: Runtime,
 }
@@ -111,9 +115,10 @@ impl Server {
             authority: authority.clone(),
         });
         let door = Door::open(door, authority.clone(), peers, runtime.handle())?;
-        runtime.spawn(tick(shared.clone(), authority));
+        runtime.spawn(tick(shared.clone(), authority.clone()));
         Ok(Self {
             shared,
+            authority,
             door,
             runtime,
         })
@@ -122,6 +127,12 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.door.address()
+    }
+
+    /// The server as those see it who watch it.
+    pub fn watched(&self) -> Arc<dyn Observed> {
+        let (shared, authority) = (self.shared.clone(), self.authority.clone());
+        Arc::new(Watched::new(shared, authority, self.door.figures().clone()))
     }
 
     /// Lets nobody in any more, makes durable what was pushed, and closes the repositories. Sessions can be
@@ -165,6 +176,7 @@ async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
         if shared.is_draining() {
             return;
         }
+        shared.figures.beat(shared.now_ms());
         let (shared, authority) = (shared.clone(), authority.clone());
         let ticked = tokio::task::spawn_blocking(move || {
             shared.tick();
@@ -192,6 +204,7 @@ pub struct Shared {
     conversations: Mutex<usize>,
     conversation_ended: Condvar,
     long_work: Mutex<Vec<Weak<Progress>>>,
+    figures: ServerFigures,
 }
 
 impl Shared {
@@ -208,6 +221,7 @@ impl Shared {
             conversations: Mutex::default(),
             conversation_ended: Condvar::new(),
             long_work: Mutex::default(),
+            figures: ServerFigures::default(),
         }
     }
 
@@ -224,6 +238,16 @@ impl Shared {
     /// The program and its version.
     pub fn program(&self) -> &str {
         &self.options.program
+    }
+
+    /// What it counts.
+    pub fn figures(&self) -> &ServerFigures {
+        &self.figures
+    }
+
+    /// The directory whose directories are the repositories.
+    pub fn store(&self) -> &Path {
+        &self.options.store
     }
 
     /// For long CPU work.
@@ -316,6 +340,7 @@ impl Shared {
             self.options.checkpoint,
             self.now_ms(),
             self.time.clone(),
+            self.figures.repositories.of(name.as_str()),
         );
         let (opened, notes) = opened.map_err(|error| match error {
             RepositoryError::NotARepository { .. } => Failure::new(

@@ -4,21 +4,26 @@
 //! each stream is a conversation on a thread of its own: `session` and `lane` take backups in,
 //! `fetch` and `roots` give records and snapshots out, `upkeep` does long work. `served` is a
 //! repository with its sessions, `kept_session` one of them, `published` what ended ones came to, `check` looks at every record and
-//! `commit` at every snapshot before they count.
+//! `commit` at every snapshot before they count. `figures` and `repository_figures` count what is done, `watched` shows it;
+//! `refusal` logs what peers are refused.
 
 mod access;
 mod check;
 mod commit;
 mod connection;
 mod fetch;
+mod figures;
 mod kept_session;
 mod lane;
 mod listener;
 mod published;
+mod refusal;
+mod repository_figures;
 mod roots;
 mod served;
 mod session;
 mod upkeep;
+mod watched;
 
 pub use kept_session::CheckpointPolicy;
 pub use listener::{Server, ServerError, ServerOptions};

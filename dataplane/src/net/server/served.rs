@@ -12,6 +12,7 @@ use undercroft_format::wire::session::{Begin, Epoch, Published};
 
 use super::kept_session::{CheckpointPolicy, KeptSession};
 use super::published::PublishedSessions;
+use super::repository_figures::{RepositoryFigures, SessionEvent};
 use crate::io::{BufferPool, Engine};
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
@@ -50,6 +51,7 @@ pub struct Served {
     published: PublishedSessions,
     fetch_pool: Arc<BufferPool>,
     policy: CheckpointPolicy,
+    figures: Arc<RepositoryFigures>,
 }
 
 impl Served {
@@ -63,6 +65,7 @@ impl Served {
         policy: CheckpointPolicy,
         now_ms: u64,
         time: Arc<dyn RetentionClock>,
+        figures: Arc<RepositoryFigures>,
     ) -> Result<(Arc<Self>, Vec<OpenNote>)> {
         let options = OpenOptions {
             unlock: None,
@@ -78,9 +81,12 @@ impl Served {
             published: PublishedSessions::default(),
             fetch_pool: BufferPool::new(FETCHES * FETCH_LEN_MAX),
             policy,
+            figures,
         };
         served.take_up_sessions(now_ms)?;
-        Ok((Arc::new(served), notes))
+        let served = Arc::new(served);
+        served.figures.opened(&served);
+        Ok((served, notes))
     }
 
     fn take_up_sessions(&self, now_ms: u64) -> Result<()> {
@@ -115,7 +121,7 @@ impl Served {
                 continue;
             };
             let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &bytes)?;
-            let session = KeptSession::new(ledger, store, self.policy);
+            let session = KeptSession::new(ledger, store, self.policy, self.figures.clone());
             if let Err(failure) = session.recheck() {
                 tracing::warn!(session = %id, "a session cannot be taken up: {}", failure.text);
                 continue;
@@ -123,6 +129,11 @@ impl Served {
             self.sessions.lock().insert(id, Arc::new(session));
         }
         Ok(())
+    }
+
+    /// What is counted of it.
+    pub fn figures(&self) -> &Arc<RepositoryFigures> {
+        &self.figures
     }
 
     /// The repository.
@@ -160,10 +171,16 @@ impl Served {
             let id = SessionId::from_bytes(self.repository.entropy().array()?);
             let ledger = Ledger::begin(id, request);
             let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &ledger.encode())?;
-            Ok(KeptSession::new(ledger, store, self.policy))
+            Ok(KeptSession::new(
+                ledger,
+                store,
+                self.policy,
+                self.figures.clone(),
+            ))
         };
         let session = Arc::new(begin().map_err(|error| failure_of(&error))?);
         self.sessions.lock().insert(session.id(), session.clone());
+        self.figures.session(SessionEvent::Begun, 1);
         Ok(Began::Open(session, Epoch(1)))
     }
 
@@ -178,7 +195,10 @@ impl Served {
             Ok((session, epoch?))
         });
         match resumed {
-            Ok((session, epoch)) => Ok(Began::Open(session, epoch)),
+            Ok((session, epoch)) => {
+                self.figures.session(SessionEvent::Resumed, 1);
+                Ok(Began::Open(session, epoch))
+            }
             Err(failure) if failure.code == FailureCode::NoSuchSession => {
                 let snapshots = self.repository.snapshots();
                 let published = self.published.find(snapshots, id, &request.vm);
@@ -212,10 +232,12 @@ impl Served {
         for session in sessions {
             if session.lapse(now_ms, lease_ms) {
                 tracing::info!(session = %session.id(), "a session's lease lapsed");
+                self.figures.session(SessionEvent::Lapsed, 1);
                 self.remove(session.id());
                 session.discard();
             } else if let Err(failure) = session.tick() {
-                tracing::warn!(session = %session.id(), "{}", failure.text);
+                let (session, text) = (session.id(), failure.text);
+                tracing::warn!(%session, text, "what was pushed is not durable");
             }
         }
     }

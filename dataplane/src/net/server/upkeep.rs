@@ -10,6 +10,7 @@ use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::upkeep::{self, Collect, Repair, Report, Verify};
 
 use super::connection::{Broken, Conversing, Ending};
+use super::repository_figures::Work;
 use crate::net::conversation::{StreamError, read_frame};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
@@ -27,7 +28,7 @@ const TELL_EVERY: u32 = 25;
 pub fn collect(on: &mut Conversing, request: Collect) -> Ending {
     on.caller.check_repository(Verb::Collect)?;
     let options = parse(&request.json)?;
-    long(on, move |repository, _, progress| {
+    long(on, Work::Collect, move |repository, _, progress| {
         repository.collect(&options, progress)
     })
 }
@@ -36,7 +37,7 @@ pub fn collect(on: &mut Conversing, request: Collect) -> Ending {
 pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
     on.caller.check_repository(Verb::Verify)?;
     let options = parse(&request.json)?;
-    long(on, move |repository, threads, progress| {
+    long(on, Work::Verify, move |repository, threads, progress| {
         repository.verify(&options, threads, progress)
     })
 }
@@ -44,7 +45,7 @@ pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
 /// Sets damage aside.
 pub fn repair(on: &mut Conversing, request: Repair) -> Ending {
     on.caller.check_repository(Verb::Repair)?;
-    long(on, move |repository, threads, progress| {
+    long(on, Work::Repair, move |repository, threads, progress| {
         repository.repair(request.is_deep, threads, progress)
     })
 }
@@ -71,11 +72,13 @@ pub fn pack_bytes(on: &mut Conversing) -> Ending {
 /// Does `work` on a thread of its own while this one tells of its progress and listens for a wish to stop.
 fn long<R: Serialize + Send>(
     on: &mut Conversing,
+    kind: Work,
     work: impl FnOnce(&Arc<LocalRepository>, &rayon::ThreadPool, &Progress) -> RepositoryResult<R>
     + Send,
 ) -> Ending {
     let progress = Arc::<Progress>::default();
     on.shared.long_work(&progress);
+    on.served.figures().works(kind, &progress);
     let repository = on.served.repository().clone();
     let shared = on.shared.clone();
     let result = std::thread::scope(|scope| {
@@ -101,6 +104,11 @@ fn long<R: Serialize + Send>(
         }
         worker.join().expect("upkeep does not panic")
     });
+    let outcome = match &result {
+        Ok(_) => "done",
+        Err(_) => "failed",
+    };
+    on.served.figures().worked(kind, outcome, 1);
     let result = result.map_err(|error| failure_of(&error))?;
     report(on, &result)
 }
