@@ -2,8 +2,9 @@
 //!
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
 //! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
-//! [`work`] runs long work under [`progress`] until [`signals`] stop it; [`watch`] shows daemons to those who watch them; [`report`] writes results to stdout,
-//! [`failure`] errors and hints to stderr; [`service`] tells systemd how a daemon is.
+//! [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
+//! [`failure`] errors and hints to stderr, [`logging`] what is done; [`service`] tells systemd how a daemon is,
+//! [`watch`] those who watch it.
 
 mod access;
 mod backup_job;
@@ -11,6 +12,7 @@ mod catalog;
 mod cli;
 mod failure;
 mod lock_end;
+mod logging;
 mod progress;
 mod remote;
 mod report;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use undercroft_dataplane::observe::{Endpoint, EndpointError, Observed};
 
+use crate::logging::limit_floods;
+
 /// Options of every daemon.
 #[derive(clap::Args, Clone, Debug)]
 pub struct WatchArgs {
@@ -12,14 +14,21 @@ pub struct WatchArgs {
     ///
     /// Off unless given. There is no TLS and no password: give a loopback address or one of a management
     /// network. What is shown names repositories and roles, no VMs and no peers. Port 0 takes any.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "UNDERCROFT_METRICS",
+        hide_env_values = true
+    )]
     metrics: Option<SocketAddr>,
 }
 
 impl WatchArgs {
-    /// Shows the daemon, if that was asked for, until what is returned is dropped.
+    /// Shows the daemon, if that was asked for, until what is returned is dropped. Its log is bounded from now
+    /// on, whether it is shown or not.
     pub fn open(&self, observed: Arc<dyn Observed>) -> Result<Option<Endpoint>, EndpointError> {
-        let open = |address| Endpoint::open(address, observed, Vec::new());
+        let log = limit_floods();
+        let open = |address| Endpoint::open(address, observed, log);
         self.metrics.map(open).transpose()
     }
 }

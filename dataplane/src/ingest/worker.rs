@@ -214,12 +214,15 @@ impl SegmentWork<'_> {
         hashed: &mut Vec<HashedChunk<'a>>,
     ) {
         state.cuts.clear();
-        if self.is_stream {
-            self.chunker.cut_stream(bytes, &mut state.cuts);
-        } else {
-            self.chunker
-                .cut(bytes, position, self.grid_phase, &mut state.cuts);
-        }
+        tracing::trace_span!("chunker", bytes = bytes.len()).in_scope(|| {
+            if self.is_stream {
+                self.chunker.cut_stream(bytes, &mut state.cuts);
+            } else {
+                self.chunker
+                    .cut(bytes, position, self.grid_phase, &mut state.cuts);
+            }
+        });
+        let _hasher = tracing::trace_span!("hasher", chunks = state.cuts.len()).entered();
         let mut at = 0;
         for cut in &state.cuts {
             match *cut {
@@ -254,7 +257,9 @@ impl SegmentWork<'_> {
     /// Prober, compressor, pusher: what the repository does not have is encoded and stored.
     fn store_new(&self, chunks: &[HashedChunk<'_>], state: &mut WorkerState) -> Result<()> {
         let ids: Vec<ObjectId> = chunks.iter().map(|chunk| chunk.id.into()).collect();
-        let known = self.session.probe(&ids)?;
+        let known = tracing::trace_span!("prober", chunks = ids.len())
+            .in_scope(|| self.session.probe(&ids))?;
+        let _compressor = tracing::trace_span!("compressor").entered();
         for (chunk, known) in chunks.iter().zip(known) {
             if known || !self.session.claim(chunk.id.into()) {
                 continue;
@@ -280,6 +285,7 @@ impl SegmentWork<'_> {
         if state.batch.is_empty() {
             return Ok(());
         }
+        let _pusher = tracing::trace_span!("pusher", bytes = state.batch.len()).entered();
         let waited = Stopwatch::start();
         let stored = self.session.store_chunks(&state.batch)?;
         self.progress.store_wait_ns.add_time(waited.elapsed());

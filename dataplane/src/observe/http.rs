@@ -19,7 +19,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::collector::Collector;
 use prometheus_client::encoding;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +27,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::health::Report;
+use super::log_limit::LogLimit;
 use super::{Complaint, Observed, PREFIX, process};
 
 /// Connections at once.
@@ -75,15 +75,14 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Serves `observed` at `address`; port 0 takes any. `others` are further figures, which get the prefix
-    /// too.
+    /// Serves `observed` at `address`; port 0 takes any. `log` counts the lines that its log leaves out.
     ///
     /// # Errors
     /// [`EndpointError`].
     pub fn open(
         address: SocketAddr,
         observed: Arc<dyn Observed>,
-        others: Vec<Box<dyn Collector>>,
+        log: &LogLimit,
     ) -> Result<Self, EndpointError> {
         let listen = |source| EndpointError::Listen { address, source };
         let socket = std::net::TcpListener::bind(address).map_err(listen)?;
@@ -92,9 +91,7 @@ impl Endpoint {
         let mut registry = Registry::default();
         process::register(&mut registry);
         let ours = registry.sub_registry_with_prefix(PREFIX);
-        others
-            .into_iter()
-            .for_each(|other| ours.register_collector(other));
+        log.register(ours);
         observed.clone().register(ours);
         let answers = Arc::new(Answers {
             observed,

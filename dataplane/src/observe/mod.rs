@@ -15,7 +15,6 @@ pub mod process;
 
 use std::sync::Arc;
 
-pub use prometheus_client::collector::Collector;
 pub use prometheus_client::registry::Registry;
 
 pub use self::health::Complaint;

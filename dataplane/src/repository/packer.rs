@@ -568,6 +568,8 @@ impl Writer<'_> {
                 len,
                 entries,
             } => {
+                let span = tracing::debug_span!("packer", pack = %id, ?kind, len);
+                let _entered = span.entered();
                 self.reap(0)?;
                 self.seal(id, &*file, len)?;
                 self.reserved
