@@ -211,6 +211,7 @@ Commands:
   rebuild-index  Make the index anew from the packs alone
   forget         Remove snapshots
   protect        Protect a snapshot from forget and prune
+  lock           Lock a snapshot: nobody can forget it before the lock ends
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
@@ -238,6 +239,7 @@ fn every_command_has_help() {
         "rebuild-index",
         "forget",
         "protect",
+        "lock",
         "prune",
         "gc",
         "stats",

@@ -7,6 +7,7 @@
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
+//! - [`simulate`]: what a simulation puts in place of the machine
 
 pub mod clock;
 pub mod ingest;
@@ -17,4 +18,5 @@ pub mod observe;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+pub mod simulate;
 pub mod wall_clock;

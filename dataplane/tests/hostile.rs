@@ -20,13 +20,18 @@ use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::open::{CreateOptions, create_local};
 use undercroft_format::config::Config;
 use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId};
+use undercroft_format::lock::LockEnd;
 use undercroft_format::pack::{Encoding, ObjectKind, RecordHeader, RecordInfo};
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, ReadMode, Snapshot};
 use undercroft_format::units::{DiskLength, SegmentNumber};
 use undercroft_format::wire::failure::FailureCode;
-use undercroft_format::wire::lane::{Answers, AskObjects, Attach, Flush, PushBuilder, SegmentDone};
+use undercroft_format::wire::lane::{
+    Answers, AskObjects, Attach, Distrust, Flush, PushBuilder, SegmentDone,
+};
+use undercroft_format::wire::message::{ListSnapshots, SnapshotFile};
 use undercroft_format::wire::session::{
-    Acknowledged, Begin, Begun, Commit, DiskState, DoneSegment, Epoch, Finished, SegmentPlace,
+    Acknowledged, Begin, Begun, Commit, DiskState, DoneSegment, Ended, Epoch, Finished, Published,
+    SegmentPlace,
 };
 use undercroft_format::wire::upkeep::Done;
 
@@ -321,9 +326,7 @@ fn commit(
         if undercroft_dataplane::net::conversation::expect::<Acknowledged>(&frame).is_ok() {
             continue;
         }
-        let ended = undercroft_dataplane::net::conversation::expect::<
-            undercroft_format::wire::session::Ended,
-        >(&frame);
+        let ended = undercroft_dataplane::net::conversation::expect::<Ended>(&frame);
         return match ended {
             Ok(_) => Ok(()),
             Err(StreamError::Failed(failure)) => Err(failure.code),
@@ -395,6 +398,79 @@ fn whoever_lost_a_session_can_do_nothing_any_more() {
         Err(StreamError::Failed(failure)) => assert_eq!(failure.code, FailureCode::NoSuchSession),
         other => panic!("{other:?}"),
     }
+}
+
+/// A client sends `Commit` and comes back without having heard the answer, sooner or later: it is told what
+/// was published, or goes on, and nothing is ever published twice.
+#[test]
+fn whoever_missed_the_end_of_a_session_is_told_of_it() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, config) = world.link();
+    let keys = Keys::unlock(&config, None).expect("in clear");
+    let mut told = 0;
+    const TIMES: u64 = 60;
+    for time in 0..TIMES {
+        let (mut session, begun) = begin(&link, None);
+        let (id, snapshot) =
+            snapshot(&config, begun.session, None).encode(|body| keys.authenticate(body));
+        let lock = Some(LockEnd::After(Duration::from_secs(3600)));
+        let commit = Commit { lock, snapshot };
+        session.say(&commit).expect("sent");
+        std::thread::sleep(Duration::from_micros(time * 150));
+        // As if the connection had broken: nobody reads the answer.
+        let mut back = link.converse().expect("a stream");
+        back.say(&request(Some(begun.session))).expect("sent");
+        let frame = back.read().expect("an answer").expect("an answer");
+        if let Ok(begun) = undercroft_dataplane::net::conversation::expect::<Begun>(&frame) {
+            // It was not published, and whoever sent that cannot do it any more.
+            assert_eq!(begun.epoch, Epoch(2));
+            back.say(&commit).expect("sent");
+            back.answer::<Ended>().expect("it is published now");
+            continue;
+        }
+        let published = undercroft_dataplane::net::conversation::expect::<Published>(&frame);
+        let published = published.expect("one or the other");
+        assert_eq!(published.snapshot, id);
+        assert!(published.ended.locked_until.is_some());
+        told += 1;
+    }
+    assert!(
+        told > 0,
+        "the sooner ones may go on, the later ones are told"
+    );
+    let mut list = link.converse().expect("a stream");
+    list.say(&ListSnapshots).expect("sent");
+    let mut names = Vec::new();
+    while let Ok(file) = list.answer::<SnapshotFile>() {
+        names.push(file.name);
+    }
+    let locks = names.iter().filter(|name| name.ends_with(".locked"));
+    assert_eq!(locks.count() as u64, TIMES);
+    assert_eq!(names.len() as u64, 2 * TIMES, "each once, with its lock");
+}
+
+/// A client calls sound records damaged: the server looks for itself, and keeps them.
+#[test]
+fn a_client_cannot_have_sound_data_distrusted() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, config) = world.link();
+    let keys = Keys::unlock(&config, None).expect("in clear");
+    let (_session, begun) = begin(&link, None);
+    let mut lane = lane(&link, begun.session, begun.epoch);
+    let payload = [5; 4096];
+    let id = keys.chunk_id(&payload).into();
+    lane.write(push(&chunk(id, &payload), &payload))
+        .expect("sent");
+    lane.say(&Flush).expect("sent");
+    lane.answer::<Done>().expect("it was taken in");
+    let kinds = [ObjectKind::Chunk, ObjectKind::SegmentMap, ObjectKind::Node];
+    for kind in kinds {
+        let ids = vec![id, ObjectId::from_bytes([1; 32])];
+        lane.say(&Distrust { kind, ids }).expect("sent");
+        lane.answer::<Done>().expect("it looked");
+    }
+    lane.say(&AskObjects { ids: vec![id] }).expect("sent");
+    assert_eq!(lane.answer::<Answers>().expect("an answer").known, [true]);
 }
 
 /// A path that carries long packets is found, and a batch of them still fits what the kernel takes: above

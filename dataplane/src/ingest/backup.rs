@@ -33,6 +33,7 @@ use crate::repository::retention::UnixMs;
 use crate::repository::session::{Begun, Committed, DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::walk::{Place, Visitor, walk_disk};
+use crate::simulate;
 
 /// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
 /// read ahead ...
@@ -147,8 +148,13 @@ pub fn backup(
             })
         }
         Err(error) => {
-            // What is complete stays for the next try; a failure here adds nothing to the first one.
-            let kept = session.abandon().unwrap_or(sealed);
+            let error = error.interrupting(session.id());
+            // What is complete stays for the next try; a failure here adds nothing to the first one. A session
+            // that can be gone on with is left open.
+            let kept = match error {
+                RepositoryError::Interrupted { .. } => sealed,
+                _ => session.abandon().unwrap_or(sealed),
+            };
             progress.kept_bytes.add(kept.bytes);
             Err(error)
         }
@@ -595,6 +601,9 @@ impl Machine<'_> {
     where
         R: Send,
     {
+        if self.engine.choice().kind == EngineKind::Sim {
+            return self.in_turn(work, read);
+        }
         let backup = tracing::Span::current();
         let changes = Mutex::new(Changes::new());
         let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
@@ -625,6 +634,26 @@ impl Machine<'_> {
             return Err(error);
         }
         Ok((read?, changes.into_inner()))
+    }
+
+    /// [`fan_out`](Self::fan_out) on this thread alone, the workers taking turns: under a simulated engine,
+    /// so that a run is a function of its inputs.
+    fn in_turn<R>(
+        &self,
+        work: &SegmentWork<'_>,
+        read: impl FnOnce(&mut dyn FnMut(FilledSegment) -> Result<()>) -> Result<R>,
+    ) -> Result<(R, Changes)> {
+        let mut changes = Changes::new();
+        let mut turns = (0..self.threads.current_num_threads()).cycle();
+        let read = read(&mut |segment| {
+            let number = segment.number;
+            simulate::set_worker(turns.next());
+            let map = self.states.with(|state| work.process(segment, state));
+            simulate::set_worker(None);
+            changes.insert(number, map?);
+            Ok(())
+        })?;
+        Ok((read, changes))
     }
 
     /// Bytes of the disk that are data, without walking what did not change.

@@ -19,6 +19,7 @@ use crate::progress::{Counter, Progress};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::{RecordBatch, RecordEncoder};
 use crate::repository::session::{DoneSegment, Held, SegmentPlace, Session};
+use crate::simulate::worker_number;
 
 /// What one disk's backup costs: see [`undercroft_format::snapshot::DiskFigures`].
 #[derive(Debug, Default)]
@@ -341,7 +342,7 @@ impl WorkerStates {
 
     /// Runs `work` with the state of the current thread of the pool.
     pub fn with<R>(&self, work: impl FnOnce(&mut WorkerState) -> R) -> R {
-        let thread = rayon::current_thread_index().unwrap_or(0) % self.0.len();
+        let thread = worker_number() % self.0.len();
         work(&mut self.0[thread].lock())
     }
 }

@@ -15,7 +15,7 @@ use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed
 use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
-use crate::net::conversation::{Conversation, StreamError};
+use crate::net::conversation::{Conversation, FrameStream, StreamError};
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
 use crate::repository::error::{RepositoryError, Result};
@@ -80,6 +80,13 @@ pub struct Link {
     connections: Vec<Linked>,
     next: AtomicUsize,
     runtime: Option<Runtime>,
+    dial: Option<Box<dyn Dial>>,
+}
+
+/// Opens streams to a server's repository over something else than QUIC.
+pub trait Dial: Send + Sync {
+    /// A new stream, on the connection of that number.
+    fn open_stream(&self, connection: usize) -> Result<Box<dyn FrameStream>, StreamError>;
 }
 
 struct Linked {
@@ -109,7 +116,18 @@ impl Link {
             connections,
             next: AtomicUsize::new(0),
             runtime: Some(runtime),
+            dial: None,
         })
+    }
+
+    /// Goes through `dial`, which has a repository open.
+    pub fn over(dial: Box<dyn Dial>) -> Self {
+        Self {
+            connections: Vec::new(),
+            next: AtomicUsize::new(0),
+            runtime: None,
+            dial: Some(dial),
+        }
     }
 
     /// Opens a repository on every connection.
@@ -176,6 +194,9 @@ impl Link {
 
     /// A new stream on a certain connection.
     pub fn converse_on(&self, number: usize) -> Result<Conversation, StreamError> {
+        if let Some(dial) = &self.dial {
+            return Ok(Conversation::over(dial.open_stream(number)?));
+        }
         let linked = &self.connections[number % self.connections.len()];
         let handle = self.handle().clone();
         let stream = handle.block_on(linked.connection.open_bi())?;

@@ -15,7 +15,7 @@ use undercroft_format::wire::upkeep;
 
 use super::link::parse;
 use super::repository::RemoteRepository;
-use crate::net::conversation::{Frame, StreamError, expect, read_frame};
+use crate::net::conversation::{StreamError, Waited, expect};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
@@ -38,24 +38,17 @@ impl RemoteRepository {
     fn long<Q: Body, R: DeserializeOwned>(&self, question: &Q, progress: &Progress) -> Result<R> {
         let mut stream = self.link().converse()?;
         stream.say(question)?;
-        let handle = stream.handle().clone();
         let mut told = upkeep::Progress::default();
         let mut is_stopped = false;
         loop {
-            let mut next = std::pin::pin!(read_frame(&mut stream.recv));
-            let frame: Frame = loop {
-                let waited = handle
-                    .block_on(async { tokio::time::timeout(LISTEN_EVERY, next.as_mut()).await });
-                match waited {
-                    Ok(frame) => break frame?.ok_or(StreamError::NoAnswer)?,
-                    Err(_) if progress.is_stopping() && !is_stopped => {
+            let frame = match stream.read_within(LISTEN_EVERY)? {
+                Waited::For(frame) => frame.ok_or(StreamError::NoAnswer)?,
+                Waited::InVain => {
+                    if progress.is_stopping() && !is_stopped {
                         is_stopped = true;
-                        let stop = Stop.frame();
-                        handle
-                            .block_on(stream.send.write_all(&stop))
-                            .map_err(StreamError::from)?;
+                        stream.say(&Stop)?;
                     }
-                    Err(_) => {}
+                    continue;
                 }
             };
             match frame.0 {

@@ -12,5 +12,5 @@ pub mod repository;
 mod session;
 mod snapshot_files;
 
-pub use link::{Link, LinkError, LinkOptions};
+pub use link::{Dial, Link, LinkError, LinkOptions};
 pub use repository::RemoteRepository;

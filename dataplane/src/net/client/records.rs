@@ -16,7 +16,7 @@ use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameT
 use super::expected::ExpectedMaps;
 use super::link::Link;
 use crate::io::{Buffer, BufferPool, Engine};
-use crate::net::conversation::{Conversation, StreamError, expect, of_exact, read_frame};
+use crate::net::conversation::{QuicStream, StreamError, expect, of_exact, read_frame};
 use crate::net::convert::error_of;
 use crate::repository::error::{RecordProblem, RepositoryError, Result};
 use crate::repository::local_records::FETCH_LEN_MAX;
@@ -167,7 +167,7 @@ impl Records for RemoteRecords {
 /// Each batch is one request on a stream of its own; streams are used again.
 struct RemoteFetch<'a> {
     records: &'a RemoteRecords,
-    idle: Arc<Mutex<Vec<Conversation>>>,
+    idle: Arc<Mutex<Vec<QuicStream>>>,
     under_way: usize,
     done: Sender<(Batch, Buffer)>,
     batches: Receiver<(Batch, Buffer)>,
@@ -191,25 +191,17 @@ impl Fetch for RemoteFetch<'_> {
     fn submit(&mut self, mut batch: Batch, mut buffer: Buffer) {
         self.under_way += 1;
         let reused = self.idle.lock().pop();
-        let stream = match reused {
-            Some(stream) => Ok(stream),
-            None => self.records.link.converse(),
-        };
+        let fresh = || self.records.link.converse().ok()?.into_quic().ok();
         let (idle, done) = (self.idle.clone(), self.done.clone());
-        self.records.link.handle().spawn(async move {
-            // What could not be fetched is asked for alone, which tells why.
-            let fetched = match stream {
-                Ok(mut stream) => {
-                    let fetched = fetch_into(&mut stream, &mut batch, &mut buffer).await;
-                    if fetched.is_ok() {
-                        idle.lock().push(stream);
-                    }
-                    fetched
-                }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = fetched {
-                tracing::debug!(%error, "a batch could not be fetched");
+        // What could not be fetched is asked for alone, which tells why.
+        let Some(mut stream) = reused.or_else(fresh) else {
+            let _ = done.send((batch, buffer));
+            return;
+        };
+        stream.handle.clone().spawn(async move {
+            match fetch_into(&mut stream, &mut batch, &mut buffer).await {
+                Ok(()) => idle.lock().push(stream),
+                Err(error) => tracing::debug!(%error, "a batch could not be fetched"),
             }
             // Nobody waits any more if the restore failed.
             let _ = done.send((batch, buffer));
@@ -228,7 +220,7 @@ impl Fetch for RemoteFetch<'_> {
 
 /// Asks for a batch and lets the payloads flow into `buffer`.
 async fn fetch_into(
-    stream: &mut Conversation,
+    stream: &mut QuicStream,
     batch: &mut Batch,
     buffer: &mut Buffer,
 ) -> Result<(), StreamError> {

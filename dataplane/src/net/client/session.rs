@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
 use undercroft_format::lock::LockEnd;
@@ -23,7 +24,7 @@ use undercroft_format::wire::upkeep::Done;
 
 use super::lane::{Claims, Lane};
 use super::repository::RemoteRepository;
-use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::net::conversation::{Conversation, Frame, QuicStream, StreamError, expect, read_frame};
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Sealer};
@@ -34,6 +35,7 @@ use crate::repository::session::{
     self, Committed, DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
 };
 use crate::repository::snapshots::StoredSnapshot;
+use crate::simulate::worker_number;
 
 /// Lanes at most: workers share one beyond that.
 const LANES_MAX: usize = 32;
@@ -55,10 +57,19 @@ pub struct RemoteSession {
     acknowledged: Arc<AtomicU64>,
 }
 
-/// The session's own stream: a task of the runtime reads it, because acknowledgements come at any time.
-struct Control {
-    send: SendStream,
-    answers: Receiver<Result<Frame, StreamError>>,
+/// The session's own stream, on which acknowledgements come at any time.
+enum Control {
+    /// A task of the runtime reads it.
+    Listening {
+        handle: Handle,
+        send: SendStream,
+        answers: Receiver<Result<Frame, StreamError>>,
+    },
+    /// It is read when an answer is due.
+    Asking {
+        stream: Conversation,
+        acknowledged: Arc<AtomicU64>,
+    },
 }
 
 impl RemoteSession {
@@ -90,7 +101,10 @@ impl RemoteSession {
                 .extend(segments);
         };
         let reference = match begun.reference {
-            Some(id) => Some(repository.snapshots().read(id)?),
+            Some(id) => {
+                let read = repository.snapshots().read(id);
+                Some(read.map_err(|error| error.interrupting(begun.session))?)
+            }
             None => None,
         };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
@@ -123,7 +137,7 @@ impl RemoteSession {
 
     /// Does something on the lane of this thread.
     fn on_lane<T>(&self, work: impl FnOnce(&mut Lane) -> Result<T, StreamError>) -> Result<T> {
-        let number = rayon::current_thread_index().unwrap_or(0) % LANES_MAX;
+        let number = worker_number() % LANES_MAX;
         let mut lane = self.lanes[number].lock();
         let opened = match &mut *lane {
             Some(lane) => Ok(lane),
@@ -226,7 +240,7 @@ impl RemoteSession {
     fn conclude<Q: Body>(&self, last: &Q) -> Result<Ended> {
         self.control
             .lock()
-            .ask(&self.repository, last)
+            .ask(last)
             .map_err(|error| self.interrupted_at(error, Q::KIND == FrameType::Commit))
     }
 }
@@ -278,7 +292,7 @@ impl Session for RemoteSession {
         let pin = Pin {
             snapshot: parent.id,
         };
-        let answer = self.control.lock().ask(&self.repository, &pin);
+        let answer = self.control.lock().ask(&pin);
         let Pinned { is_there } = answer.map_err(|error| self.interrupted(error))?;
         Ok(is_there)
     }
@@ -363,26 +377,61 @@ impl Session for RemoteSession {
 
 impl Control {
     fn new(stream: Conversation, acknowledged: Arc<AtomicU64>) -> Self {
-        let (frames, answers) = channel();
-        let handle = stream.handle().clone();
-        let Conversation { send, recv, .. } = stream;
-        handle.spawn(read_control(recv, acknowledged, frames));
-        Self { send, answers }
+        match stream.into_quic() {
+            Ok(QuicStream {
+                handle, send, recv, ..
+            }) => {
+                let (frames, answers) = channel();
+                handle.spawn(read_control(recv, acknowledged, frames));
+                Self::Listening {
+                    handle,
+                    send,
+                    answers,
+                }
+            }
+            Err(stream) => Self::Asking {
+                stream,
+                acknowledged,
+            },
+        }
     }
 
-    fn ask<Q: Body, A: Body>(
-        &mut self,
-        repository: &RemoteRepository,
-        question: &Q,
-    ) -> Result<A, StreamError> {
-        let frame = question.frame();
-        repository
-            .link()
-            .handle()
-            .block_on(self.send.write_all(&frame))?;
-        let answer = self.answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
-        expect(&answer)
+    fn ask<Q: Body, A: Body>(&mut self, question: &Q) -> Result<A, StreamError> {
+        match self {
+            Self::Listening {
+                handle,
+                send,
+                answers,
+            } => {
+                handle.block_on(send.write_all(&question.frame()))?;
+                let answer = answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
+                expect(&answer)
+            }
+            Self::Asking {
+                stream,
+                acknowledged,
+            } => {
+                stream.say(question)?;
+                loop {
+                    let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
+                    if !count_acknowledged(&frame, acknowledged) {
+                        return expect(&frame);
+                    }
+                }
+            }
+        }
     }
+}
+
+/// Counts what is acknowledged; false if the frame says something else.
+fn count_acknowledged((kind, body): &Frame, acknowledged: &AtomicU64) -> bool {
+    if *kind == FrameType::Acknowledged
+        && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
+    {
+        acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
+        return true;
+    }
+    false
 }
 
 async fn read_control(
@@ -397,10 +446,9 @@ async fn read_control(
             Err(error) => Err(error),
         };
         let is_last = frame.is_err();
-        if let Ok((FrameType::Acknowledged, body)) = &frame
-            && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
+        if let Ok(frame) = &frame
+            && count_acknowledged(frame, &acknowledged)
         {
-            acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
             continue;
         }
         // Nobody listens once the session is dropped.

@@ -294,22 +294,13 @@ async fn begin_stream(
         let _entered = conversation.entered();
         let _busy = shared.conversing();
         let _running = shared.figures().conversing(first.0);
-        let mut on = Conversing {
+        let on = Conversing {
             shared,
             served,
             caller,
             stream: Conversation::new(handle, (send, recv)),
         };
-        if let Err(broken) = converse(&mut on, &first) {
-            tracing::debug!(?broken, "a conversation ended early");
-            if let Some(failure) = broken.failure() {
-                refusal::note(on.shared.figures(), &failure);
-                on.served.figures().failed(failure.code);
-                // The peer may be gone.
-                let _ = on.stream.say(&failure);
-            }
-        }
-        on.stream.finish();
+        attend(on, &first);
     };
     // What a conversation panics with is on standard error; the others go on.
     let _ = tokio::task::spawn_blocking(thread).await;
@@ -328,6 +319,20 @@ async fn unbegun(shared: &Shared, error: StreamError, mut send: SendStream) {
             "a stream was opened, and nothing was said"
         );
     }
+}
+
+/// Holds a conversation to its end.
+pub fn attend(mut on: Conversing, first: &Frame) {
+    if let Err(broken) = converse(&mut on, first) {
+        tracing::debug!(?broken, "a conversation ended early");
+        if let Some(failure) = broken.failure() {
+            refusal::note(on.shared.figures(), &failure);
+            on.served.figures().failed(failure.code);
+            // The peer may be gone.
+            let _ = on.stream.say(&failure);
+        }
+    }
+    on.stream.finish();
 }
 
 /// What kind of conversation it is, says its first frame.

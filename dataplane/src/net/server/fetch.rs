@@ -1,6 +1,5 @@
 //! Gives records out, many in one read, in the order in which they lie.
 
-use bytes::Bytes;
 use undercroft_format::id::ObjectId;
 use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN, RecordHeader};
 use undercroft_format::wire::fetch::{Fetch, RECORD_PREFIX_LEN, RecordPrefix, Unfetched};
@@ -157,8 +156,9 @@ impl Out {
     }
 
     fn send(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
-        let piece = Bytes::from(std::mem::take(&mut self.frames));
-        let handle = stream.handle().clone();
-        Ok(handle.block_on(stream.send.write_chunk(piece))?)
+        match self.frames.is_empty() {
+            true => Ok(()),
+            false => stream.write(std::mem::take(&mut self.frames)),
+        }
     }
 }

@@ -54,6 +54,13 @@ pub struct KeptSession {
     pushed_bytes: AtomicU64,
 }
 
+/// When the session's file is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Write {
+    IfSettled,
+    Always,
+}
+
 struct LastCheckpoint {
     since: Stopwatch,
     pushed_bytes: u64,
@@ -99,10 +106,13 @@ impl KeptSession {
     /// A new client goes on with it.
     pub fn resume(&self, request: &Begin) -> Result<Epoch, Failure> {
         let epoch = self.ledger.lock().resume(request);
-        let epoch = epoch.map_err(|error| failure_of_ledger(&error))?;
-        // What the last client called done counts if it can be made durable.
-        self.make_durable()?;
-        Ok(epoch)
+        epoch.map_err(|error| failure_of_ledger(&error))
+    }
+
+    /// Writes down that a new client goes on, before it hears of its epoch: a server that crashed must not
+    /// give it out again. What the last client called done counts if it can be made durable.
+    pub fn settle_in(&self) -> Result<(), Failure> {
+        self.make_durable(Write::Always)
     }
 
     /// Names the client, and tells it of what becomes durable.
@@ -119,7 +129,7 @@ impl KeptSession {
         }
         drop(listener);
         self.ledger.lock().detach(epoch, now_ms);
-        if let Err(failure) = self.make_durable() {
+        if let Err(failure) = self.make_durable(Write::IfSettled) {
             tracing::warn!(session = %self.id, "what was pushed is not durable: {}", failure.text);
         }
     }
@@ -220,7 +230,11 @@ impl KeptSession {
             // Somebody is at it.
             None => false,
         };
-        if is_due { self.make_durable() } else { Ok(()) }
+        if is_due {
+            self.make_durable(Write::IfSettled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes durable what has waited long enough.
@@ -229,7 +243,11 @@ impl KeptSession {
             .checkpoint
             .try_lock()
             .is_some_and(|last| self.is_due(&last));
-        if is_due { self.make_durable() } else { Ok(()) }
+        if is_due {
+            self.make_durable(Write::IfSettled)
+        } else {
+            Ok(())
+        }
     }
 
     fn is_due(&self, last: &LastCheckpoint) -> bool {
@@ -240,18 +258,18 @@ impl KeptSession {
 
     /// Makes durable what was pushed, finishes the segments that are then complete, writes that down, and
     /// acknowledges it: in this order.
-    fn make_durable(&self) -> Result<(), Failure> {
+    fn make_durable(&self, write: Write) -> Result<(), Failure> {
         let mut last = self.checkpoint.lock();
         last.since = Stopwatch::start();
         last.pushed_bytes = self.pushed_bytes.load(Ordering::Relaxed);
         let pending = self.ledger.lock().pending();
-        if pending.is_empty() {
+        if pending.is_empty() && write == Write::IfSettled {
             return Ok(());
         }
         let store = self.store.read();
         let store = open(&store)?;
         let took = Stopwatch::start();
-        let settled = self.settle(store, &pending);
+        let settled = self.settle(store, &pending, write);
         self.figures.checkpoint(&took, &settled);
         settled
     }
@@ -260,16 +278,19 @@ impl KeptSession {
         &self,
         store: &SessionStore,
         pending: &[(SegmentPlace, DoneSegment)],
+        write: Write,
     ) -> Result<(), Failure> {
         let span = tracing::debug_span!("packer", session = %self.id, segments = pending.len());
         let _entered = span.entered();
-        store.checkpoint().map_err(|error| failure_of(&error))?;
+        if !pending.is_empty() {
+            store.checkpoint().map_err(|error| failure_of(&error))?;
+        }
         let durable = durable_of(store, pending)?;
         let (settled, file) = {
             let mut ledger = self.ledger.lock();
             (ledger.settle(&durable), ledger.encode())
         };
-        if settled.is_empty() {
+        if settled.is_empty() && write == Write::IfSettled {
             return Ok(());
         }
         store

@@ -208,7 +208,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn new(options: ServerOptions, threads: rayon::ThreadPool, time: Arc<ServerTime>) -> Self {
+    pub(super) fn new(
+        options: ServerOptions,
+        threads: rayon::ThreadPool,
+        time: Arc<ServerTime>,
+    ) -> Self {
         Self {
             options,
             time,

@@ -1,6 +1,6 @@
 //! A repository that the server owns, with its sessions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ pub enum Began {
 pub struct Served {
     name: RepositoryName,
     repository: Arc<LocalRepository>,
-    sessions: Mutex<HashMap<SessionId, Arc<KeptSession>>>,
+    sessions: Mutex<BTreeMap<SessionId, Arc<KeptSession>>>,
     published: PublishedSessions,
     fetch_pool: Arc<BufferPool>,
     policy: CheckpointPolicy,
@@ -74,6 +74,17 @@ impl Served {
         };
         let (repository, notes) = open_local(root, &options)?;
         repository.snapshots().keep_time_by(time);
+        Ok((Self::of(name, repository, policy, now_ms, figures)?, notes))
+    }
+
+    /// Takes up the sessions that an earlier server left in `repository`.
+    pub fn of(
+        name: RepositoryName,
+        repository: Arc<LocalRepository>,
+        policy: CheckpointPolicy,
+        now_ms: u64,
+        figures: Arc<RepositoryFigures>,
+    ) -> Result<Arc<Self>> {
         let served = Self {
             name,
             repository,
@@ -86,7 +97,7 @@ impl Served {
         served.take_up_sessions(now_ms)?;
         let served = Arc::new(served);
         served.figures.opened(&served);
-        Ok((served, notes))
+        Ok(served)
     }
 
     fn take_up_sessions(&self, now_ms: u64) -> Result<()> {

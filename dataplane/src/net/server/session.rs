@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
-use quinn::SendStream;
-use tokio::runtime::Handle;
 use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::failure::Failure;
-use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Epoch, Finished, Pin, Pinned, SEGMENTS_MAX,
     SegmentPlace,
@@ -19,7 +18,7 @@ use super::kept_session::KeptSession;
 use super::repository_figures::SessionEvent;
 use super::served::Began;
 use crate::clock::Stopwatch;
-use crate::net::conversation::{StreamError, expect, read_frame};
+use crate::net::conversation::{Conversation, Frame, StreamError, Waited, expect};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
 use crate::repository::Repository;
@@ -71,6 +70,7 @@ fn begin(
     is_resumed: bool,
 ) -> Result<(), Broken> {
     if is_resumed {
+        session.settle_in()?;
         for (disk, finished) in (0..).zip(session.finished()) {
             let finished: Vec<_> = finished.into_iter().collect();
             for segments in finished.chunks(SEGMENTS_MAX) {
@@ -99,13 +99,9 @@ fn begin(
 fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Result<bool, Broken> {
     let (listener, acknowledgements) = channel();
     session.attach(epoch, on.caller.peer.name.to_string(), listener);
-    let handle = on.stream.handle().clone();
     // Answers and acknowledgements share the stream, so that both go through one thread.
     loop {
-        acknowledge(&handle, &mut on.stream.send, &acknowledgements)?;
-        // Waiting is interrupted for acknowledgements, reading is not: what is read stays in step.
-        let next = read_frame(&mut on.stream.recv);
-        let Some(frame) = wait(&handle, next, &acknowledgements, &mut on.stream.send)? else {
+        let Some(frame) = next_frame(&mut on.stream, &acknowledgements)? else {
             return Ok(false);
         };
         match frame.0 {
@@ -182,37 +178,30 @@ fn pin(
 }
 
 /// How often acknowledgements are looked for while the client is silent.
-const ACKNOWLEDGE_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(200);
 
-fn wait<T>(
-    handle: &Handle,
-    next: impl Future<Output = Result<T, StreamError>>,
+/// The client's next frame; acknowledgements go out meanwhile.
+fn next_frame(
+    stream: &mut Conversation,
     acknowledgements: &Receiver<Vec<SegmentPlace>>,
-    send: &mut SendStream,
-) -> Result<T, StreamError> {
-    let mut next = std::pin::pin!(next);
+) -> Result<Option<Frame>, StreamError> {
     loop {
-        let waited =
-            handle.block_on(async { tokio::time::timeout(ACKNOWLEDGE_EVERY, next.as_mut()).await });
-        match waited {
-            Ok(done) => return done,
-            Err(_) => acknowledge(handle, send, acknowledgements)?,
+        acknowledge(stream, acknowledgements)?;
+        if let Waited::For(frame) = stream.read_within(ACKNOWLEDGE_EVERY)? {
+            return Ok(frame);
         }
     }
 }
 
 fn acknowledge(
-    handle: &Handle,
-    send: &mut SendStream,
+    stream: &mut Conversation,
     acknowledgements: &Receiver<Vec<SegmentPlace>>,
 ) -> Result<(), StreamError> {
     for places in acknowledgements.try_iter() {
         for places in places.chunks(SEGMENTS_MAX) {
-            let frame = Acknowledged {
+            stream.say(&Acknowledged {
                 places: places.to_vec(),
-            }
-            .frame();
-            handle.block_on(send.write_all(&frame))?;
+            })?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use undercroft_format::wire::upkeep::{self, Collect, Repair, Report, Verify};
 
 use super::connection::{Broken, Conversing, Ending};
 use super::repository_figures::Work;
-use crate::net::conversation::{StreamError, read_frame};
+use crate::net::conversation::{StreamError, Waited};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
 use crate::progress::Progress;
@@ -115,18 +115,11 @@ fn long<R: Serialize + Send>(
 
 /// Waits a while for a wish to stop.
 fn listen(on: &mut Conversing, progress: &Progress) -> Result<(), StreamError> {
-    let handle = on.stream.handle().clone();
-    // Cut short within a frame, the next would be read askew; but all that a client sends is `Stop`, which
-    // is a header alone, and a second one changes nothing.
-    let waited = handle.block_on(async {
-        tokio::time::timeout(LISTEN_EVERY, read_frame(&mut on.stream.recv)).await
-    });
-    match waited {
-        Ok(Ok(Some((FrameType::Stop, _)))) => progress.stop(),
-        Ok(Ok(Some((kind, _)))) => return Err(StreamError::Unexpected(kind)),
-        Ok(Ok(None)) => std::thread::sleep(LISTEN_EVERY),
-        Ok(Err(error)) => return Err(error),
-        Err(_) => {}
+    match on.stream.read_within(LISTEN_EVERY)? {
+        Waited::For(Some((FrameType::Stop, _))) => progress.stop(),
+        Waited::For(Some((kind, _))) => return Err(StreamError::Unexpected(kind)),
+        Waited::For(None) => std::thread::sleep(LISTEN_EVERY),
+        Waited::InVain => {}
     }
     Ok(())
 }
