@@ -151,7 +151,9 @@ fn figures_say_what_the_backup_says_and_every_one_is_documented() {
     assert_eq!(event("fenced"), 0.0);
     let unknown =
         "undercroft_questions_total{repository=\"main\",kind=\"objects\",answer=\"unknown\"}";
-    assert!(after.get(unknown) <= of("pushed_records_total"));
+    // Maps and nodes are not asked for one by one; every chunk is, before it is sent.
+    let asked_and_sent = of("pushed_records_total") - 48.0 - 8.0;
+    assert!(asked_and_sent > 0.0 && after.get(unknown) >= asked_and_sent);
     assert!(of("repository_index_entries") >= of("pushed_records_total"));
     assert!(after.get("undercroft_quic_received_bytes_total") > of("pushed_bytes_total"));
     assert_eq!(after.sum("undercroft_failures_total"), 0.0);
@@ -314,6 +316,8 @@ fn a_server_whose_disk_is_full_is_not_ready_until_there_is_room() {
     let mut file = std::fs::File::create(&filler).expect("a file");
     let block = vec![1_u8; 1 << 20];
     while file.write_all(&block).is_ok() {}
+    // Open, it would take its room though it is removed.
+    drop(file);
     let full = watched.get("/health/ready");
     assert_eq!(full.status, 503);
     assert_eq!(full.checks(), ["disk_space"], "{}", full.body);
