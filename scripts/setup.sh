@@ -38,6 +38,10 @@ sfdisk fdisk
 losetup mount
 unshare util-linux
 perl perl
+ip iproute2
+nft nftables
+conntrack conntrack
+faketime faketime
 T
     ;;
     fuzz) cat <<'T'

@@ -10,6 +10,8 @@ use clap::ValueEnum;
 use jiff::tz::TimeZone;
 use undercroft_dataplane::io::{Engine, EngineRequest, choose};
 use undercroft_dataplane::net::address::ServerAddress;
+use undercroft_dataplane::net::bandwidth::{Rule, Rules};
+use undercroft_dataplane::net::client::LinkLimits;
 use undercroft_dataplane::repository::keys::Unlock;
 use undercroft_dataplane::repository::open::Location;
 use zeroize::Zeroizing;
@@ -20,6 +22,8 @@ use crate::signals::guard_terminal;
 
 const REPOSITORY_VARIABLE: &str = "UNDERCROFT_REPO";
 const LOG_VARIABLE: &str = "UNDERCROFT_LOG";
+const UPLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_UPLOAD";
+const DOWNLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_DOWNLOAD";
 const PASSPHRASE_VARIABLE: &str = "UNDERCROFT_PASSPHRASE";
 /// Longest passphrase or recovery key file, in bytes: longer ones are some other file.
 const SECRET_LEN_MAX: u64 = 64 << 10;
@@ -54,6 +58,15 @@ pub struct GlobalArgs {
     /// Threads for CPU work (default: one per core)
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Bandwidth to a server, as in 50MiB/s or 400Mbit/s@mon-fri 08:00-18:00; of several the lowest counts
+    ///
+    /// RATE[@[DAYS] [HH:MM-HH:MM] [UTC]], by the clock of this machine; without a schedule always. It is for
+    /// data alone, and for repositories behind a server. May be repeated; in the variable, separated by ;
+    #[arg(long, global = true, value_name = "LIMIT", env = UPLOAD_VARIABLE, value_delimiter = ';', hide_env_values = true)]
+    limit_upload: Vec<Rule>,
+    /// Bandwidth from a server, written like --limit-upload
+    #[arg(long, global = true, value_name = "LIMIT", env = DOWNLOAD_VARIABLE, value_delimiter = ';', hide_env_values = true)]
+    limit_download: Vec<Rule>,
     /// Log what is done on standard error; twice for more
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -111,8 +124,10 @@ pub enum Key {
 }
 
 /// The global options, validated.
+#[derive(Clone)]
 pub struct Settings {
     repo: Option<Location>,
+    may_ask: bool,
     passphrase_file: Option<PathBuf>,
     recovery_key_file: Option<PathBuf>,
     /// Results as JSON.
@@ -122,6 +137,8 @@ pub struct Settings {
     /// Threads for CPU work.
     pub threads: usize,
     engine: EngineRequest,
+    /// How much of a path to a server may be taken.
+    pub limits: LinkLimits,
     /// The time zone in which times are read and shown.
     pub time_zone: TimeZone,
 }
@@ -141,6 +158,7 @@ impl Settings {
         };
         Ok(Self {
             repo: args.repo.map(|repo| repo.parse()).transpose()?,
+            may_ask: io::stderr().is_terminal(),
             passphrase_file: args.passphrase_file,
             recovery_key_file: args.recovery_key_file,
             json: args.json,
@@ -151,8 +169,23 @@ impl Settings {
                 IoEngine::IoUring => EngineRequest::Uring,
                 IoEngine::Posix => EngineRequest::Posix,
             },
+            limits: LinkLimits {
+                upload: Rules::new(args.limit_upload, TimeZone::system()),
+                download: Rules::new(args.limit_download, TimeZone::system()),
+            },
             time_zone: TimeZone::system(),
         })
+    }
+
+    /// The same for a task of a daemon, about another repository: nobody is there to be asked.
+    pub fn of_task(&self, repo: Location, time_zone: TimeZone) -> Self {
+        Self {
+            repo: Some(repo),
+            may_ask: false,
+            progress: ProgressMode::None,
+            time_zone,
+            ..self.clone()
+        }
     }
 
     /// The directory of the repository, for what works on a directory alone.
@@ -232,7 +265,7 @@ impl Settings {
     /// What unlocks an encrypted repository; asked for on a terminal if it was not given and is needed.
     pub fn unlock(&self, key: Key) -> anyhow::Result<Option<Unlock>> {
         let given = self.given_unlock()?;
-        if given.is_some() || key == Key::IfGiven || !can_ask() {
+        if given.is_some() || key == Key::IfGiven || !self.may_ask {
             return Ok(given);
         }
         let passphrase = ask("Passphrase of the repository: ")?;
@@ -249,7 +282,7 @@ impl Settings {
                 )
                 .into());
             }
-            None if can_ask() => {
+            None if self.may_ask => {
                 let passphrase = ask("Passphrase of the new repository: ")?;
                 if ask("The same again: ")? != passphrase {
                     return Err(Problem::new("the two passphrases differ: nothing was made").into());
@@ -274,10 +307,6 @@ impl Settings {
     pub fn has_passphrase_file(&self) -> bool {
         self.passphrase_file.is_some()
     }
-}
-
-fn can_ask() -> bool {
-    io::stderr().is_terminal()
 }
 
 fn ask(question: &str) -> anyhow::Result<Zeroizing<String>> {

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::served::Served;
 use support::{Image, json, noise, succeed, undercroft};
+use undercroft_dataplane::clock::Stopwatch;
 
 /// How long an answer is on its way: longer than it takes to see what the server did, and cut it off.
 const ON_THE_WAY: Duration = Duration::from_millis(100);
@@ -55,10 +56,10 @@ impl Relay {
 
 /// Passes on what the server says to one client, a little later, in order.
 fn answer(back: Arc<UdpSocket>, front: Arc<UdpSocket>, to: SocketAddr, is_cut: Arc<AtomicBool>) {
-    let (later, due) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+    let (later, due) = std::sync::mpsc::channel::<(Stopwatch, Vec<u8>)>();
     std::thread::spawn(move || {
-        for (at, datagram) in due {
-            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        for (since, datagram) in due {
+            std::thread::sleep(ON_THE_WAY.saturating_sub(since.elapsed()));
             if !is_cut.load(Ordering::SeqCst) {
                 let _ = front.send_to(&datagram, to);
             }
@@ -69,8 +70,8 @@ fn answer(back: Arc<UdpSocket>, front: Arc<UdpSocket>, to: SocketAddr, is_cut: A
         loop {
             // A refused port is an error that passes.
             if let Ok(len) = back.recv(&mut datagram) {
-                let at = Instant::now() + ON_THE_WAY;
-                if later.send((at, datagram[..len].to_vec())).is_err() {
+                let datagram = datagram[..len].to_vec();
+                if later.send((Stopwatch::start(), datagram)).is_err() {
                     return;
                 }
             }
@@ -199,7 +200,6 @@ fn a_commit_whose_answer_is_lost_publishes_once_and_is_a_success() {
         world.served.assert_restores("vm@latest", &image.bytes);
     }
     assert!(told > 0, "every answer arrived");
-    assert!(world.served.sessions().is_empty());
     succeed(world.served.undercroft().args(["verify", "--deep"]));
 }
 

@@ -15,12 +15,18 @@ pub struct Served {
     pub port: u16,
     /// The server.
     pub process: Child,
+    options: Vec<String>,
 }
 
 impl Served {
     /// Starts a server with an empty store.
     pub fn start() -> Self {
-        Self::start_in(workspace(), |_| {}).0
+        Self::start_with(&[])
+    }
+
+    /// Starts one with more options on its command line.
+    pub fn start_with(options: &[&str]) -> Self {
+        Self::begin(workspace(), options, |_| {}).0
     }
 
     /// Starts a server with an empty store in `dir`, by a command that `change` has seen. Returns, too, what
@@ -29,8 +35,22 @@ impl Served {
         dir: tempfile::TempDir,
         change: impl FnOnce(&mut Command),
     ) -> (Self, Receiver<String>) {
-        let (process, port, token, lines) = serve(dir.path(), 0, change);
-        let served = Self { dir, port, process };
+        Self::begin(dir, &[], change)
+    }
+
+    fn begin(
+        dir: tempfile::TempDir,
+        options: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> (Self, Receiver<String>) {
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let (process, port, token, lines) = serve(dir.path(), 0, &options, change);
+        let served = Self {
+            dir,
+            port,
+            process,
+            options,
+        };
         served.enroll(
             "admin",
             "admin",
@@ -123,7 +143,7 @@ impl Served {
 
     /// Starts again on the same port.
     pub fn start_again(&mut self) {
-        let (process, port, token, _) = serve(self.dir.path(), self.port, |_| {});
+        let (process, port, token, _) = serve(self.dir.path(), self.port, &self.options, |_| {});
         assert_eq!(port, self.port);
         assert_eq!(token, None, "a token is printed once");
         self.process = process;
@@ -153,6 +173,7 @@ impl Drop for Served {
 fn serve(
     dir: &Path,
     port: u16,
+    options: &[String],
     change: impl FnOnce(&mut Command),
 ) -> (Child, u16, Option<String>, Receiver<String>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_undercroft"));
@@ -161,6 +182,7 @@ fn serve(
         .arg(format!("127.0.0.1:{port}"))
         .arg("--store")
         .arg(dir.join("store"))
+        .args(options)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     change(&mut command);

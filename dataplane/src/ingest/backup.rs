@@ -16,7 +16,7 @@ use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
 use undercroft_format::source::cbt::{BitmapError, changed_ranges};
-use undercroft_format::units::{DiskLength, SegmentNumber};
+use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
 use super::chunker::Chunker;
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
@@ -26,13 +26,13 @@ use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use crate::clock::Stopwatch;
 use crate::io::{BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
-use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::RecordEncoder;
 use crate::repository::retention::UnixMs;
 use crate::repository::session::{Begun, Committed, DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::walk::{Place, Visitor, walk_disk};
+use crate::repository::{Repository, Traffic};
 use crate::simulate;
 
 /// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
@@ -104,6 +104,8 @@ pub struct BackupReport {
     pub packs: u64,
     /// Bytes of packs written.
     pub pack_bytes: u64,
+    /// What the repository's connections carried, if it is behind a server.
+    pub traffic: Option<Traffic>,
     /// Problems with changed blocks, per disk, in words.
     pub warnings: Vec<String>,
     /// The end of the snapshot's retention lock.
@@ -143,6 +145,7 @@ pub fn backup(
                 engine: repository.engine().choice().kind.to_string(),
                 packs: committed.figures.packs,
                 pack_bytes: committed.figures.bytes,
+                traffic: repository.traffic(),
                 warnings,
                 locked_until: committed.locked_until,
             })
@@ -183,6 +186,7 @@ fn published(repository: &dyn Repository, committed: Committed) -> Result<Backup
         engine: repository.engine().choice().kind.to_string(),
         packs: committed.figures.packs,
         pack_bytes: committed.figures.bytes,
+        traffic: repository.traffic(),
         warnings: vec!["the snapshot was published before the connection broke".to_owned()],
         locked_until: committed.locked_until,
     })
@@ -266,6 +270,12 @@ fn store_all(
         metadata,
     };
     Ok((snapshot, waits, warnings))
+}
+
+/// Bytes of the segments that a backup with `workers` workers reads and works on at once, of the usual size.
+pub fn memory_of_segments(workers: usize) -> u64 {
+    let segment_len = SegmentSize::DEFAULT.bytes() as usize;
+    (segments_in_flight(workers, segment_len) * segment_len) as u64
 }
 
 fn segments_in_flight(workers: usize, segment_len: usize) -> usize {
@@ -428,12 +438,9 @@ impl Machine<'_> {
             root: None,
             segments: 0,
         });
-        let mut nodes = StoreNodes {
-            session: self.session,
-            counters,
-            encoder: RecordEncoder::new(1),
-        };
+        let mut nodes = StoreNodes::new(self.session, counters);
         let tree = update(&mut nodes, old, segments, changes)?;
+        nodes.finish()?;
         let data_bytes = self.data_bytes(parent, plan, segments, counters)?;
         Ok(StoredDisk {
             root: tree.root,
@@ -553,6 +560,7 @@ impl Machine<'_> {
         };
         let finished = self.session.finished(disk);
         let reader = DiskReader {
+            going_on: &|| self.session.going_on(),
             source,
             segment_size: self.session.config().segment_size,
             grid_phase,

@@ -71,6 +71,8 @@ pub struct DiskReader<'a> {
     pub grid_phase: u16,
     /// Serves the reads.
     pub engine: &'a dyn Engine,
+    /// An error ends the run before another segment is begun.
+    pub going_on: &'a (dyn Fn() -> Result<()> + Sync),
     /// Bounds the memory.
     pub pool: &'a Arc<BufferPool>,
     /// Segments that need not be read.
@@ -229,6 +231,11 @@ impl Running<'_> {
         if self.reader.finished.contains_key(&number) {
             self.reader.progress.done_bytes.add(range.len());
             return Ok(());
+        }
+        if let Err(error) = (self.reader.going_on)() {
+            // What is read already need not be read again.
+            while self.reap()? {}
+            return Err(error);
         }
         let mut pieces = Vec::new();
         let mut len = 0;

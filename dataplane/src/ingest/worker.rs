@@ -168,41 +168,39 @@ impl SegmentWork<'_> {
             return Ok(None);
         }
         let (id, bytes) = map.encode_with_id();
-        let held = self.session.holds_segment(self.place(segment), id)?;
+        // What changed blocks were spliced into is hardly ever known as a whole.
+        let held = match self.parent {
+            Some(_) => Held::Unasked,
+            None => self.session.holds_segment(self.place(segment), id)?,
+        };
         if held == Held::Whole {
             return Ok(Some(id));
         }
-        if self.parent.is_some() {
-            self.check_kept(map, hashed)?;
+        let kept = match self.parent {
+            Some(_) => kept_chunks(map, hashed),
+            None => Vec::new(),
+        };
+        // One question for all: it may have far to go. Asked for as a part of the whole segment, the map
+        // need not be asked for again: at worst it is sent in vain.
+        let chunks = hashed.iter().map(|chunk| chunk.id.into());
+        let mut ids: Vec<ObjectId> = chunks.chain(kept.iter().copied()).collect();
+        ids.extend((held == Held::Unasked).then_some(ObjectId::from(id)));
+        let known = tracing::trace_span!("prober", ids = ids.len())
+            .in_scope(|| self.session.probe(&ids))?;
+        let (chunks_known, others_known) = known.split_at(hashed.len());
+        // What did not change was not read, so nothing here could store it again.
+        if let Some((id, _)) = kept.iter().zip(others_known).find(|(_, known)| !**known) {
+            return Err(RepositoryError::MissingObject {
+                kind: ObjectKind::Chunk,
+                id: *id,
+            });
         }
-        self.store_new(hashed, state)?;
-        // Asked for as a part of the whole segment, the map need not be asked for again: at worst it is
-        // sent in vain.
-        if held == Held::NotWhole || !self.session.probe(&[id.into()])?[0] {
+        self.store_new(hashed, chunks_known, state)?;
+        let map_known = others_known.get(kept.len()).copied().unwrap_or(false);
+        if !map_known {
             self.store_map(id, &bytes, state)?;
         }
         Ok(Some(id))
-    }
-
-    /// Fails if a chunk that the map keeps from the parent is not in the repository: what did not change
-    /// was not read, so nothing here could store it again.
-    fn check_kept(&self, map: &SegmentMap, hashed: &[HashedChunk<'_>]) -> Result<()> {
-        let read: HashSet<ChunkId> = hashed.iter().map(|chunk| chunk.id).collect();
-        let mut kept: Vec<ObjectId> = map
-            .chunks()
-            .filter(|chunk| !read.contains(chunk))
-            .map(ObjectId::from)
-            .collect();
-        kept.sort_unstable();
-        kept.dedup();
-        let known = self.session.probe(&kept)?;
-        match kept.iter().zip(known).find(|(_, known)| !known) {
-            None => Ok(()),
-            Some((id, _)) => Err(RepositoryError::MissingObject {
-                kind: ObjectKind::Chunk,
-                id: *id,
-            }),
-        }
     }
 
     /// Chunker and hasher: each chunk is hashed right after it was cut.
@@ -255,14 +253,16 @@ impl SegmentWork<'_> {
         }
     }
 
-    /// Prober, compressor, pusher: what the repository does not have is encoded and stored.
-    fn store_new(&self, chunks: &[HashedChunk<'_>], state: &mut WorkerState) -> Result<()> {
-        let ids: Vec<ObjectId> = chunks.iter().map(|chunk| chunk.id.into()).collect();
-        let known = tracing::trace_span!("prober", chunks = ids.len())
-            .in_scope(|| self.session.probe(&ids))?;
-        let _compressor = tracing::trace_span!("compressor").entered();
+    /// Compressor, pusher: what the repository does not have is encoded and stored.
+    fn store_new(
+        &self,
+        chunks: &[HashedChunk<'_>],
+        known: &[bool],
+        state: &mut WorkerState,
+    ) -> Result<()> {
+        let _compressor = tracing::trace_span!("compressor", chunks = chunks.len()).entered();
         for (chunk, known) in chunks.iter().zip(known) {
-            if known || !self.session.claim(chunk.id.into()) {
+            if *known || !self.session.claim(chunk.id.into()) {
                 continue;
             }
             let id = chunk.id.into();
@@ -325,6 +325,16 @@ impl SegmentWork<'_> {
         }
         Ok(())
     }
+}
+
+/// The chunks that a map keeps from the parent, each once.
+fn kept_chunks(map: &SegmentMap, hashed: &[HashedChunk<'_>]) -> Vec<ObjectId> {
+    let read: HashSet<ChunkId> = hashed.iter().map(|chunk| chunk.id).collect();
+    let kept = map.chunks().filter(|chunk| !read.contains(chunk));
+    let mut kept: Vec<ObjectId> = kept.map(ObjectId::from).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept
 }
 
 /// Workers' states, one per thread of the pool.

@@ -4,11 +4,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream};
+use quinn::{RecvStream, SendStream, VarInt};
 use tokio::runtime::Handle;
 use undercroft_format::codec::DecodeError;
 use undercroft_format::wire::failure::Failure;
-use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
+use undercroft_format::wire::frame::{Body, FrameType};
+
+use super::bandwidth::Flow;
+use super::closing::refusal_of;
+use super::manners::{Held, Manners};
+use super::partial_frame::PartialFrame;
 
 /// Why a conversation ended early.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +37,12 @@ pub enum StreamError {
     /// The stream ended where an answer was due.
     #[error("the peer ended the stream without an answer")]
     NoAnswer,
+    /// Nothing moves where something has to.
+    #[error("the peer stopped in the middle of a frame, or does not read what it asked for")]
+    Stalled,
+    /// The connection's frames take more memory than it has.
+    #[error("the frames of one connection are too long together")]
+    NoRoom,
     /// A frame that does not belong there.
     #[error("the peer sent a frame that does not belong there: {0:?}")]
     Unexpected(FrameType),
@@ -41,14 +52,20 @@ pub enum StreamError {
 }
 
 impl StreamError {
+    /// How the connection ended, if it did.
+    pub fn connection_error(&self) -> Option<&quinn::ConnectionError> {
+        match self {
+            Self::Read(quinn::ReadError::ConnectionLost(error))
+            | Self::Write(quinn::WriteError::ConnectionLost(error))
+            | Self::Connection(error) => Some(error),
+            _ => None,
+        }
+    }
+
     /// True if the connection is at fault, so that another one may do better.
     pub fn is_lost(&self) -> bool {
-        matches!(
-            self,
-            Self::Read(quinn::ReadError::ConnectionLost(_))
-                | Self::Write(quinn::WriteError::ConnectionLost(_))
-                | Self::Connection(_)
-        )
+        self.connection_error()
+            .is_some_and(|error| refusal_of(error).is_none())
     }
 }
 
@@ -57,7 +74,9 @@ pub type Frame = (FrameType, Vec<u8>);
 
 /// Reads the next frame; `None` if the stream ends.
 pub async fn read_frame(stream: &mut RecvStream) -> Result<Option<Frame>, StreamError> {
-    PartialFrame::default().rest(stream).await
+    let mut frame = PartialFrame::default();
+    let read = frame.rest(stream, &Manners::default()).await?;
+    Ok(read.map(|(frame, _)| frame))
 }
 
 /// The error of a read that needs all of its bytes.
@@ -90,8 +109,24 @@ pub trait FrameStream: Send {
     /// Sends whole frames, headers included. Blocks while the peer is slower.
     fn write(&mut self, frames: Vec<u8>) -> Result<(), StreamError>;
 
+    /// Sends frames; true if all of them went within `wait`, else `frames` is what is left.
+    fn write_within(&mut self, frames: &mut Bytes, wait: Duration) -> Result<bool, StreamError> {
+        let _ = wait;
+        self.write(std::mem::take(frames).into()).map(|()| true)
+    }
+
+    /// From now on its payload is that of `flow`, where there is a limit of bandwidth.
+    fn set_flow(&mut self, flow: Flow) {
+        let _ = flow;
+    }
+
     /// Says that nothing more is going to be sent.
     fn finish(&mut self);
+
+    /// Gives the stream up: what was not sent yet is not kept.
+    fn give_up(&mut self) {
+        self.finish();
+    }
 }
 
 /// What came within a time.
@@ -107,19 +142,30 @@ pub enum Waited {
 pub struct Conversation(Carrier);
 
 enum Carrier {
-    Quic(QuicStream),
+    Quic(Box<QuicStream>),
     Other(Box<dyn FrameStream>),
 }
 
 impl Conversation {
     /// A conversation over `stream`, driven by the runtime of `handle`.
     pub fn new(handle: Handle, (send, recv): (SendStream, RecvStream)) -> Self {
-        Self(Carrier::Quic(QuicStream {
+        Self(Carrier::Quic(Box::new(QuicStream {
             handle,
             send,
             recv,
+            manners: Manners::default(),
+            held: None,
             partial: PartialFrame::default(),
-        }))
+        })))
+    }
+
+    /// The same, whose peer is waited for as `manners` say; `held` is the memory of a frame that was read.
+    pub fn with_manners(mut self, manners: Manners, held: Option<Held>) -> Self {
+        if let Carrier::Quic(stream) = &mut self.0 {
+            stream.manners = manners;
+            stream.held = held;
+        }
+        self
     }
 
     /// A conversation over anything that carries frames.
@@ -130,14 +176,22 @@ impl Conversation {
     /// The QUIC stream, if that is what it is over: for those who do without a copy or a thread.
     pub fn into_quic(self) -> Result<QuicStream, Self> {
         match self.0 {
-            Carrier::Quic(stream) => Ok(stream),
+            Carrier::Quic(stream) => Ok(*stream),
             other => Err(Self(other)),
+        }
+    }
+
+    /// Both directions of the QUIC stream, if that is what it is over: for those who use them at once.
+    pub fn quic(&mut self) -> Option<&mut QuicStream> {
+        match &mut self.0 {
+            Carrier::Quic(stream) => Some(stream),
+            Carrier::Other(_) => None,
         }
     }
 
     fn stream(&mut self) -> &mut dyn FrameStream {
         match &mut self.0 {
-            Carrier::Quic(stream) => stream,
+            Carrier::Quic(stream) => &mut **stream,
             Carrier::Other(stream) => &mut **stream,
         }
     }
@@ -163,6 +217,20 @@ impl Conversation {
         self.stream().write(frames)
     }
 
+    /// Sends frames; true if all of them went within `wait`, else `frames` is what is left.
+    pub fn write_within(
+        &mut self,
+        frames: &mut Bytes,
+        wait: Duration,
+    ) -> Result<bool, StreamError> {
+        self.stream().write_within(frames, wait)
+    }
+
+    /// From now on its payload is that of `flow`, where there is a limit of bandwidth.
+    pub fn set_flow(&mut self, flow: Flow) {
+        self.stream().set_flow(flow);
+    }
+
     /// Sends a message.
     pub fn say<B: Body>(&mut self, message: &B) -> Result<(), StreamError> {
         self.write(message.frame())
@@ -171,6 +239,11 @@ impl Conversation {
     /// Says that nothing more is going to be sent.
     pub fn finish(&mut self) {
         self.stream().finish();
+    }
+
+    /// Gives the stream up: what was not sent yet is not kept.
+    pub fn give_up(&mut self) {
+        self.stream().give_up();
     }
 }
 
@@ -182,19 +255,32 @@ pub struct QuicStream {
     pub send: SendStream,
     /// From the peer.
     pub recv: RecvStream,
+    manners: Manners,
+    /// Memory of the frame that was read last.
+    held: Option<Held>,
     partial: PartialFrame,
+}
+
+impl QuicStream {
+    async fn next(&mut self) -> Result<Option<Frame>, StreamError> {
+        // What was read last is done with.
+        self.held = None;
+        let read = self.partial.rest(&mut self.recv, &self.manners).await?;
+        Ok(read.map(|(frame, held)| {
+            self.held = held;
+            frame
+        }))
+    }
 }
 
 impl FrameStream for QuicStream {
     fn read(&mut self) -> Result<Option<Frame>, StreamError> {
-        self.handle.block_on(self.partial.rest(&mut self.recv))
+        self.handle.clone().block_on(self.next())
     }
 
     fn read_within(&mut self, wait: Duration) -> Result<Waited, StreamError> {
-        let rest = self.partial.rest(&mut self.recv);
-        let waited = self
-            .handle
-            .block_on(async { tokio::time::timeout(wait, rest).await });
+        let handle = self.handle.clone();
+        let waited = handle.block_on(async { tokio::time::timeout(wait, self.next()).await });
         Ok(match waited {
             Ok(frame) => Waited::For(frame?),
             Err(_) => Waited::InVain,
@@ -202,51 +288,33 @@ impl FrameStream for QuicStream {
     }
 
     fn write(&mut self, frames: Vec<u8>) -> Result<(), StreamError> {
-        let sent = self.send.write_chunk(Bytes::from(frames));
-        Ok(self.handle.block_on(sent)?)
+        let sent = self.manners.write(&mut self.send, Bytes::from(frames));
+        self.handle.block_on(sent)
+    }
+
+    fn write_within(&mut self, frames: &mut Bytes, wait: Duration) -> Result<bool, StreamError> {
+        let sent = self.manners.write_rest(&mut self.send, frames);
+        let sent = self
+            .handle
+            .block_on(async { tokio::time::timeout(wait, sent).await });
+        match sent {
+            Ok(sent) => sent.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn set_flow(&mut self, flow: Flow) {
+        self.manners.set_flow(flow);
     }
 
     fn finish(&mut self) {
         // The stream is gone only if the peer does not want to hear any more.
         let _ = self.send.finish();
     }
-}
 
-/// A frame of which a part has come: reading goes on where it was cut short.
-#[derive(Default)]
-struct PartialFrame {
-    header: [u8; FRAME_HEADER_LEN],
-    header_len: usize,
-    body: Option<(FrameType, Vec<u8>)>,
-    body_len: usize,
-}
-
-impl PartialFrame {
-    /// Reads what is missing; may be dropped and called again.
-    async fn rest(&mut self, stream: &mut RecvStream) -> Result<Option<Frame>, StreamError> {
-        while self.header_len < FRAME_HEADER_LEN {
-            match stream.read(&mut self.header[self.header_len..]).await? {
-                Some(read) => self.header_len += read,
-                None if self.header_len == 0 => return Ok(None),
-                None => return Err(StreamError::Truncated),
-            }
-        }
-        let (_, body) = match &mut self.body {
-            Some(body) => body,
-            None => {
-                let header = FrameHeader::decode(&self.header)?;
-                // The length was checked against the type's limit.
-                let body = vec![0; header.len as usize];
-                self.body.insert((header.kind, body))
-            }
-        };
-        while self.body_len < body.len() {
-            match stream.read(&mut body[self.body_len..]).await? {
-                Some(read) => self.body_len += read,
-                None => return Err(StreamError::Truncated),
-            }
-        }
-        (self.header_len, self.body_len) = (0, 0);
-        Ok(self.body.take())
+    fn give_up(&mut self) {
+        // It may be over already.
+        let _ = self.send.reset(VarInt::from_u32(0));
+        let _ = self.recv.stop(VarInt::from_u32(0));
     }
 }

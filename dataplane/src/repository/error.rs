@@ -142,6 +142,9 @@ pub enum RepositoryError {
     /// Another thread of the session failed first.
     #[error("the session failed: {0}")]
     SessionFailed(String),
+    /// One collection at a time.
+    #[error("another collection is running")]
+    Collecting,
     /// The user asked to stop.
     #[error("stopped on request")]
     Cancelled,
@@ -149,7 +152,7 @@ pub enum RepositoryError {
     #[error("{}", .0.text)]
     Remote(Failure),
     /// The repository server could not be talked to.
-    #[error("talking to the repository server")]
+    #[error("talking to the server")]
     Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A session lost its server; what was acknowledged is kept there for a while.
     #[error("session {session} was interrupted")]

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use undercroft_dataplane::net::conversation::{Frame, expect};
 use undercroft_format::id::{SessionId, SnapshotId};
+use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::FrameType;
-use undercroft_format::wire::session::{Acknowledged, Begun, Epoch, Finished, SegmentPlace};
+use undercroft_format::wire::session::{
+    self as wire, Acknowledged, Begun, Epoch, Finished, SegmentPlace,
+};
 
 use super::support::Content;
 use super::world::StreamNumber;
@@ -25,6 +28,8 @@ struct SessionBook {
     holders: Vec<(Epoch, u64)>,
     acknowledged: BTreeSet<SegmentPlace>,
     has_ended: bool,
+    /// It published a snapshot.
+    has_published: bool,
 }
 
 /// What is known of an attempt's session.
@@ -46,8 +51,14 @@ pub struct Books {
     pub has_disk_faults: bool,
     /// Power failed, or the server was killed.
     pub crashes: u64,
+    /// Attempts that know their session.
+    pub heard_begun: BTreeSet<u64>,
     sessions: BTreeMap<SessionId, SessionBook>,
     streams: BTreeMap<StreamNumber, (SessionId, Epoch)>,
+    /// Streams on which a client wants to go on with a session.
+    resuming: BTreeMap<StreamNumber, SessionId>,
+    /// Streams whose client wants the session's snapshot published.
+    committing: BTreeSet<StreamNumber>,
     begins: BTreeMap<u64, Begin>,
 }
 
@@ -61,6 +72,22 @@ impl Books {
     pub fn last_holder(&self, session: SessionId) -> Option<u64> {
         let book = self.sessions.get(&session)?;
         book.holders.last().map(|(_, attempt)| *attempt)
+    }
+
+    /// Sees what a client sends.
+    pub fn client_says(&mut self, stream: StreamNumber, frame: &Frame) {
+        match frame.0 {
+            FrameType::Begin => {
+                let begin: wire::Begin = expect(frame).expect("the client's own frame");
+                if let Some(session) = begin.resume {
+                    self.resuming.insert(stream, session);
+                }
+            }
+            FrameType::Commit => {
+                self.committing.insert(stream);
+            }
+            _ => {}
+        }
     }
 
     /// Sees what the server sends to `attempt`.
@@ -94,6 +121,22 @@ impl Books {
                 book.has_ended = true;
                 let last = book.holders.last().expect("it was begun");
                 assert_eq!(last.0, epoch, "a fenced client ended session {session}");
+                book.has_published = self.committing.contains(&stream);
+            }
+            FrameType::Failed => {
+                let failure: Failure = expect(frame).expect("the server's own frame");
+                let session = self.resuming.get(&stream);
+                let book = session.and_then(|session| self.sessions.get(session));
+                let is_hidden = failure.code == FailureCode::NoSuchSession
+                    && book.is_some_and(|book| book.has_published)
+                    && !self.streams.contains_key(&stream)
+                    && self.forgetting.is_empty()
+                    && !self.has_disk_faults;
+                assert!(!is_hidden, "{session:?} is not told that it was published");
+            }
+            FrameType::Published => {
+                let published: wire::Published = expect(frame).expect("the server's own frame");
+                self.promised.insert(published.snapshot, attempt);
             }
             _ => {}
         }

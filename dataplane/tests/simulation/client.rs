@@ -11,6 +11,7 @@ use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob, backup};
 use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
 use undercroft_dataplane::io::{BlockFile, SimEngine};
 use undercroft_dataplane::net::client::{Link, RemoteRepository};
+use undercroft_dataplane::net::conversation::StreamError;
 use undercroft_dataplane::progress::Progress;
 use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::entropy::SeededEntropy;
@@ -89,7 +90,7 @@ impl Clients {
     /// Backs `vm` up day after day.
     pub fn live(&self, vm: &Mutex<Vm>, mut resume: Option<SessionId>) {
         loop {
-            if vm.lock().is_due {
+            while vm.lock().is_due {
                 self.back_up(vm, resume.take());
             }
             let mut vm = vm.lock();
@@ -115,6 +116,22 @@ impl Clients {
                         RepositoryError::Remote(failure) => Some(failure.code),
                         _ => None,
                     };
+                    let is_expected = match &error {
+                        RepositoryError::Interrupted { .. } => true,
+                        RepositoryError::Connection(_) => true,
+                        _ => matches!(
+                            code,
+                            Some(
+                                FailureCode::NoSuchSession
+                                    | FailureCode::Fenced
+                                    | FailureCode::DisksChanged
+                                    // Of a careless client.
+                                    | FailureCode::Unpublishable
+                            )
+                        ),
+                    };
+                    let has_disk_faults = self.world.lock().books.has_disk_faults;
+                    assert!(is_expected || has_disk_faults, "a try failed: {text}");
                     resume = match error {
                         RepositoryError::Interrupted { session, .. } => Some(session),
                         RepositoryError::Connection(_) => resume,
@@ -141,9 +158,9 @@ impl Clients {
         disks: Disks,
         resume: Option<SessionId>,
     ) -> Result<(), Failed> {
-        let (name, last) = {
+        let (name, last, day) = {
             let vm = vm.lock();
-            (vm.name.clone(), vm.last.clone())
+            (vm.name.clone(), vm.last.clone(), vm.days_left as u8)
         };
         let (attempt, connections, entropy) = {
             let mut state = self.world.lock();
@@ -156,7 +173,9 @@ impl Clients {
             state.note(format!("attempt {attempt} at {name}, resuming {resume:?}"));
             (attempt, 1 + state.rng.below(2) as usize, state.rng.next())
         };
-        let dial = self.world.connect(attempt, connections);
+        // A client may be wrong about what it sent; the server may not.
+        let is_careless = self.world.once_in(12);
+        let dial = self.world.connect(attempt, is_careless, connections);
         let dial = dial.ok_or(Failed::NobodyAnswers)?;
         let repository = RemoteRepository::assemble(
             Link::over(Box::new(dial)),
@@ -195,7 +214,7 @@ impl Clients {
                 source_name: label.clone(),
                 changed_blocks: changed.map(ChangedBlocks::new),
                 lineage: Vec::new(),
-                state: *blake3::hash(content).as_bytes(),
+                state: [day; 32],
             });
         }
         let job = BackupJob {
@@ -216,16 +235,37 @@ impl Clients {
         self.check_reads(attempt, &is_read.lock());
         match done {
             Ok(report) => {
+                // A session that had published already may have been of another day.
+                let made_by = report.snapshot.created_ms;
                 let mut state = self.world.lock();
                 state.note(format!("attempt {attempt} made {}", report.id));
-                state.books.promised.insert(report.id, attempt);
+                state.books.promised.insert(report.id, made_by);
+                let made_of = state.books.given[&made_by].disks.clone();
                 drop(state);
                 let mut vm = vm.lock();
-                vm.last = Some((report.id, disks));
-                vm.is_due = false;
+                vm.is_due &= vm.disks != made_of;
+                vm.last = Some((report.id, made_of));
                 Ok(())
             }
-            Err(error) => Err(Failed::With(error)),
+            Err(error) => {
+                self.check_error(attempt, &error);
+                Err(Failed::With(error))
+            }
+        }
+    }
+
+    /// A lost connection interrupts a session that was begun, and nothing else does.
+    fn check_error(&self, attempt: u64, error: &RepositoryError) {
+        let has_begun = self.world.lock().books.heard_begun.contains(&attempt);
+        match error {
+            RepositoryError::Interrupted { .. } => {
+                assert!(has_begun, "interrupted before it began")
+            }
+            error => assert!(
+                !(has_begun && is_lost(error)),
+                "attempt {attempt} can go on and does not know: {}",
+                chain(error)
+            ),
         }
     }
 
@@ -235,6 +275,18 @@ impl Clients {
         let again: Vec<_> = finished.intersection(is_read).collect();
         assert!(again.is_empty(), "attempt {attempt} reads {again:?} again");
     }
+}
+
+fn is_lost(error: &RepositoryError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let found = error.downcast_ref::<StreamError>();
+        if found.is_some_and(StreamError::is_lost) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A disk that notes which segments are read.

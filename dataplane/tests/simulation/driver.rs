@@ -18,7 +18,7 @@ use super::support::{Rng, config};
 use super::world::{ActorNumber, Killed, Side, SimStream, State, Wait, World};
 
 /// Stack of an actor, in words.
-const STACK_WORDS: usize = 64 << 10;
+const STACK_WORDS: usize = 32 << 10;
 /// Steps until something is wrong with the test.
 const STEPS_MAX: u64 = 100_000;
 /// How often leases are looked at.
@@ -427,10 +427,11 @@ impl Run {
 
     /// All is well again, leases lapse, and then everything must be in order.
     fn end(&mut self) {
-        self.site.check();
         if self.site.server.is_some() {
             self.stop_server(false);
         }
+        self.site.disk.set_capacity(u64::MAX);
+        self.site.check();
         let mut state = self.world.lock();
         state.now = state.now.max(self.back_at) + 1;
         drop(state);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use undercroft_dataplane::net::client::Dial;
 use undercroft_dataplane::net::conversation::{Frame, FrameStream, StreamError, Waited};
-use undercroft_format::wire::frame::{FRAME_HEADER_LEN, FrameHeader};
+use undercroft_format::wire::frame::{FRAME_HEADER_LEN, FrameHeader, FrameType};
 
 use super::books::Books;
 use super::support::Rng;
@@ -94,6 +94,8 @@ impl Stream {
 struct Connection {
     /// Whose backup it is for.
     attempt: u64,
+    /// What its client pushes does not always get onto the wire.
+    is_careless: bool,
     owner: ActorNumber,
     delay_ms: u64,
     /// When client and server notice that it is broken.
@@ -187,14 +189,16 @@ impl World {
     }
 
     /// Connects to the server for a backup; `None` if nobody answers.
-    pub fn connect(&self, attempt: u64, count: usize) -> Option<SimDial> {
+    pub fn connect(&self, attempt: u64, is_careless: bool, count: usize) -> Option<SimDial> {
         let delay = self.below(20);
         self.sleep(delay);
         let mut state = self.lock();
         if !state.is_server_up {
             return None;
         }
-        let connections = (0..count).map(|_| state.connect(attempt)).collect();
+        let connections = (0..count)
+            .map(|_| state.connect(attempt, is_careless))
+            .collect();
         Some(SimDial {
             world: self.clone(),
             connections,
@@ -223,7 +227,7 @@ impl State {
         self.trace_hash.finalize()
     }
 
-    fn connect(&mut self, attempt: u64) -> ConnectionNumber {
+    fn connect(&mut self, attempt: u64, is_careless: bool) -> ConnectionNumber {
         let delay_ms = match self.rng.below(6) {
             0 => 500,
             1 => 50,
@@ -231,6 +235,7 @@ impl State {
         };
         self.connections.push(Connection {
             attempt,
+            is_careless,
             owner: self.current,
             delay_ms,
             broken: None,
@@ -319,6 +324,10 @@ impl State {
             let (_, item) = direction.queue.pop_front().expect("just seen");
             if let Item::Frame(frame) = item {
                 direction.bytes -= frame.1.len();
+                let attempt = self.connections[self.streams[number].connection].attempt;
+                if frame.0 == FrameType::Begun {
+                    self.books.heard_begun.insert(attempt);
+                }
                 self.note(format!(
                     "{side:?} reads {:?} of {} on {number}",
                     frame.0,
@@ -477,6 +486,15 @@ impl FrameStream for SimStream {
             let attempt = state.connections[connection].attempt;
             if self.side == Side::Server {
                 state.books.server_says(self.number, attempt, &frame);
+            } else {
+                state.books.client_says(self.number, &frame);
+                if state.connections[connection].is_careless
+                    && frame.0 == FrameType::Push
+                    && state.rng.below(4) == 0
+                {
+                    state.note(format!("attempt {attempt} leaves a Push out"));
+                    continue;
+                }
             }
             state.note(format!(
                 "{:?} of attempt {attempt} writes {:?} of {} on {}",

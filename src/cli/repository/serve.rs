@@ -9,11 +9,14 @@ use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use undercroft_dataplane::net::address::DEFAULT_PORT;
-use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerOptions};
+use undercroft_dataplane::net::bandwidth::{Rule, Rules};
+use undercroft_dataplane::net::door::Limits;
+use undercroft_dataplane::net::door::limiter::CONNECTIONS_DEFAULT;
+use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerLimits, ServerOptions};
 use undercroft_dataplane::net::trust::authority::TOKEN_LIFETIME_DEFAULT;
 use undercroft_dataplane::net::trust::{Authority, Role, Scope, TokenOptions};
 
-use super::Store;
+use super::{Place, Store};
 use crate::access;
 use crate::failure::{Outcome, one_line, warn};
 use crate::remote::PROGRAM;
@@ -26,8 +29,9 @@ use crate::watch::WatchArgs;
 ///
 /// Each directory of the store that holds a repository can be opened as quic://HOST:PORT/NAME by whoever
 /// is enrolled. The first start makes the server's authority and prints a token that enrols an
-/// administrator. SIGTERM or Ctrl-C shuts down in order: what was pushed is made durable, and
-/// interrupted backups go on when the server is back; a second one ends at once.
+/// administrator. SIGTERM or Ctrl-C shuts down in order: clients finish the segments that they have
+/// begun (within 30 seconds), what was pushed is made durable, and backups go on when the server is back; a
+/// second one ends at once.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -41,6 +45,19 @@ pub struct Args {
     /// What was pushed is made durable at least this often: what a crash costs, against short packs
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
     checkpoint: u64,
+    /// Connections at once; half of them from one address, a quarter of them of one identity
+    #[arg(long, value_name = "N", default_value_t = CONNECTIONS_DEFAULT as u32, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    max_connections: u32,
+    /// Bandwidth of data from all clients together, as in 50MiB/s@mon-fri 08:00-18:00
+    ///
+    /// RATE[@[DAYS] [HH:MM-HH:MM] [UTC]], by the clock of this machine; hours may go over midnight. May be
+    /// repeated: of the limits that hold at a time the lowest counts, and without one there is none. Backups
+    /// share it in equal parts; questions and acknowledgements do not wait.
+    #[arg(long, value_name = "LIMIT")]
+    limit_in: Vec<Rule>,
+    /// Bandwidth of data to all clients together, written like --limit-in
+    #[arg(long, value_name = "LIMIT")]
+    limit_out: Vec<Rule>,
     #[command(flatten)]
     watch: WatchArgs,
 }
@@ -61,6 +78,12 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         checkpoint: CheckpointPolicy {
             interval_ms: args.checkpoint * 1000,
             ..CheckpointPolicy::default()
+        },
+        door: Limits::for_connections(args.max_connections as usize),
+        limits: ServerLimits {
+            incoming: Rules::new(args.limit_in, settings.time_zone.clone()),
+            outgoing: Rules::new(args.limit_out, settings.time_zone.clone()),
+            ..ServerLimits::default()
         },
         note: Box::new(|_, note| access::tell(note)),
     };
@@ -101,7 +124,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
 }
 
 /// A token for the first administrator, if nobody was ever let in.
-fn first_token(authority: &Authority) -> anyhow::Result<Option<String>> {
+pub fn first_token(authority: &Authority) -> anyhow::Result<Option<String>> {
     if !authority.identities()?.is_empty() || !authority.tokens()?.is_empty() {
         return Ok(None);
     }
@@ -115,7 +138,7 @@ fn first_token(authority: &Authority) -> anyhow::Result<Option<String>> {
 }
 
 /// Whoever started the server may be waiting for the line.
-fn say(text: &str) -> anyhow::Result<()> {
+pub fn say(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")
         .and_then(|()| out.flush())

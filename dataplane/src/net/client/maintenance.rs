@@ -13,6 +13,7 @@ use undercroft_format::wire::message::{
 use undercroft_format::wire::snapshots::HOLDS_MAX;
 use undercroft_format::wire::upkeep;
 
+use super::judge;
 use super::link::parse;
 use super::repository::RemoteRepository;
 use crate::net::conversation::{StreamError, Waited, expect};
@@ -27,7 +28,7 @@ use crate::repository::stats::Stats;
 use crate::repository::verify::{VerifyOptions, VerifyReport};
 
 /// How long a wish to stop may go unnoticed.
-const LISTEN_EVERY: Duration = Duration::from_millis(100);
+pub(super) const LISTEN_EVERY: Duration = Duration::from_millis(100);
 
 impl RemoteRepository {
     fn figures<Q: Body, R: DeserializeOwned>(&self, question: &Q) -> Result<R> {
@@ -60,7 +61,7 @@ impl RemoteRepository {
 }
 
 /// Counters only grow: adds what is new.
-fn advance(progress: &Progress, told: &mut upkeep::Progress, now: upkeep::Progress) {
+pub(super) fn advance(progress: &Progress, told: &mut upkeep::Progress, now: upkeep::Progress) {
     for (counter, then, now) in [
         (&progress.total_bytes, told.total_bytes, now.total_bytes),
         (&progress.done_bytes, told.done_bytes, now.done_bytes),
@@ -115,20 +116,29 @@ impl Maintenance for Arc<RemoteRepository> {
     fn verify(
         &self,
         asked: &VerifyOptions,
-        _: &rayon::ThreadPool,
+        threads: &rayon::ThreadPool,
         progress: &Progress,
     ) -> Result<VerifyReport> {
-        let json = options(asked)?;
-        self.long(&upkeep::Verify { json }, progress)
+        let verify = upkeep::Verify {
+            json: options(asked)?,
+        };
+        match asked.deep && self.config().is_encrypted() {
+            true => judge::long(self, &verify, self.keys()?, threads, progress),
+            false => self.long(&verify, progress),
+        }
     }
 
     fn repair(
         &self,
         deep: bool,
-        _: &rayon::ThreadPool,
+        threads: &rayon::ThreadPool,
         progress: &Progress,
     ) -> Result<RepairReport> {
-        self.long(&Repair { is_deep: deep }, progress)
+        let repair = Repair { is_deep: deep };
+        match deep && self.config().is_encrypted() {
+            true => judge::long(self, &repair, self.keys()?, threads, progress),
+            false => self.long(&repair, progress),
+        }
     }
 
     fn stats(&self) -> Result<Stats> {

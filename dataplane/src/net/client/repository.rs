@@ -14,13 +14,13 @@ use super::snapshot_files::SnapshotFiles;
 use crate::io::Engine;
 use crate::net::address::RepositoryName;
 use crate::net::conversation::Conversation;
-use crate::repository::Repository;
 use crate::repository::entropy::{Entropy, SystemEntropy};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Unlock};
 use crate::repository::objects::Objects;
 use crate::repository::session::{Begun, SessionRequest};
 use crate::repository::snapshots::Snapshots;
+use crate::repository::{Repository, Traffic};
 
 /// A repository that a server owns.
 pub struct RemoteRepository {
@@ -126,6 +126,10 @@ impl Repository for RemoteRepository {
 
     fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        Some(self.link.traffic())
     }
 
     fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun> {

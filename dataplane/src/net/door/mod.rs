@@ -1,11 +1,15 @@
 //! The door of a daemon: a socket that others connect to, from the first packet to a peer that is known.
 //!
 //! What comes after that is the daemon's own: it gives the door a [`Handler`] for admitted peers. Peers
-//! that are yet to be enrolled are dealt with here. `admission` is the way in, `figures` counts, `reset_key` is a
-//! secret that outlives the process.
+//! that are yet to be enrolled are dealt with here. `admission` is the way in, [`limiter`] decides who may try it and
+//! how often, `guests` sees to it that those inside still may be, `figures` counts, `reset_key` is a secret that
+//! outlives the process.
 
 mod admission;
 mod figures;
+mod guests;
+pub mod limiter;
+mod rate;
 mod reset_key;
 
 use std::io;
@@ -18,6 +22,9 @@ use tokio::runtime::Handle;
 
 use self::admission::Admission;
 pub use self::figures::DoorFigures;
+use self::guests::Guests;
+pub use self::limiter::Limits;
+pub use self::rate::Rate;
 use super::closing::Closing;
 use super::transport::{self, ServerSide};
 use super::trust::tls::{Protocols, server_config};
@@ -41,6 +48,8 @@ pub struct DoorOptions {
     pub protocols: Protocols,
     /// The file of the secret for resets: made if there is none, the same whenever this daemon runs.
     pub reset_key: PathBuf,
+    /// Whom it keeps out.
+    pub limits: Limits,
 }
 
 /// A daemon cannot listen.
@@ -84,7 +93,8 @@ impl Door {
         runtime: &Handle,
     ) -> Result<Self, DoorError> {
         let tls = server_config(&authority, options.protocols)?;
-        let config = transport::server_config(tls).map_err(DoorError::Tls)?;
+        let config =
+            transport::server_config(tls, options.limits.unfinished).map_err(DoorError::Tls)?;
         let reset_key = reset_key::load_or_make(&options.reset_key)?;
         let address = options.listen;
         let endpoint = {
@@ -93,11 +103,14 @@ impl Door {
                 .map_err(|source| DoorError::Listen { address, source })?
         };
         let figures = DoorFigures::default();
+        let guests = Guests::new(options.limits);
+        runtime.spawn(guests.clone().review(authority.clone()));
         let admission = Admission {
             authority,
             protocols: options.protocols,
             handler,
             figures: figures.clone(),
+            guests,
         };
         runtime.spawn(Arc::new(admission).accept(endpoint.clone()));
         Ok(Self { endpoint, figures })

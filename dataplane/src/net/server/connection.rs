@@ -20,7 +20,9 @@ use super::access::{Caller, denied};
 use super::listener::Shared;
 use super::served::Served;
 use super::{fetch, lane, refusal, roots, session, upkeep};
-use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::net::closing::Closing;
+use crate::net::conversation::{Conversation, Frame, StreamError, expect};
+use crate::net::manners::{Held, Manners};
 use crate::net::status::ConnectionStatus;
 use crate::net::trust::{Authority, Object, PeerIdentity, RenewRequest, Verb};
 use crate::repository::Repository;
@@ -61,6 +63,9 @@ impl Broken {
             Self::Failure(failure) => Some(failure),
             Self::Stream(error @ (StreamError::Frame(_) | StreamError::Unexpected(_))) => {
                 Some(Failure::new(FailureCode::Protocol, error.to_string()))
+            }
+            Self::Stream(error @ StreamError::NoRoom) => {
+                Some(Failure::new(FailureCode::Busy, error.to_string()))
             }
             Self::Stream(_) => None,
         }
@@ -130,7 +135,10 @@ async fn control(
     number: u64,
 ) -> Ending {
     let (mut send, mut recv) = soon(async { Ok(connection.accept_bi().await?) }).await?;
-    let hello: Hello = expect(&soon(next(&mut recv)).await?)?;
+    let manners = shared.bounds.manners(number);
+    let (hello, held) = soon(next(&manners, &mut recv)).await?;
+    let hello: Hello = expect(&hello)?;
+    drop(held);
     let agreed = hello
         .common_version()
         .map_err(|error| Failure::new(FailureCode::Protocol, error.to_string()));
@@ -150,7 +158,23 @@ async fn control(
     }
     tracing::info!(program = hello.program, "connected");
     let mut is_open = false;
-    while let Some(frame) = read_frame(&mut recv).await? {
+    loop {
+        let read = manners.read(&mut recv);
+        let read = match is_open {
+            true => read.await?,
+            false => match tokio::time::timeout(shared.bounds.silence, read).await {
+                Ok(read) => read?,
+                Err(_) => {
+                    let text = "nothing was asked for: connect again when there is something to do";
+                    tracing::warn!(reason = text, "a connection is ended");
+                    Closing::Silent.close(connection, text);
+                    return Ok(());
+                }
+            },
+        };
+        let Some((frame, _held)) = read else {
+            return Ok(());
+        };
         if frame.0 == FrameType::Open && is_open {
             return Err(StreamError::Unexpected(FrameType::Open).into());
         }
@@ -170,6 +194,7 @@ async fn control(
                         shared: shared.clone(),
                         served,
                         caller: Arc::new(caller),
+                        manners: manners.clone(),
                     };
                     tokio::spawn(streams.serve(connection.clone()).instrument(span));
                 }
@@ -184,7 +209,6 @@ async fn control(
             },
         }
     }
-    Ok(())
 }
 
 /// What is said on the first stream.
@@ -264,14 +288,15 @@ struct Streams {
     shared: Arc<Shared>,
     served: Arc<Served>,
     caller: Arc<Caller>,
+    manners: Manners,
 }
 
 impl Streams {
     async fn serve(self, connection: Connection) {
         while let Ok(stream) = connection.accept_bi().await {
             let (shared, served) = (self.shared.clone(), self.served.clone());
-            let caller = self.caller.clone();
-            let begin = begin_stream(shared, served, caller, stream);
+            let (caller, manners) = (self.caller.clone(), self.manners.clone());
+            let begin = begin_stream(shared, served, caller, manners, stream);
             tokio::spawn(begin.in_current_span());
         }
     }
@@ -282,23 +307,33 @@ async fn begin_stream(
     shared: Arc<Shared>,
     served: Arc<Served>,
     caller: Arc<Caller>,
-    (send, mut recv): (SendStream, RecvStream),
+    manners: Manners,
+    (mut send, mut recv): (SendStream, RecvStream),
 ) {
-    let first = match soon(next(&mut recv)).await {
+    let (first, held) = match soon(next(&manners, &mut recv)).await {
         Ok(first) => first,
         Err(error) => return unbegun(&shared, error, send).await,
     };
     let conversation = refusal::conversation_span(first.0);
+    let busy = match shared.conversing(caller.peer.name.as_str()) {
+        Ok(busy) => busy,
+        Err(failure) => {
+            conversation.in_scope(|| refusal::note(shared.figures(), &failure));
+            // The peer may be gone.
+            let _ = soon(say(&mut send, &failure)).await;
+            return;
+        }
+    };
     let handle = Handle::current();
     let thread = move || {
         let _entered = conversation.entered();
-        let _busy = shared.conversing();
+        let _busy = busy;
         let _running = shared.figures().conversing(first.0);
         let on = Conversing {
             shared,
             served,
             caller,
-            stream: Conversation::new(handle, (send, recv)),
+            stream: Conversation::new(handle, (send, recv)).with_manners(manners, held),
         };
         attend(on, &first);
     };
@@ -325,6 +360,10 @@ async fn unbegun(shared: &Shared, error: StreamError, mut send: SendStream) {
 pub fn attend(mut on: Conversing, first: &Frame) {
     if let Err(broken) = converse(&mut on, first) {
         tracing::debug!(?broken, "a conversation ended early");
+        if let Broken::Stream(reason @ StreamError::Stalled) = &broken {
+            tracing::warn!(%reason, "a conversation is given up");
+            return on.stream.give_up();
+        }
         if let Some(failure) = broken.failure() {
             refusal::note(on.shared.figures(), &failure);
             on.served.figures().failed(failure.code);
@@ -370,8 +409,11 @@ fn draining() -> Failure {
 }
 
 /// Waits for a frame that must come.
-async fn next(recv: &mut RecvStream) -> Result<Frame, StreamError> {
-    read_frame(recv).await?.ok_or(StreamError::NoAnswer)
+async fn next(
+    manners: &Manners,
+    recv: &mut RecvStream,
+) -> Result<(Frame, Option<Held>), StreamError> {
+    manners.read(recv).await?.ok_or(StreamError::NoAnswer)
 }
 
 /// A peer that takes too long is given up: half-open connections cost nothing for long.

@@ -50,6 +50,8 @@ pub struct KeptSession {
     listener: Mutex<Option<(Epoch, Sender<Vec<SegmentPlace>>)>>,
     /// Snapshots that stay until the session ends.
     pinned: Mutex<Vec<StoredSnapshot>>,
+    /// One of them, likely to be much alike.
+    reference: Mutex<Option<Arc<StoredSnapshot>>>,
     peer: Mutex<Option<String>>,
     pushed_bytes: AtomicU64,
 }
@@ -88,6 +90,7 @@ impl KeptSession {
             }),
             listener: Mutex::new(None),
             pinned: Mutex::default(),
+            reference: Mutex::default(),
             peer: Mutex::default(),
             pushed_bytes: AtomicU64::new(0),
         }
@@ -208,6 +211,16 @@ impl KeptSession {
             self.pinned.lock().push(snapshot.clone());
         }
         Ok(is_there)
+    }
+
+    /// Names the snapshot that the client of the present epoch was told of, and that stays.
+    pub fn set_reference(&self, reference: Option<StoredSnapshot>) {
+        *self.reference.lock() = reference.map(Arc::new);
+    }
+
+    /// The snapshot that the client was told of.
+    pub fn reference(&self) -> Option<Arc<StoredSnapshot>> {
+        self.reference.lock().clone()
     }
 
     /// Snapshots that stay until the session ends.

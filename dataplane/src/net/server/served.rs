@@ -10,17 +10,17 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::{LEDGER_LEN_MAX, Ledger};
 use undercroft_format::wire::session::{Begin, Epoch, Published};
 
+use super::fetch_room::FetchRoom;
 use super::kept_session::{CheckpointPolicy, KeptSession};
 use super::published::PublishedSessions;
 use super::repository_figures::{RepositoryFigures, SessionEvent};
-use crate::io::{BufferPool, Engine};
+use crate::io::Engine;
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
 use crate::net::status::SessionStatus;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::Keys;
 use crate::repository::layout;
-use crate::repository::local_records::FETCH_LEN_MAX;
 use crate::repository::local_session::SessionStore;
 use crate::repository::open::{Access, OpenNote, OpenOptions, open_local};
 use crate::repository::retention::RetentionClock;
@@ -30,8 +30,6 @@ use crate::repository::{LocalRepository, Repository};
 /// Bytes that a session's packer writes at once. Five such buffers per session are memory that grows with
 /// the number of clients, so they are an eighth of what a single local backup takes.
 const WRITE_LEN: usize = 512 << 10;
-/// Batches that are read for restores at once, whatever the number of clients.
-const FETCHES: usize = 4;
 /// Sessions of one repository at once.
 const SESSIONS_MAX: usize = 256;
 
@@ -49,7 +47,7 @@ pub struct Served {
     repository: Arc<LocalRepository>,
     sessions: Mutex<BTreeMap<SessionId, Arc<KeptSession>>>,
     published: PublishedSessions,
-    fetch_pool: Arc<BufferPool>,
+    fetch_room: FetchRoom,
     policy: CheckpointPolicy,
     figures: Arc<RepositoryFigures>,
 }
@@ -90,7 +88,7 @@ impl Served {
             repository,
             sessions: Mutex::default(),
             published: PublishedSessions::default(),
-            fetch_pool: BufferPool::new(FETCHES * FETCH_LEN_MAX),
+            fetch_room: FetchRoom::default(),
             policy,
             figures,
         };
@@ -131,7 +129,7 @@ impl Served {
             let Ok(ledger) = Ledger::decode(&bytes, now_ms) else {
                 continue;
             };
-            let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &bytes)?;
+            let store = SessionStore::take_up(&self.repository, id, WRITE_LEN);
             let session = KeptSession::new(ledger, store, self.policy, self.figures.clone());
             if let Err(failure) = session.recheck() {
                 tracing::warn!(session = %id, "a session cannot be taken up: {}", failure.text);
@@ -158,8 +156,8 @@ impl Served {
     }
 
     /// Where fetched records lie until they are sent.
-    pub fn fetch_pool(&self) -> &Arc<BufferPool> {
-        &self.fetch_pool
+    pub fn fetch_room(&self) -> &FetchRoom {
+        &self.fetch_room
     }
 
     /// How sessions ended that published a snapshot.

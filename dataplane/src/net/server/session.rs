@@ -8,8 +8,8 @@ use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::failure::Failure;
 use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Epoch, Finished, Pin, Pinned, SEGMENTS_MAX,
-    SegmentPlace,
+    Abandon, Acknowledged, Begin, Begun, Commit, Draining, Ended, Epoch, Finished, Pin, Pinned,
+    SEGMENTS_MAX, SegmentPlace,
 };
 
 use super::commit::Candidate;
@@ -84,13 +84,15 @@ fn begin(
     let failed = |error: RepositoryError| failure_of(&error);
     let reference = on.served.reference_for(session).map_err(failed)?;
     let reference = match reference {
-        Some(stored) if session.pin(epoch, &stored)? => Some(stored.id),
+        Some(stored) if session.pin(epoch, &stored)? => Some(stored),
         _ => None,
     };
+    let id = reference.as_ref().map(|stored| stored.id);
+    session.set_reference(reference);
     on.stream.say(&Begun {
         session: session.id(),
         epoch,
-        reference,
+        reference: id,
     })?;
     Ok(())
 }
@@ -99,9 +101,18 @@ fn begin(
 fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Result<bool, Broken> {
     let (listener, acknowledgements) = channel();
     session.attach(epoch, on.caller.peer.name.to_string(), listener);
+    let shared = on.shared.clone();
+    let mut is_told = false;
     // Answers and acknowledgements share the stream, so that both go through one thread.
     loop {
-        let Some(frame) = next_frame(&mut on.stream, &acknowledgements)? else {
+        let mut tell = |stream: &mut Conversation| {
+            if shared.is_draining() && !is_told {
+                is_told = true;
+                stream.say(&Draining)?;
+            }
+            acknowledge(stream, &acknowledgements)
+        };
+        let Some(frame) = next_frame(&mut on.stream, &mut tell)? else {
             return Ok(false);
         };
         match frame.0 {
@@ -180,13 +191,13 @@ fn pin(
 /// How often acknowledgements are looked for while the client is silent.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(200);
 
-/// The client's next frame; acknowledgements go out meanwhile.
+/// The client's next frame; `tell` is called meanwhile, again and again.
 fn next_frame(
     stream: &mut Conversation,
-    acknowledgements: &Receiver<Vec<SegmentPlace>>,
+    tell: &mut dyn FnMut(&mut Conversation) -> Result<(), StreamError>,
 ) -> Result<Option<Frame>, StreamError> {
     loop {
-        acknowledge(stream, acknowledgements)?;
+        tell(stream)?;
         if let Waited::For(frame) = stream.read_within(ACKNOWLEDGE_EVERY)? {
             return Ok(frame);
         }

@@ -4,18 +4,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use undercroft_format::trust::time::UnixMs;
+
 use super::access::Caller;
+use super::bounds::ServerLimits;
 use super::connection::{Conversing, attend};
 use super::kept_session::CheckpointPolicy;
 use super::listener::{ServerOptions, Shared};
 use super::served::Served;
 use crate::net::address::RepositoryName;
 use crate::net::conversation::{Conversation, FrameStream};
+use crate::net::door::Limits;
 use crate::net::status::SessionStatus;
+use crate::net::trust::PeerIdentity;
 use crate::net::trust::floor::ServerTime;
-use crate::net::trust::{PeerIdentity, SystemClock, UnixMs};
 use crate::repository::error::Result;
 use crate::repository::{LocalRepository, Repository};
+use crate::wall_clock::WallClock;
 
 /// Serves one repository to conversations that it is given.
 pub struct UnpluggedServer {
@@ -31,7 +36,10 @@ impl UnpluggedServer {
         repository: Arc<LocalRepository>,
         lease: Duration,
         checkpoint: CheckpointPolicy,
+        clock: Arc<dyn WallClock>,
     ) -> Result<Self> {
+        let time = Arc::new(ServerTime::new(clock, UnixMs::ZERO));
+        repository.snapshots().keep_time_by(time.clone());
         let options = ServerOptions {
             listen: ([127, 0, 0, 1], 0).into(),
             store: "/nonexistent".into(),
@@ -41,14 +49,15 @@ impl UnpluggedServer {
             threads: 1,
             lease,
             checkpoint,
+            door: Limits::default(),
+            limits: ServerLimits::default(),
             note: Box::new(|_, _| {}),
         };
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .build()
             .expect("the system can start a thread");
-        let time = ServerTime::new(Arc::new(SystemClock), UnixMs::from_seconds(0));
-        let shared = Arc::new(Shared::new(options, threads, Arc::new(time)));
+        let shared = Arc::new(Shared::new(options, threads, time));
         let figures = shared.figures().repositories.of(name.as_str());
         let now_ms = shared.now_ms();
         Ok(Self {

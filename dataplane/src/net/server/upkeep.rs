@@ -10,6 +10,7 @@ use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::upkeep::{self, Collect, Repair, Report, Verify};
 
 use super::connection::{Broken, Conversing, Ending};
+use super::judge;
 use super::repository_figures::Work;
 use crate::net::conversation::{StreamError, Waited};
 use crate::net::convert::failure_of;
@@ -17,7 +18,10 @@ use crate::net::trust::Verb;
 use crate::progress::Progress;
 use crate::repository::LocalRepository;
 use crate::repository::error::Result as RepositoryResult;
+use crate::repository::judge::Depth;
 use crate::repository::maintenance::Maintenance;
+use crate::repository::repair::repair_at;
+use crate::repository::verify::{VerifyOptions, verify_at};
 
 /// How long a wish to stop, or the end of the work, may go unnoticed.
 const LISTEN_EVERY: Duration = Duration::from_millis(20);
@@ -36,7 +40,22 @@ pub fn collect(on: &mut Conversing, request: Collect) -> Ending {
 /// Checks what is stored.
 pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
     on.caller.check_repository(Verb::Verify)?;
-    let options = parse(&request.json)?;
+    let options: VerifyOptions = parse(&request.json)?;
+    if options.deep && on.served.keys().is_none() {
+        return judge::long(
+            on,
+            Work::Verify,
+            move |repository, judge, threads, progress| {
+                verify_at(
+                    repository,
+                    &options,
+                    Depth::Judged(judge),
+                    threads,
+                    progress,
+                )
+            },
+        );
+    }
     long(on, Work::Verify, move |repository, threads, progress| {
         repository.verify(&options, threads, progress)
     })
@@ -45,6 +64,16 @@ pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
 /// Sets damage aside.
 pub fn repair(on: &mut Conversing, request: Repair) -> Ending {
     on.caller.check_repository(Verb::Repair)?;
+    if request.is_deep && on.served.keys().is_none() {
+        tracing::warn!("a repair sets aside what only the peer's key shows");
+        return judge::long(
+            on,
+            Work::Repair,
+            move |repository, judge, threads, progress| {
+                repair_at(repository, Depth::Judged(judge), threads, progress)
+            },
+        );
+    }
     long(on, Work::Repair, move |repository, threads, progress| {
         repository.repair(request.is_deep, threads, progress)
     })
