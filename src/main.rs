@@ -4,7 +4,8 @@
 //! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
 //! [`backup_run`] and [`restore_run`] do the work of the same names for any [`runner`], a command or a task of a
 //! [`proxy`]; [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
-//! [`failure`] errors and hints to stderr; [`service`] tells systemd how a daemon is.
+//! [`failure`] errors and hints to stderr, [`logging`] what is done; [`service`] tells systemd how a daemon is,
+//! [`watch`] those who watch it.
 
 mod access;
 mod backup_job;
@@ -14,6 +15,7 @@ mod catalog;
 mod cli;
 mod failure;
 mod lock_end;
+mod logging;
 mod progress;
 mod proxy;
 mod remote;
@@ -26,6 +28,7 @@ mod settings;
 mod signals;
 mod snapshot_view;
 mod units;
+mod watch;
 mod work;
 
 use std::process::ExitCode;

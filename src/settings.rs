@@ -8,10 +8,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 use jiff::tz::TimeZone;
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 use undercroft_dataplane::io::{Engine, EngineRequest, choose};
 use undercroft_dataplane::net::address::ServerAddress;
 use undercroft_dataplane::net::bandwidth::{Rule, Rules};
@@ -21,9 +17,11 @@ use undercroft_dataplane::repository::open::Location;
 use zeroize::Zeroizing;
 
 use crate::failure::{Problem, quote};
+use crate::logging::{LogFormat, log_to_stderr};
 use crate::signals::guard_terminal;
 
 const REPOSITORY_VARIABLE: &str = "UNDERCROFT_REPO";
+const LOG_VARIABLE: &str = "UNDERCROFT_LOG";
 const UPLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_UPLOAD";
 const DOWNLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_DOWNLOAD";
 const PASSPHRASE_VARIABLE: &str = "UNDERCROFT_PASSPHRASE";
@@ -72,6 +70,12 @@ pub struct GlobalArgs {
     /// Log what is done on standard error; twice for more
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// What is logged, in place of -v: a level, or levels by part, as in info,undercroft_dataplane::net=debug
+    #[arg(long, global = true, value_name = "FILTER", env = LOG_VARIABLE, hide_env_values = true)]
+    log: Option<String>,
+    /// How it is logged: lines of text, or a JSON object per line
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
 }
 
 /// How progress is shown.
@@ -142,7 +146,7 @@ pub struct Settings {
 impl Settings {
     /// Validates `args` and sets up logging.
     pub fn new(args: GlobalArgs) -> anyhow::Result<Self> {
-        log_to_stderr(args.verbose);
+        log_to_stderr(args.verbose, args.log.as_deref(), args.log_format)?;
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let progress = match args.progress {
             // Log lines and a bar would run into each other.
@@ -321,28 +325,4 @@ fn first_line(path: &Path) -> anyhow::Result<Zeroizing<String>> {
         return Err(Problem::new(format!("the first line of {} is empty", path.display())).into());
     }
     Ok(Zeroizing::new(line.to_owned()))
-}
-
-fn log_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => tracing::Level::WARN,
-        1 => tracing::Level::INFO,
-        2 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
-    };
-    // RocksDB logs what it returns as errors, too, and there it comes with what to do about it.
-    let rocksdb = match verbose {
-        0 => LevelFilter::OFF,
-        _ => LevelFilter::from_level(level),
-    };
-    let targets = Targets::new()
-        .with_default(level)
-        .with_target("rocksdb", rocksdb);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .log_internal_errors(false)
-        .with_filter(targets);
-    // Tests of the library part may have set one.
-    let _ = tracing_subscriber::registry().with(lines).try_init();
 }

@@ -5,6 +5,7 @@
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
 //! - [`net`]: the same over QUIC: server, client, trust
+//! - [`observe`]: what a daemon shows to those who watch it
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
 //! - [`simulate`]: what a simulation puts in place of the machine
 
@@ -13,6 +14,7 @@ pub mod ingest;
 pub mod io;
 pub mod measure;
 pub mod net;
+pub mod observe;
 pub mod progress;
 pub mod repository;
 pub mod restore;

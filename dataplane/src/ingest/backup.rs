@@ -125,6 +125,7 @@ pub fn backup(
     progress: &Progress,
 ) -> Result<BackupReport> {
     let wall = Stopwatch::start();
+    let _backup = tracing::info_span!("backup", vm = job.vm).entered();
     let session = match repository.clone().begin(&request(&job))? {
         Begun::Open(session) => session,
         Begun::Published(committed) => return published(&*repository, committed),
@@ -134,7 +135,8 @@ pub fn backup(
     let sealed = session.sealed();
     match stored {
         Ok((snapshot, waits, warnings)) => {
-            let committed = session.commit(&snapshot);
+            let committed = tracing::info_span!("commit", session = %session.id())
+                .in_scope(|| session.commit(&snapshot));
             let committed = committed.inspect_err(|_| progress.kept_bytes.add(sealed.bytes))?;
             Ok(BackupReport {
                 id: committed.id,
@@ -610,10 +612,11 @@ impl Machine<'_> {
         if self.engine.choice().kind == EngineKind::Sim {
             return self.in_turn(work, read);
         }
+        let backup = tracing::Span::current();
         let changes = Mutex::new(Changes::new());
         let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
         let read = self.threads.in_place_scope(|scope| {
-            let (changes, failure) = (&changes, &failure);
+            let (changes, failure, backup) = (&changes, &failure, &backup);
             read(&mut |segment| {
                 if failure.lock().is_some() {
                     // The first failure is what the user wants to know; it is reported below.
@@ -621,6 +624,8 @@ impl Machine<'_> {
                 }
                 scope.spawn(move |_| {
                     let number = segment.number;
+                    let span = tracing::debug_span!(parent: backup, "segment", number = number.0);
+                    let _entered = span.entered();
                     match self.states.with(|state| work.process(segment, state)) {
                         Ok(map) => {
                             changes.lock().insert(number, map);

@@ -91,6 +91,7 @@ impl DiskReader<'_> {
         extent: &Extent,
         emit: &mut dyn FnMut(FilledSegment) -> Result<()>,
     ) -> Result<()> {
+        let _entered = tracing::debug_span!("reader").entered();
         let queue = self
             .engine
             .queue(self.pool, QUEUE_DEPTH)
@@ -337,6 +338,7 @@ pub fn read_stream(
         if progress.is_stopping() {
             return Err(RepositoryError::Cancelled);
         }
+        let _entered = tracing::trace_span!("source", at).entered();
         let mut buffer = pool.acquire(segment_size.bytes() as usize);
         let mut filled = 0;
         while filled < buffer.len() {

@@ -185,7 +185,8 @@ impl SegmentWork<'_> {
         let chunks = hashed.iter().map(|chunk| chunk.id.into());
         let mut ids: Vec<ObjectId> = chunks.chain(kept.iter().copied()).collect();
         ids.extend((held == Held::Unasked).then_some(ObjectId::from(id)));
-        let known = self.session.probe(&ids)?;
+        let known = tracing::trace_span!("prober", ids = ids.len())
+            .in_scope(|| self.session.probe(&ids))?;
         let (chunks_known, others_known) = known.split_at(hashed.len());
         // What did not change was not read, so nothing here could store it again.
         if let Some((id, _)) = kept.iter().zip(others_known).find(|(_, known)| !**known) {
@@ -212,12 +213,15 @@ impl SegmentWork<'_> {
         hashed: &mut Vec<HashedChunk<'a>>,
     ) {
         state.cuts.clear();
-        if self.is_stream {
-            self.chunker.cut_stream(bytes, &mut state.cuts);
-        } else {
-            self.chunker
-                .cut(bytes, position, self.grid_phase, &mut state.cuts);
-        }
+        tracing::trace_span!("chunker", bytes = bytes.len()).in_scope(|| {
+            if self.is_stream {
+                self.chunker.cut_stream(bytes, &mut state.cuts);
+            } else {
+                self.chunker
+                    .cut(bytes, position, self.grid_phase, &mut state.cuts);
+            }
+        });
+        let _hasher = tracing::trace_span!("hasher", chunks = state.cuts.len()).entered();
         let mut at = 0;
         for cut in &state.cuts {
             match *cut {
@@ -256,6 +260,7 @@ impl SegmentWork<'_> {
         known: &[bool],
         state: &mut WorkerState,
     ) -> Result<()> {
+        let _compressor = tracing::trace_span!("compressor", chunks = chunks.len()).entered();
         for (chunk, known) in chunks.iter().zip(known) {
             if *known || !self.session.claim(chunk.id.into()) {
                 continue;
@@ -281,6 +286,7 @@ impl SegmentWork<'_> {
         if state.batch.is_empty() {
             return Ok(());
         }
+        let _pusher = tracing::trace_span!("pusher", bytes = state.batch.len()).entered();
         let waited = Stopwatch::start();
         let stored = self.session.store_chunks(&state.batch)?;
         self.progress.store_wait_ns.add_time(waited.elapsed());

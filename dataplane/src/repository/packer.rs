@@ -582,6 +582,8 @@ impl Writer {
                 len,
                 entries,
             } => {
+                let span = tracing::debug_span!("packer", pack = %id, ?kind, len);
+                let _entered = span.entered();
                 self.reap(0)?;
                 self.seal(id, &*file, len)?;
                 self.reserved

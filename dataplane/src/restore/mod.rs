@@ -118,6 +118,8 @@ pub fn restore_disk(
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<RestoreReport> {
+    let span = tracing::info_span!("restore", snapshot = %stored.id, disk = disk.label);
+    let _restore = span.entered();
     let keys = repository.keys()?.clone();
     let workers = threads.current_num_threads();
     progress.total_bytes.add(disk.size.get());
@@ -452,6 +454,7 @@ impl Restore<'_> {
         mut out: Buffer,
         sender: &Sender<DecodedSegment>,
     ) {
+        let _decode = tracing::trace_span!("decode", segment = plan.number.0).entered();
         let thread = rayon::current_thread_index().unwrap_or(0) % self.decoders.len();
         let mut decoder = self.decoders[thread].lock();
         let objects = self.repository.objects();
@@ -578,6 +581,7 @@ impl Fetcher<'_, '_, '_> {
                 "a segment could not be restored".into(),
             ));
         }
+        let _plan = tracing::trace_span!("plan", segment = number.0).entered();
         let mut plan = SegmentPlan::new(number, range, map);
         if let (Some(file), true) = (&restore.in_place, self.target.is_some()) {
             let mut out = self.acquire(&restore.decoded_pool, range.len() as usize);
@@ -636,7 +640,8 @@ impl Fetcher<'_, '_, '_> {
             }
             return true;
         }
-        let Some((batch, buffer)) = self.records.wait() else {
+        let fetched = tracing::trace_span!("fetch").in_scope(|| self.records.wait());
+        let Some((batch, buffer)) = fetched else {
             return false;
         };
         let Reading { mut plan, out } = self.take_reading(batch.token);

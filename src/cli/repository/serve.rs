@@ -23,6 +23,7 @@ use crate::remote::PROGRAM;
 use crate::service;
 use crate::settings::Settings;
 use crate::units::parse_duration;
+use crate::watch::WatchArgs;
 
 /// Serve the repositories under a directory
 ///
@@ -57,6 +58,8 @@ pub struct Args {
     /// Bandwidth of data to all clients together, written like --limit-in
     #[arg(long, value_name = "LIMIT")]
     limit_out: Vec<Rule>,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
@@ -85,6 +88,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         note: Box::new(|_, note| access::tell(note)),
     };
     let server = Server::start(options, authority.clone())?;
+    let watched = args.watch.open(server.watched())?;
     let address = server
         .address()
         .context("asking where the server listens")?;
@@ -93,6 +97,12 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         say(&format!(
             "To enrol an administrator, once and within a day:\n  undercroft enroll quic://HOST:{} --role admin --token {token}",
             address.port()
+        ))?;
+    }
+    if let Some(watched) = &watched {
+        say(&format!(
+            "Metrics and health on http://{}",
+            watched.address()
         ))?;
     }
     service::is_ready(address);

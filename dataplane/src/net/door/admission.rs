@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming};
 use rustls::pki_types::CertificateDer;
+use undercroft_format::codec::DecodeError;
 
 use super::Handler;
+use super::figures::{DoorFigures, Enrolment, Handshake};
 use super::guests::{Guests, Place};
 use super::limiter::Verdict;
 use crate::net::closing::Closing;
@@ -15,7 +17,7 @@ use crate::net::distrust::distrust;
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
 use crate::net::trust::tls::{Admitted, Protocols, admit};
-use crate::net::trust::{Authority, EnrolRequest, Side};
+use crate::net::trust::{Answer, Authority, EnrolRequest, Side};
 
 /// How long a handshake may take, and an enrolment after it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,6 +30,7 @@ pub(super) struct Admission<H> {
     pub authority: Arc<Authority>,
     pub protocols: Protocols,
     pub handler: Arc<H>,
+    pub figures: DoorFigures,
     pub guests: Arc<Guests>,
 }
 
@@ -43,8 +46,12 @@ impl<H: Handler> Admission<H> {
                     tokio::spawn(self.clone().admit(incoming, place));
                 }
                 // A forged address costs a packet, not a handshake.
-                (Verdict::Prove, _) => drop(incoming.retry()),
+                (Verdict::Prove, _) => {
+                    self.figures.handshake(Handshake::Retried);
+                    drop(incoming.retry());
+                }
                 (Verdict::Refuse(reason), _) => {
+                    self.figures.handshake(Handshake::Refused);
                     tracing::warn!(%address, %reason, "a connection is refused");
                     incoming.refuse();
                 }
@@ -59,6 +66,7 @@ impl<H: Handler> Admission<H> {
         let connection = match handshake.await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
+                self.figures.handshake(Handshake::Failed);
                 let reason = match distrust(Side::Server, &error) {
                     Some(distrust) => distrust.to_string(),
                     None => error.to_string(),
@@ -66,6 +74,7 @@ impl<H: Handler> Admission<H> {
                 return tracing::warn!(%address, reason, "a handshake failed");
             }
             Err(_) => {
+                self.figures.handshake(Handshake::TimedOut);
                 let reason = "it took too long";
                 return tracing::warn!(%address, reason, "a handshake failed");
             }
@@ -81,20 +90,27 @@ impl<H: Handler> Admission<H> {
         match admit(&self.authority, self.protocols, protocol.as_deref(), chain) {
             Ok(Admitted::Peer(peer)) => match place.let_in(&connection, &peer) {
                 Ok(()) => {
+                    self.figures.handshake(Handshake::Admitted);
+                    let _counted = self.figures.connection(&connection, peer.role);
                     transport::widen(&connection);
                     self.handler.clone().serve(connection.clone(), peer).await;
                 }
                 Err(reason) => {
+                    self.figures.handshake(Handshake::Refused);
                     tracing::warn!(%address, peer = %peer.name, %reason, "a connection is refused");
                     Closing::TooMany.close(&connection, &format!("{reason}: try again later"));
                 }
             },
             Ok(Admitted::ToEnrol) => {
-                if let Err(error) = enrol(&connection, self.authority.clone()).await {
+                self.figures.handshake(Handshake::ToEnrol);
+                let figures = self.figures.clone();
+                if let Err(error) = enrol(&connection, self.authority.clone(), figures).await {
+                    self.figures.enrolment(Enrolment::Broken);
                     tracing::warn!(%address, reason = %error, "an enrolment broke off");
                 }
             }
             Err(why) => {
+                self.figures.handshake(Handshake::NotAdmitted);
                 tracing::warn!(%address, reason = %why, "a peer is not let in");
                 Closing::NotAdmitted.close(&connection, &why.to_string());
             }
@@ -106,13 +122,30 @@ impl<H: Handler> Admission<H> {
 }
 
 /// Answers the one request of a peer that has no certificate yet.
-async fn enrol(connection: &Connection, authority: Arc<Authority>) -> Result<(), StreamError> {
+async fn enrol(
+    connection: &Connection,
+    authority: Arc<Authority>,
+    figures: DoorFigures,
+) -> Result<(), StreamError> {
+    let address = connection.remote_address();
     let exchange = async {
         let (mut send, mut recv) = connection.accept_bi().await?;
         let request = recv.read_to_end(MESSAGE_LEN_MAX).await;
         let request = request.map_err(|_| StreamError::Truncated)?;
         let answered = tokio::task::spawn_blocking(move || {
-            EnrolRequest::decode(&request).map(|request| authority.enrol(&request).encode())
+            let request = EnrolRequest::decode(&request)?;
+            let answer = authority.enrol(&request);
+            match &answer {
+                Answer::Granted(_) => {
+                    figures.enrolment(Enrolment::Granted);
+                    tracing::info!(%address, peer = %request.name, role = %request.role, "enrolled");
+                }
+                Answer::Refused(refusal) => {
+                    figures.enrolment(Enrolment::Refused);
+                    tracing::warn!(%address, peer = %request.name, reason = %refusal, "an enrolment is refused");
+                }
+            }
+            Ok::<_, DecodeError>(answer.encode())
         });
         let answer = answered.await.expect("an answer does not panic")?;
         send.write_all(&answer).await?;

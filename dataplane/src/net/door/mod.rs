@@ -2,10 +2,11 @@
 //!
 //! What comes after that is the daemon's own: it gives the door a [`Handler`] for admitted peers. Peers
 //! that are yet to be enrolled are dealt with here. `admission` is the way in, [`limiter`] decides who may try it and
-//! how often, `guests` sees to it that those inside still may be, `reset_key` is a secret that outlives the
-//! process.
+//! how often, `guests` sees to it that those inside still may be, `figures` counts, `reset_key` is a secret that
+//! outlives the process.
 
 mod admission;
+mod figures;
 mod guests;
 pub mod limiter;
 mod rate;
@@ -20,6 +21,7 @@ use quinn::{Connection, Endpoint};
 use tokio::runtime::Handle;
 
 use self::admission::Admission;
+pub use self::figures::DoorFigures;
 use self::guests::Guests;
 pub use self::limiter::Limits;
 pub use self::rate::Rate;
@@ -76,6 +78,7 @@ pub enum DoorError {
 /// A socket that lets peers in.
 pub struct Door {
     endpoint: Endpoint,
+    figures: DoorFigures,
 }
 
 impl Door {
@@ -99,21 +102,28 @@ impl Door {
             transport::endpoint(address, Some(ServerSide { config, reset_key }))
                 .map_err(|source| DoorError::Listen { address, source })?
         };
+        let figures = DoorFigures::default();
         let guests = Guests::new(options.limits);
         runtime.spawn(guests.clone().review(authority.clone()));
         let admission = Admission {
             authority,
             protocols: options.protocols,
             handler,
+            figures: figures.clone(),
             guests,
         };
         runtime.spawn(Arc::new(admission).accept(endpoint.clone()));
-        Ok(Self { endpoint })
+        Ok(Self { endpoint, figures })
     }
 
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// What it counts.
+    pub fn figures(&self) -> &DoorFigures {
+        &self.figures
     }
 
     /// Lets nobody in any more, and closes every connection: the daemon shuts down.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::runtime::Handle;
+use tracing::Instrument;
 use undercroft_format::wire::VERSION;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType};
@@ -18,7 +19,7 @@ use undercroft_format::wire::upkeep::Report;
 use super::access::{Caller, denied};
 use super::listener::Shared;
 use super::served::Served;
-use super::{fetch, lane, roots, session, upkeep};
+use super::{fetch, lane, refusal, roots, session, upkeep};
 use crate::net::closing::Closing;
 use crate::net::conversation::{Conversation, Frame, StreamError, expect};
 use crate::net::manners::{Held, Manners};
@@ -61,11 +62,9 @@ impl Broken {
         match self {
             Self::Failure(failure) => Some(failure),
             Self::Stream(error @ (StreamError::Frame(_) | StreamError::Unexpected(_))) => {
-                tracing::warn!("a peer broke the protocol: {error}");
                 Some(Failure::new(FailureCode::Protocol, error.to_string()))
             }
             Self::Stream(error @ StreamError::NoRoom) => {
-                tracing::warn!(reason = %error, "a conversation is given up");
                 Some(Failure::new(FailureCode::Busy, error.to_string()))
             }
             Self::Stream(_) => None,
@@ -103,15 +102,27 @@ pub async fn serve(
     peer: PeerIdentity,
 ) {
     let address = connection.remote_address();
+    let span = refusal::connection_span(&peer, address);
     let number = shared.connected(ConnectionStatus {
         peer: peer.name.to_string(),
         role: peer.role.to_string(),
         address: address.to_string(),
         repository: None,
     });
-    if let Err(broken) = control(&shared, &connection, &authority, peer, number).await {
-        tracing::info!(%address, ?broken, "a connection ended");
-    }
+    let control = async {
+        match control(&shared, &connection, &authority, peer, number).await {
+            Ok(()) => tracing::info!("disconnected"),
+            Err(Broken::Stream(error)) => {
+                tracing::info!(%error, "a connection ended");
+                // Whoever breaks the protocol here is told nothing but the end.
+                if let Some(failure) = Broken::Stream(error).failure() {
+                    refusal::note(shared.figures(), &failure);
+                }
+            }
+            Err(Broken::Failure(failure)) => refusal::note(shared.figures(), &failure),
+        }
+    };
+    control.instrument(span).await;
     shared.disconnected(number);
 }
 
@@ -145,7 +156,7 @@ async fn control(
             return Err(failure.into());
         }
     }
-    tracing::info!(peer = %peer.name, program = hello.program, "connected");
+    tracing::info!(program = hello.program, "connected");
     let mut is_open = false;
     loop {
         let read = manners.read(&mut recv);
@@ -155,7 +166,7 @@ async fn control(
                 Ok(read) => read?,
                 Err(_) => {
                     let text = "nothing was asked for: connect again when there is something to do";
-                    tracing::warn!(peer = %peer.name, reason = text, "a connection is ended");
+                    tracing::warn!(reason = text, "a connection is ended");
                     Closing::Silent.close(connection, text);
                     return Ok(());
                 }
@@ -177,18 +188,23 @@ async fn control(
                 if let Some((served, caller)) = opened {
                     is_open = true;
                     shared.opened(number, caller.repository.as_str());
+                    let span = tracing::Span::current();
+                    span.record("repository", caller.repository.as_str());
                     let streams = Streams {
                         shared: shared.clone(),
                         served,
                         caller: Arc::new(caller),
                         manners: manners.clone(),
                     };
-                    tokio::spawn(streams.serve(connection.clone()));
+                    tokio::spawn(streams.serve(connection.clone()).instrument(span));
                 }
                 send.write_all(&frame).await.map_err(StreamError::from)?;
             }
             Err(broken) => match broken.failure() {
-                Some(failure) => say(&mut send, &failure).await?,
+                Some(failure) => {
+                    refusal::note(shared.figures(), &failure);
+                    say(&mut send, &failure).await?;
+                }
                 None => return Ok(()),
             },
         }
@@ -280,7 +296,8 @@ impl Streams {
         while let Ok(stream) = connection.accept_bi().await {
             let (shared, served) = (self.shared.clone(), self.served.clone());
             let (caller, manners) = (self.caller.clone(), self.manners.clone());
-            tokio::spawn(begin_stream(shared, served, caller, manners, stream));
+            let begin = begin_stream(shared, served, caller, manners, stream);
+            tokio::spawn(begin.in_current_span());
         }
     }
 }
@@ -293,13 +310,15 @@ async fn begin_stream(
     manners: Manners,
     (mut send, mut recv): (SendStream, RecvStream),
 ) {
-    let Ok((first, held)) = soon(next(&manners, &mut recv)).await else {
-        return;
+    let (first, held) = match soon(next(&manners, &mut recv)).await {
+        Ok(first) => first,
+        Err(error) => return unbegun(&shared, error, send).await,
     };
+    let conversation = refusal::conversation_span(first.0);
     let busy = match shared.conversing(caller.peer.name.as_str()) {
         Ok(busy) => busy,
         Err(failure) => {
-            tracing::warn!(peer = %caller.peer.name, reason = failure.text, "a conversation is refused");
+            conversation.in_scope(|| refusal::note(shared.figures(), &failure));
             // The peer may be gone.
             let _ = soon(say(&mut send, &failure)).await;
             return;
@@ -307,7 +326,9 @@ async fn begin_stream(
     };
     let handle = Handle::current();
     let thread = move || {
+        let _entered = conversation.entered();
         let _busy = busy;
+        let _running = shared.figures().conversing(first.0);
         let on = Conversing {
             shared,
             served,
@@ -320,15 +341,32 @@ async fn begin_stream(
     let _ = tokio::task::spawn_blocking(thread).await;
 }
 
+/// Ends a stream whose first frame did not come, or was none.
+async fn unbegun(shared: &Shared, error: StreamError, mut send: SendStream) {
+    let is_silent = matches!(error, StreamError::NoAnswer | StreamError::Truncated);
+    if let Some(failure) = Broken::Stream(error).failure() {
+        refusal::note(shared.figures(), &failure);
+        // The peer may be gone.
+        let _ = say(&mut send, &failure).await;
+    } else if is_silent {
+        tracing::warn!(
+            reason = "silent",
+            "a stream was opened, and nothing was said"
+        );
+    }
+}
+
 /// Holds a conversation to its end.
 pub fn attend(mut on: Conversing, first: &Frame) {
     if let Err(broken) = converse(&mut on, first) {
         tracing::debug!(?broken, "a conversation ended early");
         if let Broken::Stream(reason @ StreamError::Stalled) = &broken {
-            tracing::warn!(peer = %on.caller.peer.name, %reason, "a conversation is given up");
+            tracing::warn!(%reason, "a conversation is given up");
             return on.stream.give_up();
         }
         if let Some(failure) = broken.failure() {
+            refusal::note(on.shared.figures(), &failure);
+            on.served.figures().failed(failure.code);
             // The peer may be gone.
             let _ = on.stream.say(&failure);
         }

@@ -35,6 +35,8 @@ pub fn converse(on: &mut Conversing, request: Fetch) -> Ending {
             ObjectKind::Chunk => Verb::ReadData,
             ObjectKind::SegmentMap | ObjectKind::Node => Verb::ReadMaps,
         })?;
+        let span = tracing::trace_span!("fetch", ?kind, records = ids.len());
+        let _entered = span.entered();
         let mut out = Out::default();
         if kind == ObjectKind::Chunk && ids.len() > 1 {
             if batches.is_none() {
@@ -50,6 +52,9 @@ pub fn converse(on: &mut Conversing, request: Fetch) -> Ending {
             }
         }
         out.send(&mut on.stream)?;
+        on.served
+            .figures()
+            .fetched(out.records, out.stored, out.plain);
         if let Some(frame) = on.stream.read()? {
             request = Some(expect(&frame)?);
         }
@@ -129,7 +134,12 @@ const LENT_FOR: Duration = Duration::from_secs(3);
 
 /// Frames on their way to the stream.
 #[derive(Default)]
-struct Out(Vec<u8>);
+struct Out {
+    frames: Vec<u8>,
+    records: u64,
+    stored: u64,
+    plain: u64,
+}
 
 impl Out {
     fn record(&mut self, tag: u32, located: &Located, payload: &[u8]) {
@@ -143,10 +153,13 @@ impl Out {
             kind: FrameType::Record,
             len: (RECORD_PREFIX_LEN + payload.len()) as u32,
         };
-        self.0.reserve(FRAME_HEADER_LEN + header.len as usize);
-        self.0.extend_from_slice(&header.encode());
-        self.0.extend_from_slice(&prefix.encode());
-        self.0.extend_from_slice(payload);
+        self.frames.reserve(FRAME_HEADER_LEN + header.len as usize);
+        self.frames.extend_from_slice(&header.encode());
+        self.frames.extend_from_slice(&prefix.encode());
+        self.frames.extend_from_slice(payload);
+        self.records += 1;
+        self.stored += u64::from(located.info.stored_len);
+        self.plain += u64::from(located.info.plain_len);
     }
 
     /// Reads one record by itself, or says why it cannot be had.
@@ -159,12 +172,12 @@ impl Out {
 
     fn unfetched(&mut self, tag: u32, error: &RepositoryError) {
         let failure = failure_of(error);
-        self.0
+        self.frames
             .extend_from_slice(&Unfetched { tag, failure }.frame());
     }
 
     fn send_if_full(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
-        if self.0.len() < PIECE_LEN {
+        if self.frames.len() < PIECE_LEN {
             return Ok(());
         }
         self.send(stream)
@@ -179,10 +192,10 @@ impl Out {
         let Some(left) = lent.as_ref().map(Lent::time_left) else {
             return self.send_if_full(stream);
         };
-        if self.0.len() < PIECE_LEN {
+        if self.frames.len() < PIECE_LEN {
             return Ok(());
         }
-        let mut piece = Bytes::from(std::mem::take(&mut self.0));
+        let mut piece = Bytes::from(std::mem::take(&mut self.frames));
         if stream.write_within(&mut piece, left)? {
             return Ok(());
         }
@@ -191,9 +204,9 @@ impl Out {
     }
 
     fn send(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
-        match self.0.is_empty() {
+        match self.frames.is_empty() {
             true => Ok(()),
-            false => stream.write(std::mem::take(&mut self.0)),
+            false => stream.write(std::mem::take(&mut self.frames)),
         }
     }
 }

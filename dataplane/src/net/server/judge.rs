@@ -17,6 +17,7 @@ use undercroft_format::wire::judge::{JudgeBuilder, Judged};
 use undercroft_format::wire::upkeep;
 
 use super::connection::{Conversing, Ending};
+use super::repository_figures::Work;
 use super::upkeep::report;
 use crate::clock::Stopwatch;
 use crate::net::conversation::{QuicStream, StreamError, expect, read_frame};
@@ -36,6 +37,7 @@ const THREADS: usize = 3;
 /// Does `work`, which asks the client about sealed chunks.
 pub fn long<R: Serialize + Send>(
     on: &mut Conversing,
+    kind: Work,
     work: impl FnOnce(
         &Arc<LocalRepository>,
         &dyn Judge,
@@ -51,6 +53,7 @@ pub fn long<R: Serialize + Send>(
     let pool = pool.map_err(|error| Failure::new(FailureCode::Failed, error.to_string()))?;
     let progress = Arc::<Progress>::default();
     on.shared.long_work(&progress);
+    on.served.figures().works(kind, &progress);
     let repository = on.served.repository().clone();
     let QuicStream {
         handle, send, recv, ..
@@ -103,6 +106,11 @@ pub fn long<R: Serialize + Send>(
         let result = worker.join().expect("upkeep does not panic");
         ended.map(|()| result)
     });
+    let outcome = match &result {
+        Ok(Ok(_)) => "done",
+        Ok(Err(_)) | Err(_) => "failed",
+    };
+    on.served.figures().worked(kind, outcome, 1);
     let result = result?.map_err(|error| failure_of(&error))?;
     report(on, &result)
 }

@@ -11,6 +11,7 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::Ledger;
 use undercroft_format::wire::session::{Begin, DoneSegment, Epoch, SegmentPlace};
 
+use super::repository_figures::{Asked, RepositoryFigures};
 use crate::clock::Stopwatch;
 use crate::net::convert::{failure_of, failure_of_ledger};
 use crate::net::status::SessionStatus;
@@ -43,6 +44,7 @@ pub struct KeptSession {
     ledger: Mutex<Ledger>,
     store: RwLock<Option<SessionStore>>,
     policy: CheckpointPolicy,
+    figures: Arc<RepositoryFigures>,
     /// Held while what was pushed is made durable.
     checkpoint: Mutex<LastCheckpoint>,
     listener: Mutex<Option<(Epoch, Sender<Vec<SegmentPlace>>)>>,
@@ -68,7 +70,12 @@ struct LastCheckpoint {
 
 impl KeptSession {
     /// The session of `ledger`, which writes to `store`.
-    pub fn new(ledger: Ledger, store: SessionStore, policy: CheckpointPolicy) -> Self {
+    pub fn new(
+        ledger: Ledger,
+        store: SessionStore,
+        policy: CheckpointPolicy,
+        figures: Arc<RepositoryFigures>,
+    ) -> Self {
         // Whatever ends the process, the session can be gone on with.
         store.keep_file(true);
         Self {
@@ -76,6 +83,7 @@ impl KeptSession {
             ledger: Mutex::new(ledger),
             store: RwLock::new(Some(store)),
             policy,
+            figures,
             checkpoint: Mutex::new(LastCheckpoint {
                 since: Stopwatch::start(),
                 pushed_bytes: 0,
@@ -155,13 +163,17 @@ impl KeptSession {
         let taken = open(&store)?.append_all(records);
         let stored = taken.map_err(|error| failure_of(&error))?;
         self.pushed_bytes.fetch_add(stored, Ordering::Relaxed);
+        self.figures.pushed(records, stored);
         Ok(())
     }
 
     /// See [`SessionStore::probe`].
     pub fn probe(&self, epoch: Epoch, ids: &[ObjectId]) -> Result<Vec<bool>, Failure> {
         let store = self.store(epoch)?;
-        open(&store)?.probe(ids).map_err(|error| failure_of(&error))
+        let known = open(&store)?.probe(ids);
+        let known = known.map_err(|error| failure_of(&error))?;
+        self.figures.answered(Asked::Objects, &known);
+        Ok(known)
     }
 
     /// See [`SessionStore::holds_segments`].
@@ -171,9 +183,10 @@ impl KeptSession {
         maps: &[SegmentMapId],
     ) -> Result<Vec<bool>, Failure> {
         let store = self.store(epoch)?;
-        open(&store)?
-            .holds_segments(maps)
-            .map_err(|error| failure_of(&error))
+        let known = open(&store)?.holds_segments(maps);
+        let known = known.map_err(|error| failure_of(&error))?;
+        self.figures.answered(Asked::Segments, &known);
+        Ok(known)
     }
 
     /// See [`SessionStore::distrust`].
@@ -224,6 +237,7 @@ impl KeptSession {
     ) -> Result<(), Failure> {
         let noted = self.ledger.lock().done(epoch, place, done);
         noted.map_err(|error| failure_of_ledger(&error))?;
+        self.figures.finished_segment();
         let is_due = match self.checkpoint.try_lock() {
             Some(last) => self.is_due(&last),
             // Somebody is at it.
@@ -267,10 +281,24 @@ impl KeptSession {
         }
         let store = self.store.read();
         let store = open(&store)?;
+        let took = Stopwatch::start();
+        let settled = self.settle(store, &pending, write);
+        self.figures.checkpoint(&took, &settled);
+        settled
+    }
+
+    fn settle(
+        &self,
+        store: &SessionStore,
+        pending: &[(SegmentPlace, DoneSegment)],
+        write: Write,
+    ) -> Result<(), Failure> {
+        let span = tracing::debug_span!("packer", session = %self.id, segments = pending.len());
+        let _entered = span.entered();
         if !pending.is_empty() {
             store.checkpoint().map_err(|error| failure_of(&error))?;
         }
-        let durable = durable_of(store, &pending)?;
+        let durable = durable_of(store, pending)?;
         let (settled, file) = {
             let mut ledger = self.ledger.lock();
             (ledger.settle(&durable), ledger.encode())

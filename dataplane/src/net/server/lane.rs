@@ -12,6 +12,7 @@ use super::check::RecordChecker;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
 use super::reference;
+use super::session::name_span;
 use crate::net::bandwidth::Flow;
 use crate::net::conversation::{StreamError, expect};
 use crate::net::trust::Verb;
@@ -26,6 +27,7 @@ pub fn converse(on: &mut Conversing, attach: Attach) -> Ending {
     let mut flow = [0; 8];
     flow.copy_from_slice(&attach.session.as_bytes()[..8]);
     on.stream.set_flow(Flow(u64::from_le_bytes(flow)));
+    name_span(&session);
     let mut lane = Lane {
         session: &session,
         attach,
@@ -94,6 +96,8 @@ impl Lane<'_> {
 
     fn push(&mut self, on: &Conversing, body: &[u8]) -> Result<(), Broken> {
         let records = pushed_records(body).map_err(StreamError::from)?;
+        let span = tracing::trace_span!("receiver", records = records.len(), bytes = body.len());
+        let _entered = span.entered();
         let keys = on.served.keys();
         for (header, payload) in &records {
             self.checker.check(header, payload, keys)?;

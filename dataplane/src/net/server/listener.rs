@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,9 +17,11 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use super::bounds::{Bounds, ServerLimits};
 use super::connection;
 use super::conversations::{Busy, CONVERSATIONS_MAX, Conversations};
+use super::figures::ServerFigures;
 use super::kept_session::CheckpointPolicy;
 use super::served::Served;
 use super::take_up::take_up;
+use super::watched::Watched;
 use crate::clock::Stopwatch;
 use crate::io::{Engine, LocalStorage};
 use crate::net::address::RepositoryName;
@@ -29,6 +31,7 @@ use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
 use crate::net::trust::floor::ServerTime;
 use crate::net::trust::tls::REPOSITORY;
 use crate::net::trust::{Authority, PeerIdentity};
+use crate::observe::Observed;
 use crate::progress::Progress;
 use crate::repository::error::RepositoryError;
 use crate::repository::open::{OpenNote, publish_config};
@@ -89,6 +92,7 @@ pub enum ServerError {
 /// A running server.
 pub struct Server {
     shared: Arc<Shared>,
+    authority: Arc<Authority>,
     door: Door,
     runtime: Runtime,
 }
@@ -121,11 +125,12 @@ impl Server {
             authority: authority.clone(),
         });
         let door = Door::open(door, authority.clone(), peers, runtime.handle())?;
-        runtime.spawn(tick(shared.clone(), authority));
+        runtime.spawn(tick(shared.clone(), authority.clone()));
         let waking = shared.clone();
         runtime.spawn_blocking(move || take_up(&waking, &waking.options.store));
         Ok(Self {
             shared,
+            authority,
             door,
             runtime,
         })
@@ -136,7 +141,14 @@ impl Server {
         self.door.address()
     }
 
-    /// Begins nothing new, lets clients finish what they have begun, makes durable what was pushed, and closes the repositories. Sessions can be
+    /// The server as those see it who watch it.
+    pub fn watched(&self) -> Arc<dyn Observed> {
+        let (shared, authority) = (self.shared.clone(), self.authority.clone());
+        Arc::new(Watched::new(shared, authority, self.door.figures().clone()))
+    }
+
+    /// Begins nothing new, lets clients finish what they have begun, makes durable what was pushed, and closes
+    /// the repositories. Sessions can be
     /// gone on with once a server is back.
     pub fn drain(self) -> Vec<RepositoryError> {
         let shared = &self.shared;
@@ -179,6 +191,7 @@ async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
         if shared.is_draining() {
             return;
         }
+        shared.figures.beat(shared.now_ms());
         let (shared, authority) = (shared.clone(), authority.clone());
         let ticked = tokio::task::spawn_blocking(move || {
             shared.tick();
@@ -207,6 +220,7 @@ pub struct Shared {
     pub bounds: Bounds,
     conversations: Arc<Conversations>,
     long_work: Mutex<Vec<Weak<Progress>>>,
+    figures: ServerFigures,
 }
 
 impl Shared {
@@ -227,6 +241,7 @@ impl Shared {
             draining: AtomicBool::new(false),
             conversations: Arc::default(),
             long_work: Mutex::default(),
+            figures: ServerFigures::default(),
         }
     }
 
@@ -243,6 +258,16 @@ impl Shared {
     /// The program and its version.
     pub fn program(&self) -> &str {
         &self.options.program
+    }
+
+    /// What it counts.
+    pub fn figures(&self) -> &ServerFigures {
+        &self.figures
+    }
+
+    /// The directory whose directories are the repositories.
+    pub fn store(&self) -> &Path {
+        &self.options.store
     }
 
     /// For long CPU work.
@@ -337,6 +362,7 @@ impl Shared {
             self.options.checkpoint,
             self.now_ms(),
             self.time.clone(),
+            self.figures.repositories.of(name.as_str()),
         );
         let (opened, notes) = opened.map_err(|error| match error {
             RepositoryError::NotARepository { .. } => Failure::new(

@@ -13,6 +13,7 @@ use undercroft_format::wire::session::{Begin, Epoch, Published};
 use super::fetch_room::FetchRoom;
 use super::kept_session::{CheckpointPolicy, KeptSession};
 use super::published::PublishedSessions;
+use super::repository_figures::{RepositoryFigures, SessionEvent};
 use crate::io::Engine;
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
@@ -48,6 +49,7 @@ pub struct Served {
     published: PublishedSessions,
     fetch_room: FetchRoom,
     policy: CheckpointPolicy,
+    figures: Arc<RepositoryFigures>,
 }
 
 impl Served {
@@ -61,6 +63,7 @@ impl Served {
         policy: CheckpointPolicy,
         now_ms: u64,
         time: Arc<dyn RetentionClock>,
+        figures: Arc<RepositoryFigures>,
     ) -> Result<(Arc<Self>, Vec<OpenNote>)> {
         let options = OpenOptions {
             unlock: None,
@@ -69,7 +72,7 @@ impl Served {
         };
         let (repository, notes) = open_local(root, &options)?;
         repository.snapshots().keep_time_by(time);
-        Ok((Self::of(name, repository, policy, now_ms)?, notes))
+        Ok((Self::of(name, repository, policy, now_ms, figures)?, notes))
     }
 
     /// Takes up the sessions that an earlier server left in `repository`.
@@ -78,6 +81,7 @@ impl Served {
         repository: Arc<LocalRepository>,
         policy: CheckpointPolicy,
         now_ms: u64,
+        figures: Arc<RepositoryFigures>,
     ) -> Result<Arc<Self>> {
         let served = Self {
             name,
@@ -86,9 +90,12 @@ impl Served {
             published: PublishedSessions::default(),
             fetch_room: FetchRoom::default(),
             policy,
+            figures,
         };
         served.take_up_sessions(now_ms)?;
-        Ok(Arc::new(served))
+        let served = Arc::new(served);
+        served.figures.opened(&served);
+        Ok(served)
     }
 
     fn take_up_sessions(&self, now_ms: u64) -> Result<()> {
@@ -123,7 +130,7 @@ impl Served {
                 continue;
             };
             let store = SessionStore::take_up(&self.repository, id, WRITE_LEN);
-            let session = KeptSession::new(ledger, store, self.policy);
+            let session = KeptSession::new(ledger, store, self.policy, self.figures.clone());
             if let Err(failure) = session.recheck() {
                 tracing::warn!(session = %id, "a session cannot be taken up: {}", failure.text);
                 continue;
@@ -131,6 +138,11 @@ impl Served {
             self.sessions.lock().insert(id, Arc::new(session));
         }
         Ok(())
+    }
+
+    /// What is counted of it.
+    pub fn figures(&self) -> &Arc<RepositoryFigures> {
+        &self.figures
     }
 
     /// The repository.
@@ -168,10 +180,16 @@ impl Served {
             let id = SessionId::from_bytes(self.repository.entropy().array()?);
             let ledger = Ledger::begin(id, request);
             let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &ledger.encode())?;
-            Ok(KeptSession::new(ledger, store, self.policy))
+            Ok(KeptSession::new(
+                ledger,
+                store,
+                self.policy,
+                self.figures.clone(),
+            ))
         };
         let session = Arc::new(begin().map_err(|error| failure_of(&error))?);
         self.sessions.lock().insert(session.id(), session.clone());
+        self.figures.session(SessionEvent::Begun, 1);
         Ok(Began::Open(session, Epoch(1)))
     }
 
@@ -186,7 +204,10 @@ impl Served {
             Ok((session, epoch?))
         });
         match resumed {
-            Ok((session, epoch)) => Ok(Began::Open(session, epoch)),
+            Ok((session, epoch)) => {
+                self.figures.session(SessionEvent::Resumed, 1);
+                Ok(Began::Open(session, epoch))
+            }
             Err(failure) if failure.code == FailureCode::NoSuchSession => {
                 let snapshots = self.repository.snapshots();
                 let published = self.published.find(snapshots, id, &request.vm);
@@ -220,10 +241,12 @@ impl Served {
         for session in sessions {
             if session.lapse(now_ms, lease_ms) {
                 tracing::info!(session = %session.id(), "a session's lease lapsed");
+                self.figures.session(SessionEvent::Lapsed, 1);
                 self.remove(session.id());
                 session.discard();
             } else if let Err(failure) = session.tick() {
-                tracing::warn!(session = %session.id(), "{}", failure.text);
+                let (session, text) = (session.id(), failure.text);
+                tracing::warn!(%session, text, "what was pushed is not durable");
             }
         }
     }

@@ -15,7 +15,9 @@ use undercroft_format::wire::session::{
 use super::commit::Candidate;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
+use super::repository_figures::SessionEvent;
 use super::served::Began;
+use crate::clock::Stopwatch;
 use crate::net::conversation::{Conversation, Frame, StreamError, Waited, expect};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
@@ -35,6 +37,7 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
         Began::Open(session, epoch) => (session, epoch),
         Began::Published(published) => return Ok(on.stream.say(&published)?),
     };
+    name_span(&session);
     let begun = begin(on, &session, epoch, request.resume.is_some());
     let ended = begun.and_then(|()| serve(on, &session, epoch));
     match ended {
@@ -42,6 +45,13 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
         Ok(false) | Err(_) => session.detach(epoch, on.shared.now_ms()),
     }
     ended.map(|_| ())
+}
+
+/// Says in every line of the log from here on whose session it is.
+pub fn name_span(session: &KeptSession) {
+    let span = tracing::Span::current();
+    span.record("session", tracing::field::display(session.id()));
+    span.record("vm", session.vm());
 }
 
 /// A lock that cannot be had is refused before any data is read.
@@ -118,10 +128,16 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                     on.caller.check_vm(Verb::LockUntil, &session.vm())?;
                 }
                 session.check(epoch)?;
+                let took = Stopwatch::start();
                 let candidate = Candidate::new(&on.served, session, &on.caller, snapshot)?;
-                let published = session.end(epoch, |store| {
-                    candidate.publish(&on.served, session, store, lock)
-                });
+                let published = {
+                    let span = tracing::info_span!("commit", snapshot = %candidate.id());
+                    let _entered = span.entered();
+                    session.end(epoch, |store| {
+                        candidate.publish(&on.served, session, store, lock)
+                    })
+                };
+                on.served.figures().commit(&took, &published);
                 let ended = published.map(|(figures, locked_until)| Ended {
                     packs: figures.packs,
                     pack_bytes: figures.bytes,
@@ -133,7 +149,8 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                 }
                 on.served.remove(session.id());
                 let ended = ended?;
-                tracing::info!(snapshot = %candidate.id(), vm = session.vm(), "published");
+                on.served.figures().session(SessionEvent::Committed, 1);
+                tracing::info!(snapshot = %candidate.id(), "published");
                 on.stream.say(&ended)?;
                 return Ok(true);
             }
@@ -142,6 +159,7 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                 on.caller.check_vm(Verb::Abandon, &session.vm())?;
                 let (figures, ()) = session.end(epoch, |_| Ok(()))?;
                 on.served.remove(session.id());
+                on.served.figures().session(SessionEvent::Abandoned, 1);
                 on.stream.say(&Ended {
                     packs: figures.packs,
                     pack_bytes: figures.bytes,

@@ -58,8 +58,10 @@ impl UnpluggedServer {
             .build()
             .expect("the system can start a thread");
         let shared = Arc::new(Shared::new(options, threads, time));
+        let figures = shared.figures().repositories.of(name.as_str());
+        let now_ms = shared.now_ms();
         Ok(Self {
-            served: Served::of(name.clone(), repository, checkpoint, shared.now_ms())?,
+            served: Served::of(name.clone(), repository, checkpoint, now_ms, figures)?,
             shared,
             name,
         })

@@ -11,6 +11,7 @@ use undercroft_format::wire::upkeep::{self, Collect, Repair, Report, Verify};
 
 use super::connection::{Broken, Conversing, Ending};
 use super::judge;
+use super::repository_figures::Work;
 use crate::net::conversation::{StreamError, Waited};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
@@ -31,7 +32,7 @@ const TELL_EVERY: u32 = 25;
 pub fn collect(on: &mut Conversing, request: Collect) -> Ending {
     on.caller.check_repository(Verb::Collect)?;
     let options = parse(&request.json)?;
-    long(on, move |repository, _, progress| {
+    long(on, Work::Collect, move |repository, _, progress| {
         repository.collect(&options, progress)
     })
 }
@@ -41,17 +42,21 @@ pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
     on.caller.check_repository(Verb::Verify)?;
     let options: VerifyOptions = parse(&request.json)?;
     if options.deep && on.served.keys().is_none() {
-        return judge::long(on, move |repository, judge, threads, progress| {
-            verify_at(
-                repository,
-                &options,
-                Depth::Judged(judge),
-                threads,
-                progress,
-            )
-        });
+        return judge::long(
+            on,
+            Work::Verify,
+            move |repository, judge, threads, progress| {
+                verify_at(
+                    repository,
+                    &options,
+                    Depth::Judged(judge),
+                    threads,
+                    progress,
+                )
+            },
+        );
     }
-    long(on, move |repository, threads, progress| {
+    long(on, Work::Verify, move |repository, threads, progress| {
         repository.verify(&options, threads, progress)
     })
 }
@@ -60,12 +65,16 @@ pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
 pub fn repair(on: &mut Conversing, request: Repair) -> Ending {
     on.caller.check_repository(Verb::Repair)?;
     if request.is_deep && on.served.keys().is_none() {
-        tracing::warn!(peer = %on.caller.peer.name, "a repair sets aside what only the peer's key shows");
-        return judge::long(on, move |repository, judge, threads, progress| {
-            repair_at(repository, Depth::Judged(judge), threads, progress)
-        });
+        tracing::warn!("a repair sets aside what only the peer's key shows");
+        return judge::long(
+            on,
+            Work::Repair,
+            move |repository, judge, threads, progress| {
+                repair_at(repository, Depth::Judged(judge), threads, progress)
+            },
+        );
     }
-    long(on, move |repository, threads, progress| {
+    long(on, Work::Repair, move |repository, threads, progress| {
         repository.repair(request.is_deep, threads, progress)
     })
 }
@@ -92,11 +101,13 @@ pub fn pack_bytes(on: &mut Conversing) -> Ending {
 /// Does `work` on a thread of its own while this one tells of its progress and listens for a wish to stop.
 fn long<R: Serialize + Send>(
     on: &mut Conversing,
+    kind: Work,
     work: impl FnOnce(&Arc<LocalRepository>, &rayon::ThreadPool, &Progress) -> RepositoryResult<R>
     + Send,
 ) -> Ending {
     let progress = Arc::<Progress>::default();
     on.shared.long_work(&progress);
+    on.served.figures().works(kind, &progress);
     let repository = on.served.repository().clone();
     let shared = on.shared.clone();
     let result = std::thread::scope(|scope| {
@@ -122,6 +133,11 @@ fn long<R: Serialize + Send>(
         }
         worker.join().expect("upkeep does not panic")
     });
+    let outcome = match &result {
+        Ok(_) => "done",
+        Err(_) => "failed",
+    };
+    on.served.figures().worked(kind, outcome, 1);
     let result = result.map_err(|error| failure_of(&error))?;
     report(on, &result)
 }
