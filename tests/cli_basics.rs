@@ -215,8 +215,9 @@ Commands:
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
-  enroll         Get a certificate from a repository server
+  enroll         Get a certificate from a repository server or a proxy
   repository     Run a repository server, look at it, and say who may use it
+  proxy          Run a proxy, look at it and its tasks, and say who may use it
   bench          Measure each stage of the pipeline, and the whole, on this machine
   completions    Print completions for a shell
   man            Write manual pages, one per command
@@ -244,6 +245,7 @@ fn every_command_has_help() {
         "gc",
         "stats",
         "repository",
+        "proxy",
         "bench",
         "completions",
         "man",

@@ -217,10 +217,14 @@ fn who_does_not_read_keeps_nobody_from_reading() {
         let mut stream = fetch(&link, &ids);
         read_all(&mut stream, ids.len());
     }
-    // Whoever reads at last gets what was asked for.
-    for mut stream in unread.into_iter().take(2) {
-        read_all(&mut stream, ids.len());
-    }
+    // Whoever reads at last gets what was asked for. All of a connection's streams share its window, so that
+    // one alone would wait for the others.
+    std::thread::scope(|scope| {
+        for mut stream in unread {
+            let count = ids.len();
+            scope.spawn(move || read_all(&mut stream, count));
+        }
+    });
 }
 
 /// A session whose client never comes back ends with its lease, though nobody asks for its repository after
