@@ -6,9 +6,10 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
+use undercroft_dataplane::net::client::Link;
 use undercroft_dataplane::net::door::Limits;
 use undercroft_dataplane::net::transport;
-use undercroft_dataplane::net::trust::{SERVER_NAME, SystemClock, WallClock};
+use undercroft_dataplane::net::trust::{Enrolled, SERVER_NAME, SystemClock, WallClock};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::wire::failure::FailureCode;
 use world::World;
@@ -18,6 +19,13 @@ fn refused_as(error: &RepositoryError) -> Option<FailureCode> {
         RepositoryError::Remote(failure) => Some(failure.code),
         _ => None,
     }
+}
+
+/// Connects and opens the repository: whether somebody is let in says the first answer.
+fn enter(world: &World, enrolled: &Enrolled) -> Result<Link, RepositoryError> {
+    let link = world.connect(enrolled)?;
+    link.open(&"main".parse().expect("a name"))?;
+    Ok(link)
 }
 
 /// Whoever is let in no more is told so, at once, and cannot come back.
@@ -37,7 +45,7 @@ fn revoking_ends_open_connections() {
     let error = RepositoryError::from(idle.read().expect_err("the connection ends"));
     assert_eq!(refused_as(&error), Some(FailureCode::Denied), "{error:?}");
     assert!(error.to_string().contains("revoked"), "{error}");
-    let Err(error) = world.connect(&revoked) else {
+    let Err(error) = enter(&world, &revoked) else {
         panic!("it is let in");
     };
     assert_eq!(refused_as(&error), Some(FailureCode::Denied), "{error:?}");
@@ -54,19 +62,19 @@ fn one_identity_has_so_many_connections_and_others_have_theirs() {
     });
     let (greedy, modest) = (world.enrol(), world.enrol());
     let mut links: Vec<_> = (0..2)
-        .map(|_| world.connect(&greedy).expect("it is let in"))
+        .map(|_| enter(&world, &greedy).expect("it is let in"))
         .collect();
-    let Err(error) = world.connect(&greedy) else {
+    let Err(error) = enter(&world, &greedy) else {
         panic!("a third is let in");
     };
     assert_eq!(refused_as(&error), Some(FailureCode::Busy), "{error:?}");
     assert!(error.to_string().contains("one identity"), "{error}");
-    world.connect(&modest).expect("others are let in");
+    enter(&world, &modest).expect("others are let in");
     // Who leaves makes room.
     links.pop();
     let again = (0..100).any(|_| {
         std::thread::sleep(Duration::from_millis(50));
-        world.connect(&greedy).is_ok()
+        enter(&world, &greedy).is_ok()
     });
     assert!(again, "a place is not given back");
 }
