@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use support::server::{Place, Server};
 use support::{Image, noise, succeed};
+use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::net::address::{RepositoryName, ServerAddress};
 use undercroft_dataplane::net::client::{Link, LinkLimits, LinkOptions};
 use undercroft_dataplane::net::conversation::{Conversation, QuicStream, StreamError, expect};
@@ -106,7 +107,7 @@ impl World {
         let mut image = Image::new(self.server.path("honest.raw"), turn, 3 << 20);
         image.bytes = noise(turn, 3 << 20);
         image.write();
-        let clock = Instant::now();
+        let clock = Stopwatch::start();
         succeed(&mut self.server.backup("honest", &image.path));
         self.server.assert_restores("honest@latest", &image.bytes);
         let took = clock.elapsed();
@@ -623,6 +624,7 @@ fn handshakes_are_begun_and_left_by_the_thousand() {
         let endpoint = Arc::new(quinn_proto::EndpointConfig::default());
         let mut endpoint = quinn_proto::Endpoint::new(endpoint, None, true, None);
         for number in 0..4000_u32 {
+            #[expect(clippy::disallowed_methods, reason = "quinn takes an instant")]
             let now = Instant::now();
             let connecting = endpoint.connect(now, config.clone(), server, SERVER_NAME);
             let (_, mut connection) = connecting.expect("it begins");

@@ -40,6 +40,9 @@ use crate::repository::snapshots::StoredSnapshot;
 
 /// Requests at the target's device at once, when it is compared.
 const QUEUE_DEPTH: u32 = 16;
+/// Segments whose records are on their way at once, however small they are: each has a stream of its own at a
+/// server, which allows only so many.
+const FETCHES_MAX: usize = 8;
 /// Decoded segments beyond those that workers decode: one being fetched, one or two being written.
 const DECODED_AHEAD: usize = 2;
 /// Bytes of decoded segments, if that leaves room for two: more threads then share them.
@@ -604,6 +607,7 @@ impl Fetcher<'_, '_, '_> {
             self.spawn(plan, None, out.expect("just acquired"));
             return Ok(());
         }
+        while self.reading.len() >= FETCHES_MAX && self.reap() {}
         let buffer = self.acquire(&restore.fetch_pool, fetch_len);
         self.records.submit(std::mem::take(&mut plan.batch), buffer);
         self.reading.push(Reading { plan, out });
