@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::exposition::Exposition;
+use support::proxied::{Proxied, signal};
 use support::served::Served;
 use support::{Image, fail_with, json, succeed, workspace};
 
@@ -46,40 +47,51 @@ impl Watched {
     }
 
     fn get(&self, path: &str) -> Answer {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
-            .expect("an answer")
+        get(self.endpoint, path)
     }
 
-    /// Sends bytes, and reads the answer to its end; `None` if the connection just ends.
     fn ask(&self, request: &str) -> Option<Answer> {
-        let mut stream = TcpStream::connect(self.endpoint).ok()?;
-        let patience = Some(Duration::from_secs(60));
-        stream.set_read_timeout(patience).expect("a timeout");
-        // The server may have answered and closed before all was sent.
-        let _ = stream.write_all(request.as_bytes());
-        let mut text = Vec::new();
-        let _ = stream.read_to_end(&mut text);
-        let text = String::from_utf8(text).expect("text");
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some(Answer {
-            status,
-            head: head.to_ascii_lowercase(),
-            body: body.to_owned(),
-        })
+        ask(self.endpoint, request)
     }
 
     fn scrape(&self) -> Exposition {
-        let answer = self.get("/metrics");
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        let kind = "content-type: text/plain; version=0.0.4";
-        assert!(answer.head.contains(kind), "{}", answer.head);
-        Exposition::parse(&answer.body)
+        scrape(self.endpoint)
     }
 
     fn log(&self) -> String {
         std::fs::read_to_string(&self.log).expect("a log")
     }
+}
+
+fn get(endpoint: SocketAddr, path: &str) -> Answer {
+    ask(endpoint, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).expect("an answer")
+}
+
+/// Sends bytes, and reads the answer to its end; `None` if the connection just ends.
+fn ask(endpoint: SocketAddr, request: &str) -> Option<Answer> {
+    let mut stream = TcpStream::connect(endpoint).ok()?;
+    let patience = Some(Duration::from_secs(60));
+    stream.set_read_timeout(patience).expect("a timeout");
+    // The server may have answered and closed before all was sent.
+    let _ = stream.write_all(request.as_bytes());
+    let mut text = Vec::new();
+    let _ = stream.read_to_end(&mut text);
+    let text = String::from_utf8(text).expect("text");
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer {
+        status,
+        head: head.to_ascii_lowercase(),
+        body: body.to_owned(),
+    })
+}
+
+fn scrape(endpoint: SocketAddr) -> Exposition {
+    let answer = get(endpoint, "/metrics");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let kind = "content-type: text/plain; version=0.0.4";
+    assert!(answer.head.contains(kind), "{}", answer.head);
+    Exposition::parse(&answer.body)
 }
 
 fn endpoint_of(said: &Receiver<String>) -> SocketAddr {
@@ -174,9 +186,7 @@ fn figures_say_what_the_backup_says_and_every_one_is_documented() {
     for hidden in ["vm", "admin.config", id] {
         assert!(!shown.contains(hidden), "{hidden} is shown");
     }
-    let documented = documented("undercroft_");
-    let exposed: BTreeSet<String> = restored.kinds.keys().cloned().collect();
-    assert_eq!(exposed, documented, "docs/metrics.md has a table of them");
+    assert_documented(&restored, "a repository server");
 
     let open = watched.ask(
         "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n",
@@ -187,17 +197,22 @@ fn figures_say_what_the_backup_says_and_every_one_is_documented() {
     assert!(open.body.ends_with("# EOF\n"));
 }
 
-/// The figures in the tables of docs/metrics.md that a repository server has.
-fn documented(prefix: &str) -> BTreeSet<String> {
+/// Fails unless the tables of docs/metrics.md for every daemon and for this one have what is exposed, and no more.
+fn assert_documented(exposed: &Exposition, daemon: &str) {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
     let docs = std::fs::read_to_string(docs).expect("the document");
-    let names = docs
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let ours = names.filter(|name| name.starts_with(prefix) || name.starts_with("process_"));
-    ours.filter(|name| !name.starts_with("undercroft_proxy_"))
-        .map(str::to_owned)
-        .collect()
+    let of = |whose: &str| {
+        let (_, section) = docs
+            .split_once(&format!("## Figures of {whose}\n"))
+            .expect("a section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines();
+        let names = rows.filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        names.map(str::to_owned).collect::<BTreeSet<String>>()
+    };
+    let documented: BTreeSet<String> = of("every daemon").union(&of(daemon)).cloned().collect();
+    let exposed: BTreeSet<String> = exposed.kinds.keys().cloned().collect();
+    assert_eq!(exposed, documented, "docs/metrics.md has tables of them");
 }
 
 #[test]
@@ -355,6 +370,133 @@ fn a_server_that_shuts_down_says_so_and_is_not_ready() {
         .is_none()
     {
         let ready = watched.ask("GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n");
+        if let Some(ready) = ready.filter(|ready| ready.status == 503) {
+            assert_eq!(ready.checks(), ["draining"], "{}", ready.body);
+            draining += 1;
+        }
+    }
+    assert!(draining > 0, "it was seen to drain");
+}
+
+/// A task that the proxy was given, and how it stands.
+fn submit(proxied: &Proxied, served: &Served, who: &str, vm: &str, disk: &Path) -> String {
+    let mut command = proxied.backup(served, who, vm, disk);
+    let submitted = json(command.arg("--detach"));
+    submitted["task"].as_str().expect("an id").to_owned()
+}
+
+#[test]
+fn a_proxy_shows_its_tasks_and_says_when_it_takes_none() {
+    let served = Served::start();
+    served.init();
+    let log = served.path("proxy.log");
+    let file = std::fs::File::create(&log).expect("a file");
+    let options = [
+        "--read",
+        "disks",
+        "--write",
+        "out",
+        "--streams",
+        "1",
+        "--metrics",
+        "127.0.0.1:0",
+    ];
+    served.enroll_as("p", "admin", "*");
+    let mut proxied = Proxied::start_by(&served, "p", &options, None, |command| {
+        command.env("UNDERCROFT_LOG", "info").stderr(file);
+    });
+    let endpoint = endpoint_of(&proxied.said);
+    let ended = |of: &Exposition, kind: &str, outcome: &str| {
+        of.get(&format!(
+            "undercroft_proxy_tasks_ended_total{{kind=\"{kind}\",outcome=\"{outcome}\"}}"
+        ))
+    };
+    let tasks = |of: &Exposition, state: &str| {
+        of.get(&format!("undercroft_proxy_tasks{{state=\"{state}\"}}"))
+    };
+    let fresh = scrape(endpoint);
+    assert_documented(&fresh, "a proxy");
+    assert_eq!(fresh.sum("undercroft_proxy_tasks_ended_total"), 0.0);
+    assert_eq!(fresh.get("undercroft_proxy_streams"), 1.0);
+    assert_eq!(fresh.get("undercroft_ready"), 1.0);
+
+    let disk = Image::new(served.path("disks/disk.raw"), 1, 48 << 20);
+    // A server that stands still keeps the first task on the only stream.
+    signal(&served.process, "STOP");
+    let first = submit(&proxied, &served, "admin", "vm", &disk.path);
+    let waits = submit(&proxied, &served, "admin", "other", &disk.path);
+    let busy = scrape(endpoint);
+    assert_eq!(busy.get("undercroft_proxy_streams_busy"), 1.0);
+    assert_eq!(
+        (tasks(&busy, "running"), tasks(&busy, "queued")),
+        (1.0, 1.0)
+    );
+    succeed(&mut proxied.proxy(&served, &["cancel", &waits]));
+    assert_eq!(ended(&scrape(endpoint), "backup", "cancelled"), 1.0);
+    signal(&served.process, "CONT");
+    let mut before = busy;
+    while proxied.state_of(&served, &first) == "running" {
+        let now = scrape(endpoint);
+        now.assert_grew_from(&before);
+        before = now;
+    }
+    assert_eq!(proxied.state_of(&served, &first), "done");
+    let report = proxied.show(&served, &first);
+    let to = served.path("out").join("vm");
+    succeed(&mut proxied.restore(&served, "admin", "vm@latest", &to));
+    fail_with(
+        &mut proxied.backup(&served, "admin", "vm", &served.path("disks/none.raw")),
+        1,
+    );
+    let after = scrape(endpoint);
+    after.assert_grew_from(&before);
+    assert_eq!(ended(&after, "backup", "done"), 1.0);
+    assert_eq!(ended(&after, "restore", "done"), 1.0);
+    assert_eq!(after.get("undercroft_proxy_streams_busy"), 0.0);
+    let size = (48 << 20) as f64;
+    let read = after.get("undercroft_proxy_read_bytes_total");
+    assert!(read >= size, "{read}");
+    let stored = report["result"]["stored_bytes"].as_u64().expect("bytes") as f64;
+    let written = after.get("undercroft_proxy_stored_bytes_total");
+    assert!(written >= stored, "{written}");
+    let shown = after.label_values();
+    for hidden in ["vm", "other", "admin.config", first.as_str()] {
+        assert!(!shown.contains(hidden), "{hidden} is shown");
+    }
+
+    succeed(&mut proxied.proxy(&served, &["suspend"]));
+    let suspended = get(endpoint, "/health/ready");
+    assert_eq!(suspended.status, 503);
+    assert_eq!(suspended.checks(), ["suspended"], "{}", suspended.body);
+    assert_eq!(get(endpoint, "/health/live").status, 200);
+    succeed(&mut proxied.proxy(&served, &["resume"]));
+    assert_eq!(get(endpoint, "/health/ready").status, 200);
+
+    proxied.enroll_as("restores", "restore", "*");
+    let refused = |text: &str| {
+        let lines = text.lines();
+        lines
+            .filter(|line| line.contains("refused") && line.contains("peer=restores"))
+            .map(str::to_owned)
+            .collect::<Vec<String>>()
+    };
+    fail_with(&mut proxied.proxy_as(&served, "restores", &["suspend"]), 1);
+    let text = std::fs::read_to_string(&log).expect("a log");
+    let lines = refused(&text);
+    let [line] = &lines[..] else {
+        panic!("one line, not {lines:#?}");
+    };
+    for part in ["reason=\"denied\"", "address=127.0.0.1:"] {
+        assert!(line.contains(part), "{part} is missing in {line}");
+    }
+    let denied = scrape(endpoint).get("undercroft_failures_total{code=\"denied\"}");
+    // The other one is the disk that is not there.
+    assert_eq!(denied, text.matches("reason=\"denied\"").count() as f64);
+
+    signal(&proxied.process, "TERM");
+    let mut draining = 0;
+    while proxied.process.try_wait().expect("a process").is_none() {
+        let ready = ask(endpoint, "GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n");
         if let Some(ready) = ready.filter(|ready| ready.status == 503) {
             assert_eq!(ready.checks(), ["draining"], "{}", ready.body);
             draining += 1;

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 use super::served::Served;
 use super::{json, succeed};
@@ -19,6 +20,8 @@ pub struct Proxied {
     pub port: u16,
     /// The proxy.
     pub process: Child,
+    /// What its first start says after the token, line by line.
+    pub said: Receiver<String>,
 }
 
 impl Proxied {
@@ -35,13 +38,25 @@ impl Proxied {
         options: &[&str],
         passphrase: Option<&str>,
     ) -> Self {
+        Self::start_by(served, name, options, passphrase, |_| {})
+    }
+
+    /// The same, by a command that `change` has seen.
+    pub fn start_by(
+        served: &Served,
+        name: &str,
+        options: &[&str],
+        passphrase: Option<&str>,
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         for dir in ["disks", "out"] {
             std::fs::create_dir_all(served.path(dir)).expect("a directory");
         }
         let root = served.path(".");
         let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
         let passphrase = passphrase.map(str::to_owned);
-        let (process, port, token) = serve(&root, name, 0, &options, passphrase.as_deref());
+        let (process, port, token, said) =
+            serve(&root, name, 0, &options, passphrase.as_deref(), change);
         let proxied = Self {
             name: name.to_owned(),
             root,
@@ -49,6 +64,7 @@ impl Proxied {
             passphrase,
             port,
             process,
+            said,
         };
         let token = token.expect("the first start prints a token");
         proxied.enroll("admin", "admin", &token);
@@ -137,8 +153,9 @@ impl Proxied {
     /// Starts again on the same port.
     pub fn start_again(&mut self) {
         let passphrase = self.passphrase.as_deref();
-        let (process, port, token) =
-            serve(&self.root, &self.name, self.port, &self.options, passphrase);
+        let (name, options) = (&self.name, &self.options);
+        let (process, port, token, _) =
+            serve(&self.root, name, self.port, options, passphrase, |_| {});
         assert_eq!((port, token), (self.port, None));
         self.process = process;
     }
@@ -162,7 +179,8 @@ fn serve(
     port: u16,
     options: &[String],
     passphrase: Option<&str>,
-) -> (Child, u16, Option<String>) {
+    change: impl FnOnce(&mut Command),
+) -> (Child, u16, Option<String>, Receiver<String>) {
     let state = root.join(format!("{name}.state"));
     let is_first = !state.exists();
     let mut command = Command::new(env!("CARGO_BIN_EXE_undercroft"));
@@ -172,7 +190,7 @@ fn serve(
     if let Some(passphrase) = passphrase {
         command.env("UNDERCROFT_PASSPHRASE", passphrase);
     }
-    let mut process = command
+    command
         .args(["proxy", "serve", "--listen"])
         .arg(format!("127.0.0.1:{port}"))
         .arg("--state")
@@ -180,9 +198,9 @@ fn serve(
         .args(options)
         .current_dir(root)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
+        .stdout(Stdio::piped());
+    change(&mut command);
+    let mut process = command.spawn().expect("it starts");
     let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
     let mut next = || lines.next().expect("a line").expect("text");
     let listening = next();
@@ -192,7 +210,12 @@ fn serve(
         next();
         next().rsplit(' ').next().expect("a token").to_owned()
     });
-    // Whatever it says later has somewhere to go.
-    std::thread::spawn(move || lines.for_each(drop));
-    (process, port, token)
+    // Whatever it says later has somewhere to go, whether anybody listens or not.
+    let (said, later) = channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let _ = said.send(line);
+        }
+    });
+    (process, port, token, later)
 }

@@ -60,6 +60,18 @@ impl Figures<'_> {
     }
 }
 
+/// The name of a variant that has no fields, as values of labels are written.
+pub fn snake_case(variant: impl Debug) -> String {
+    let mut text = String::new();
+    for letter in format!("{variant:?}").chars() {
+        if letter.is_ascii_uppercase() && !text.is_empty() {
+            text.push('_');
+        }
+        text.push(letter.to_ascii_lowercase());
+    }
+    text
+}
+
 /// Figures from a function, which is called whenever they are asked for.
 pub struct OnDemand<F>(pub F);
 

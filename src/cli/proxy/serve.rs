@@ -25,6 +25,7 @@ use crate::proxy::worker::TaskWorker;
 use crate::remote::PROGRAM;
 use crate::service;
 use crate::settings::Settings;
+use crate::watch::WatchArgs;
 use crate::work;
 
 /// One proxy works with a state.
@@ -58,6 +59,8 @@ pub struct Args {
     /// A directory below which tasks may write disks; may be given more than once; without, no restores
     #[arg(long = "write", value_name = "DIR")]
     writes: Vec<PathBuf>,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
@@ -93,12 +96,19 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         reset_key: state.join(RESET_KEY),
     };
     let server = ProxyServer::start(options, agent, authority.clone())?;
+    let watched = args.watch.open(server.watched())?;
     let address = server.address().context("asking where the proxy listens")?;
     say(&format!("Listening on {address}"))?;
     if let Some(token) = first_token(&authority)? {
         say(&format!(
             "To enrol an administrator, once and within a day:\n  undercroft enroll quic://HOST:{} --role admin --token {token}",
             address.port()
+        ))?;
+    }
+    if let Some(watched) = &watched {
+        say(&format!(
+            "Metrics and health on http://{}",
+            watched.address()
         ))?;
     }
     service::is_ready(address);

@@ -1,7 +1,7 @@
 //! The agent: takes tasks, runs as many at once as there are streams, and forgets none when it dies.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +11,12 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::proxy::{Accepted, Submit};
 use undercroft_format::wire::task::Task;
 
+use super::figures::ProxyFigures;
 use super::live::Live;
 use super::machine::{self, memory};
 use super::permission::{denied, may_look_after, may_submit, owner_of};
 use super::run::Worker;
-use super::shared::{Shared, State, entry_of};
+use super::shared::{Moved, Shared, State, entry_of};
 use super::status::{ProxyStatus, TaskDetails, TaskStatus};
 use super::task_files::TaskFiles;
 use crate::clock::Stopwatch;
@@ -137,15 +138,20 @@ impl Agent {
     /// What the proxy does.
     pub fn status(&self, peer: &PeerIdentity) -> Result<ProxyStatus, Failure> {
         denied(peer.check(Verb::Status, Object::default()))?;
+        Ok(self.status_now())
+    }
+
+    /// The same for those who need no permission.
+    pub(super) fn status_now(&self) -> ProxyStatus {
         let state = self.0.state();
         let books = &state.books;
         let is_open = !books.is_suspended() && !books.is_draining();
         let free = books.streams().saturating_sub(books.running());
         let memory = memory();
         let (reads, writes) = self.0.options.worker.bounds();
-        Ok(ProxyStatus {
+        ProxyStatus {
             program: self.0.options.program.clone(),
-            uptime_ms: self.0.uptime.elapsed().as_millis() as u64,
+            uptime_ms: self.uptime_ms(),
             is_suspended: books.is_suspended(),
             is_draining: books.is_draining(),
             cores: machine::cores() as u64,
@@ -160,7 +166,35 @@ impl Agent {
             rate_bytes_per_s: state.live.values().map(Live::rate).sum(),
             reads,
             writes,
-        })
+        }
+    }
+
+    /// Tasks that are not over, by phase, and what all tasks moved since the proxy started.
+    pub(super) fn tallies(&self) -> ([(Phase, usize); 3], Moved) {
+        let state = self.0.state();
+        let phases = [Phase::Queued, Phase::Running, Phase::Cancelling];
+        let phases = phases.map(|phase| (phase, state.books.count(phase)));
+        (phases, state.moved())
+    }
+
+    /// What it counts.
+    pub(super) fn figures(&self) -> &ProxyFigures {
+        &self.0.figures
+    }
+
+    /// Milliseconds since it started.
+    pub(super) fn uptime_ms(&self) -> u64 {
+        self.0.uptime.elapsed().as_millis() as u64
+    }
+
+    /// The directory of its files.
+    pub(super) fn state_dir(&self) -> &Path {
+        &self.0.options.state
+    }
+
+    /// Whether an administrator suspended it.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.0.state().books.is_suspended()
     }
 
     /// Takes and begins no tasks, or does so again. It is on disk on return.
@@ -186,12 +220,15 @@ impl Agent {
     pub fn tick(&self) {
         let mut state = self.0.state();
         state.live.values_mut().for_each(Live::sample);
+        drop(state);
+        self.0.figures.beat(self.uptime_ms());
     }
 
     /// Takes no tasks any more and stops what runs, so that it can be gone on with. Returns the number of
     /// tasks that did not stop in time.
     pub fn drain(&self, at_most: Duration) -> usize {
         let clock = Stopwatch::start();
+        self.0.figures.drain();
         let mut state = self.0.state();
         state.books.drain();
         state.live.values().for_each(|live| live.progress.stop());

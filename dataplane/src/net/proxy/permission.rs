@@ -64,8 +64,5 @@ pub fn may_look_after(peer: &PeerIdentity, entry: &Entry) -> Result<(), Failure>
 
 /// A refusal as a failure.
 pub fn denied<T>(result: Result<T, Denied>) -> Result<T, Failure> {
-    result.map_err(|denied| {
-        tracing::warn!(%denied, "refused");
-        Failure::new(FailureCode::Denied, denied.to_string())
-    })
+    result.map_err(|denied| Failure::new(FailureCode::Denied, denied.to_string()))
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::runtime::{Handle, Runtime};
+use tracing::Instrument;
 use undercroft_format::wire::VERSION;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType};
@@ -18,10 +19,13 @@ use undercroft_format::wire::upkeep::{Done, Report};
 use super::agent::Agent;
 use super::follow::Step;
 use super::permission::denied;
+use super::watched::Watched;
 use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
 use crate::net::door::{Door, DoorError, DoorOptions, Handler, Limits};
+use crate::net::refusal::connection_span;
 use crate::net::trust::tls::PROXY;
 use crate::net::trust::{Authority, Object, PeerIdentity, RenewRequest, Verb};
+use crate::observe::Observed;
 
 /// Threads that drive sockets and connections.
 const NET_THREADS: usize = 2;
@@ -61,6 +65,7 @@ pub enum ProxyError {
 /// A running proxy.
 pub struct ProxyServer {
     agent: Agent,
+    authority: Arc<Authority>,
     door: Door,
     runtime: Runtime,
 }
@@ -90,9 +95,10 @@ impl ProxyServer {
             authority: authority.clone(),
         });
         let door = Door::open(door, authority.clone(), peers, runtime.handle())?;
-        runtime.spawn(tick(agent.clone(), authority));
+        runtime.spawn(tick(agent.clone(), authority.clone()));
         Ok(Self {
             agent,
+            authority,
             door,
             runtime,
         })
@@ -101,6 +107,12 @@ impl ProxyServer {
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.door.address()
+    }
+
+    /// The proxy as those see it who watch it.
+    pub fn watched(&self) -> Arc<dyn Observed> {
+        let (agent, authority) = (self.agent.clone(), self.authority.clone());
+        Arc::new(Watched::new(agent, authority, self.door.figures().clone()))
     }
 
     /// Takes no tasks any more, stops what runs so that the next start goes on with it, and lets go of
@@ -140,10 +152,18 @@ struct Peers {
 
 impl Handler for Peers {
     async fn serve(self: Arc<Self>, connection: Connection, peer: PeerIdentity) {
-        let address = connection.remote_address();
-        if let Err(error) = self.converse(&connection, peer).await {
-            tracing::info!(%address, %error, "a connection ended");
-        }
+        let span = connection_span(&peer, connection.remote_address());
+        let conversing = async {
+            match self.converse(&connection, peer).await {
+                Ok(()) => tracing::info!("disconnected"),
+                Err(error @ (StreamError::Frame(_) | StreamError::Unexpected(_))) => {
+                    // Whoever breaks the protocol here is told nothing but the end.
+                    self.note(&broken(&error));
+                }
+                Err(error) => tracing::info!(%error, "a connection ended"),
+            }
+        };
+        conversing.instrument(span).await;
     }
 }
 
@@ -158,6 +178,7 @@ impl Peers {
         let hello: Hello = expect(&soon(next(&mut recv)).await?)?;
         if let Err(error) = hello.common_version() {
             let failure = Failure::new(FailureCode::Protocol, error.to_string());
+            self.note(&failure);
             return say(&mut send, &failure).await;
         }
         let welcome = Welcome {
@@ -168,13 +189,14 @@ impl Peers {
             program: self.agent.program().to_owned(),
         };
         say(&mut send, &welcome).await?;
-        tracing::info!(peer = %peer.name, program = hello.program, "connected");
-        tokio::spawn(self.clone().streams(connection.clone(), peer.clone()));
+        tracing::info!(program = hello.program, "connected");
+        let streams = self.clone().streams(connection.clone(), peer.clone());
+        tokio::spawn(streams.in_current_span());
         while let Some(frame) = read_frame(&mut recv).await? {
             let (peers, peer) = (self.clone(), peer.clone());
             let asked = tokio::task::spawn_blocking(move || peers.answer(&peer, &frame));
             let answer = asked.await.unwrap_or_else(|_| Err(panicked()));
-            let frame = answer.unwrap_or_else(|failure| failure.frame());
+            let frame = answer.unwrap_or_else(|failure| self.refuse(&failure));
             send.write_all(&frame).await?;
         }
         Ok(())
@@ -182,7 +204,8 @@ impl Peers {
 
     async fn streams(self: Arc<Self>, connection: Connection, peer: PeerIdentity) {
         while let Ok(stream) = connection.accept_bi().await {
-            tokio::spawn(self.clone().begin_stream(peer.clone(), stream));
+            let begin = self.clone().begin_stream(peer.clone(), stream);
+            tokio::spawn(begin.in_current_span());
         }
     }
 
@@ -192,11 +215,17 @@ impl Peers {
         peer: PeerIdentity,
         (send, mut recv): (SendStream, RecvStream),
     ) {
-        let Ok(first) = soon(next(&mut recv)).await else {
-            return;
+        let first = match soon(next(&mut recv)).await {
+            Ok(first) => first,
+            Err(error @ (StreamError::Frame(_) | StreamError::Unexpected(_))) => {
+                return self.note(&broken(&error));
+            }
+            Err(_) => return,
         };
         let handle = Handle::current();
+        let span = tracing::error_span!("request", kind = ?first.0);
         let thread = move || {
+            let _entered = span.entered();
             let mut stream = Conversation::new(handle, (send, recv));
             // The peer may be gone.
             let _ = self.stream(&peer, &mut stream, &first);
@@ -214,11 +243,11 @@ impl Peers {
     ) -> Result<(), StreamError> {
         if first.0 != FrameType::Follow {
             let answer = self.answer(peer, first);
-            return stream.write(answer.unwrap_or_else(|failure| failure.frame()));
+            return stream.write(answer.unwrap_or_else(|failure| self.refuse(&failure)));
         }
         let follow = match expect::<Follow>(first) {
             Ok(follow) => follow,
-            Err(error) => return stream.say(&broken(&error)),
+            Err(error) => return stream.write(self.refuse(&broken(&error))),
         };
         let mut notes_seen = follow.notes_seen as usize;
         let mut wait = false;
@@ -230,10 +259,21 @@ impl Peers {
                 }
                 Ok(Step::Progress(progress)) => stream.say(&progress)?,
                 Ok(Step::Over(over)) => return stream.say(&over),
-                Err(failure) => return stream.say(&failure),
+                Err(failure) => return stream.write(self.refuse(&failure)),
             }
             wait = true;
         }
+    }
+
+    /// Counts and logs a failure.
+    fn note(&self, failure: &Failure) {
+        self.agent.figures().failures.note(failure);
+    }
+
+    /// The frame of a failure, which is noted.
+    fn refuse(&self, failure: &Failure) -> Vec<u8> {
+        self.note(failure);
+        failure.frame()
     }
 
     /// Answers a question by a frame.
@@ -271,7 +311,6 @@ fn body<B: Body>(frame: &Frame) -> Result<B, Failure> {
 
 /// What a peer that broke the protocol is told.
 fn broken(error: &StreamError) -> Failure {
-    tracing::warn!("a peer broke the protocol: {error}");
     Failure::new(FailureCode::Protocol, error.to_string())
 }
 

@@ -12,6 +12,7 @@ use undercroft_format::wire::proxy::{Ending, NOTE_LEN_MAX, RESULT_LEN_MAX, TaskO
 use undercroft_format::wire::task::Task;
 
 use super::agent::AgentOptions;
+use super::figures::ProxyFigures;
 use super::live::Live;
 use super::run::TaskRun;
 use super::status::{TaskFailure, TaskStatus};
@@ -28,6 +29,7 @@ pub struct Shared {
     pub(super) files: TaskFiles,
     pub(super) uptime: Stopwatch,
     state: Mutex<State>,
+    pub(super) figures: ProxyFigures,
     /// Something changed that a follower may want to know.
     pub(super) changed: Condvar,
 }
@@ -37,6 +39,40 @@ pub(super) struct State {
     pub books: Books,
     pub live: HashMap<TaskId, Live>,
     pub notes: HashMap<TaskId, Vec<String>>,
+    /// What runs moved that are over.
+    moved: Moved,
+}
+
+/// Bytes that tasks moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub read_bytes: u64,
+    pub stored_bytes: u64,
+}
+
+impl Moved {
+    fn add(&mut self, progress: &Progress) {
+        self.read_bytes += progress.read_bytes.get();
+        self.stored_bytes += progress.stored_bytes.get();
+    }
+}
+
+impl State {
+    /// What all tasks moved since the proxy started: never less than before.
+    pub fn moved(&self) -> Moved {
+        let mut moved = self.moved;
+        self.live
+            .values()
+            .for_each(|live| moved.add(&live.progress));
+        moved
+    }
+
+    /// A task is not worked on any more.
+    fn rest(&mut self, id: TaskId) {
+        if let Some(live) = self.live.remove(&id) {
+            self.moved.add(&live.progress);
+        }
+    }
 }
 
 impl Shared {
@@ -50,7 +86,9 @@ impl Shared {
                 books,
                 live: HashMap::new(),
                 notes: HashMap::new(),
+                moved: Moved::default(),
             }),
+            figures: ProxyFigures::default(),
             changed: Condvar::new(),
         }
     }
@@ -92,7 +130,7 @@ impl Shared {
             let is_cut_short = matches!(result.ending, Ending::Failed | Ending::Cancelled);
             if is_cut_short && state.books.is_draining() && state.books.postpone(id) {
                 self.keep(entry_of(&state, id));
-                state.live.remove(&id);
+                state.rest(id);
             } else {
                 self.end(&mut state, id, result);
             }
@@ -105,7 +143,7 @@ impl Shared {
         let result = bounded(result);
         tracing::info!(task = %id, ending = result.ending.name(), "a task ended");
         let forgotten = state.books.over(id, result, self.now_ms());
-        state.live.remove(&id);
+        state.rest(id);
         self.ended(state, id, &forgotten);
     }
 
@@ -129,6 +167,9 @@ impl Shared {
     fn ended(&self, state: &mut State, id: TaskId, forgotten: &[TaskId]) {
         if let Some(entry) = state.books.get(id) {
             self.keep(entry);
+            if let Some(result) = &entry.result {
+                self.figures.ended(&entry.task, result.ending);
+            }
         }
         for id in forgotten {
             state.notes.remove(id);
@@ -170,8 +211,12 @@ impl Shared {
 
     /// Counts a run from zero again.
     pub(super) fn fresh_progress(&self, id: TaskId) -> Arc<Progress> {
-        match self.state.lock().live.get_mut(&id) {
-            Some(live) => live.begin_anew(),
+        let state = &mut *self.state.lock();
+        match state.live.get_mut(&id) {
+            Some(live) => {
+                state.moved.add(&live.progress);
+                live.begin_anew()
+            }
             None => Arc::default(),
         }
     }

@@ -19,10 +19,11 @@ use undercroft_format::wire::upkeep::Report;
 use super::access::{Caller, denied};
 use super::listener::Shared;
 use super::served::Served;
-use super::{fetch, lane, refusal, roots, session, upkeep};
+use super::{fetch, lane, roots, session, upkeep};
 use crate::net::closing::Closing;
 use crate::net::conversation::{Conversation, Frame, StreamError, expect};
 use crate::net::manners::{Held, Manners};
+use crate::net::refusal;
 use crate::net::status::ConnectionStatus;
 use crate::net::trust::{Authority, Object, PeerIdentity, RenewRequest, Verb};
 use crate::repository::Repository;
@@ -116,10 +117,10 @@ pub async fn serve(
                 tracing::info!(%error, "a connection ended");
                 // Whoever breaks the protocol here is told nothing but the end.
                 if let Some(failure) = Broken::Stream(error).failure() {
-                    refusal::note(shared.figures(), &failure);
+                    shared.figures().failures.note(&failure);
                 }
             }
-            Err(Broken::Failure(failure)) => refusal::note(shared.figures(), &failure),
+            Err(Broken::Failure(failure)) => shared.figures().failures.note(&failure),
         }
     };
     control.instrument(span).await;
@@ -202,7 +203,7 @@ async fn control(
             }
             Err(broken) => match broken.failure() {
                 Some(failure) => {
-                    refusal::note(shared.figures(), &failure);
+                    shared.figures().failures.note(&failure);
                     say(&mut send, &failure).await?;
                 }
                 None => return Ok(()),
@@ -318,7 +319,7 @@ async fn begin_stream(
     let busy = match shared.conversing(caller.peer.name.as_str()) {
         Ok(busy) => busy,
         Err(failure) => {
-            conversation.in_scope(|| refusal::note(shared.figures(), &failure));
+            conversation.in_scope(|| shared.figures().failures.note(&failure));
             // The peer may be gone.
             let _ = soon(say(&mut send, &failure)).await;
             return;
@@ -345,7 +346,7 @@ async fn begin_stream(
 async fn unbegun(shared: &Shared, error: StreamError, mut send: SendStream) {
     let is_silent = matches!(error, StreamError::NoAnswer | StreamError::Truncated);
     if let Some(failure) = Broken::Stream(error).failure() {
-        refusal::note(shared.figures(), &failure);
+        shared.figures().failures.note(&failure);
         // The peer may be gone.
         let _ = say(&mut send, &failure).await;
     } else if is_silent {
@@ -365,7 +366,7 @@ pub fn attend(mut on: Conversing, first: &Frame) {
             return on.stream.give_up();
         }
         if let Some(failure) = broken.failure() {
-            refusal::note(on.shared.figures(), &failure);
+            on.shared.figures().failures.note(&failure);
             on.served.figures().failed(failure.code);
             // The peer may be gone.
             let _ = on.stream.say(&failure);

@@ -7,15 +7,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use undercroft_format::wire::failure::FailureCode;
 use undercroft_format::wire::frame::FrameType;
 
 use super::repository_figures::RepositoryFamilies;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfCode {
-    code: String,
-}
+use crate::net::refusal::FailureFigures;
+use crate::observe::exposition::snake_case;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
@@ -25,7 +21,8 @@ struct OfKind {
 /// The figures of a server.
 #[derive(Debug, Default)]
 pub struct ServerFigures {
-    failures: Family<OfCode, Counter>,
+    /// What peers were told that they cannot have.
+    pub failures: FailureFigures,
     conversations: Family<OfKind, Counter>,
     running: Family<OfKind, Gauge>,
     /// By repository.
@@ -34,12 +31,6 @@ pub struct ServerFigures {
 }
 
 impl ServerFigures {
-    /// Counts something that a peer was told it cannot have.
-    pub fn failed(&self, code: FailureCode) {
-        let code = code_text(code);
-        self.failures.get_or_create(&OfCode { code }).inc();
-    }
-
     /// Counts a conversation that began with a frame of type `first`, until what is returned is dropped.
     pub fn conversing(&self, first: FrameType) -> Running {
         let kind = OfKind {
@@ -63,15 +54,7 @@ impl ServerFigures {
 
     /// Adds the figures to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        for code in FailureCode::ALL {
-            let code = code_text(*code);
-            drop(self.failures.get_or_create(&OfCode { code }));
-        }
-        registry.register(
-            "failures",
-            "Failures that peers were told, by code",
-            self.failures.clone(),
-        );
+        self.failures.register(registry);
         registry.register(
             "conversations",
             "Conversations that began, by their first frame",
@@ -95,32 +78,9 @@ impl Drop for Running {
     }
 }
 
-/// The word for a code, in figures and log lines.
-pub fn code_text(code: FailureCode) -> String {
-    snake_case(code)
-}
-
-/// The name of a variant that has no fields.
-fn snake_case(variant: impl std::fmt::Debug) -> String {
-    let mut text = String::new();
-    for letter in format!("{variant:?}").chars() {
-        if letter.is_ascii_uppercase() && !text.is_empty() {
-            text.push('_');
-        }
-        text.push(letter.to_ascii_lowercase());
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn codes_are_words() {
-        assert_eq!(code_text(FailureCode::NoSuchSession), "no_such_session");
-        assert_eq!(code_text(FailureCode::Busy), "busy");
-    }
 
     #[test]
     fn conversations_are_counted_while_they_run() {

@@ -34,7 +34,7 @@ use crate::net::trust::{Authority, PeerIdentity};
 use crate::observe::Observed;
 use crate::progress::Progress;
 use crate::repository::error::RepositoryError;
-use crate::repository::open::{OpenNote, publish_config};
+use crate::repository::open::{Access, OpenNote, OpenOptions, publish_config};
 
 /// Threads that drive sockets and connections. The work is done elsewhere.
 const NET_THREADS: usize = 2;
@@ -354,11 +354,15 @@ impl Shared {
             return Ok(served.clone());
         }
         let root = self.options.store.join(name.as_str());
+        let options = OpenOptions {
+            unlock: None,
+            access: Access::Own(self.options.owner.clone()),
+            engine: self.options.engine.clone(),
+        };
         let opened = Served::open(
             name.clone(),
             &root,
-            &self.options.owner,
-            self.options.engine.clone(),
+            &options,
             self.options.checkpoint,
             self.now_ms(),
             self.time.clone(),

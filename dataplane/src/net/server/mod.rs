@@ -6,7 +6,7 @@
 //! `upkeep` does long work, with `judge` where that takes a key. `served` is a repository with its sessions,
 //! `kept_session` one of them, `published` what ended ones came to, `check` looks at every record and
 //! `commit` at every snapshot before they count. `unplugged` is all of this without sockets. `figures` and
-//! `repository_figures` count what is done, `watched` shows it; `refusal` logs what peers are refused.
+//! `repository_figures` count what is done, `watched` shows it.
 
 mod access;
 mod bounds;
@@ -23,7 +23,6 @@ mod lane;
 mod listener;
 mod published;
 mod reference;
-mod refusal;
 mod repository_figures;
 mod roots;
 mod served;

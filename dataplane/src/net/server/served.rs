@@ -14,7 +14,6 @@ use super::fetch_room::FetchRoom;
 use super::kept_session::{CheckpointPolicy, KeptSession};
 use super::published::PublishedSessions;
 use super::repository_figures::{RepositoryFigures, SessionEvent};
-use crate::io::Engine;
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
 use crate::net::status::SessionStatus;
@@ -22,7 +21,7 @@ use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::Keys;
 use crate::repository::layout;
 use crate::repository::local_session::SessionStore;
-use crate::repository::open::{Access, OpenNote, OpenOptions, open_local};
+use crate::repository::open::{OpenNote, OpenOptions, open_local};
 use crate::repository::retention::RetentionClock;
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::{LocalRepository, Repository};
@@ -53,24 +52,18 @@ pub struct Served {
 }
 
 impl Served {
-    /// Opens the repository in the directory `root` as its owner, and takes up the sessions that an
+    /// Opens the repository in the directory `root` by `options`, which own it, and takes up the sessions that an
     /// earlier server left.
     pub fn open(
         name: RepositoryName,
         root: &Path,
-        owner: &str,
-        engine: Arc<dyn Engine>,
+        options: &OpenOptions,
         policy: CheckpointPolicy,
         now_ms: u64,
         time: Arc<dyn RetentionClock>,
         figures: Arc<RepositoryFigures>,
     ) -> Result<(Arc<Self>, Vec<OpenNote>)> {
-        let options = OpenOptions {
-            unlock: None,
-            access: Access::Own(owner.to_owned()),
-            engine,
-        };
-        let (repository, notes) = open_local(root, &options)?;
+        let (repository, notes) = open_local(root, options)?;
         repository.snapshots().keep_time_by(time);
         Ok((Self::of(name, repository, policy, now_ms, figures)?, notes))
     }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
-use super::figures::code_text;
 use super::listener::Shared;
 use super::repository_figures::RepositoryFigures;
 use super::served::Served;
 use crate::clock::Stopwatch;
+use crate::net::daemon_figures::{encode_certificates, encode_program};
 use crate::net::door::DoorFigures;
+use crate::net::refusal::code_text;
 use crate::net::trust::Authority;
 use crate::observe::exposition::{Figures, OnDemand};
 use crate::observe::health::Space;
@@ -90,22 +91,11 @@ impl Watched {
     }
 
     fn encode(&self, figures: &mut Figures<'_>) -> Result<(), Error> {
-        let program = self.shared.program();
-        let version = program.rsplit(' ').next().unwrap_or(program);
-        figures.gauges(
-            "build_info",
-            "The program; the value is 1",
-            [(&[("version", version)][..], 1_u64)],
-        )?;
-        figures.gauge(
-            "draining",
-            "1 while the server shuts down",
-            u64::from(self.shared.is_draining()),
-        )?;
-        figures.gauge(
-            "ready",
-            "1 if /health/ready says so",
-            u64::from(self.readiness().is_empty()),
+        encode_program(
+            figures,
+            self.shared.program(),
+            self.shared.is_draining(),
+            self.readiness().is_empty(),
         )?;
         if let Ok(space) = Space::of(self.shared.store()) {
             figures.gauge(
@@ -119,19 +109,7 @@ impl Watched {
                 space.free,
             )?;
         }
-        let expiry = self.authority.expiry();
-        let expiry = [
-            ([("certificate", "authority")], expiry.authority),
-            ([("certificate", "server")], Some(expiry.server)),
-        ];
-        figures.gauges(
-            "certificate_expiry_timestamp_seconds",
-            "End of a certificate, in seconds since 1970",
-            expiry.iter().filter_map(|(labels, end)| {
-                let end = end.as_ref()?.as_millis() as f64 / 1000.0;
-                Some((&labels[..], end))
-            }),
-        )?;
+        encode_certificates(figures, &self.authority)?;
         let open = self.open();
         figures.gauge(
             "repositories_open",

@@ -3,12 +3,60 @@
 //! Whose it is say the spans that the line is in: the connection has the peer and its address, the
 //! conversation what it is about.
 
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
 use tracing::Span;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::FrameType;
 
-use super::figures::{ServerFigures, code_text};
-use crate::net::trust::PeerIdentity;
+use super::trust::PeerIdentity;
+use crate::observe::exposition::snake_case;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCode {
+    code: String,
+}
+
+/// What is counted of failures. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct FailureFigures {
+    failures: Family<OfCode, Counter>,
+}
+
+impl FailureFigures {
+    /// Counts and logs a failure that a peer is about to be told.
+    pub fn note(&self, failure: &Failure) {
+        let code = code_text(failure.code);
+        self.failures.get_or_create(&OfCode { code }).inc();
+        let (reason, text) = (code_text(failure.code), failure.text.as_str());
+        match weight(failure.code) {
+            Weight::Usual => tracing::info!(reason, text, "a request could not be met"),
+            Weight::Refused => tracing::warn!(reason, text, "a request was refused"),
+            Weight::Failed => tracing::error!(reason, text, "a request failed"),
+        }
+    }
+
+    /// Adds the figures to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        // All that can happen is shown from the beginning: an alert sees the first of its kind.
+        for code in FailureCode::ALL {
+            let code = code_text(*code);
+            drop(self.failures.get_or_create(&OfCode { code }));
+        }
+        registry.register(
+            "failures",
+            "Failures that peers were told, by code",
+            self.failures.clone(),
+        );
+    }
+}
+
+/// The word for a code, in figures and log lines.
+pub fn code_text(code: FailureCode) -> String {
+    snake_case(code)
+}
 
 /// How much a failure says to whoever runs the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +73,9 @@ fn weight(code: FailureCode) -> Weight {
     match code {
         FailureCode::Cancelled
         | FailureCode::Draining
+        | FailureCode::Suspended
         | FailureCode::NoSuchSnapshot
+        | FailureCode::NoSuchTask
         | FailureCode::AlreadyExists
         | FailureCode::KeyNeeded => Weight::Usual,
         FailureCode::Failed
@@ -36,17 +86,6 @@ fn weight(code: FailureCode) -> Weight {
         | FailureCode::CorruptObject
         | FailureCode::IncompleteSnapshot => Weight::Failed,
         _ => Weight::Refused,
-    }
-}
-
-/// Counts and logs a failure that a peer is about to be told.
-pub fn note(figures: &ServerFigures, failure: &Failure) {
-    figures.failed(failure.code);
-    let (reason, text) = (code_text(failure.code), failure.text.as_str());
-    match weight(failure.code) {
-        Weight::Usual => tracing::info!(reason, text, "a request could not be met"),
-        Weight::Refused => tracing::warn!(reason, text, "a request was refused"),
-        Weight::Failed => tracing::error!(reason, text, "a request failed"),
     }
 }
 
@@ -75,6 +114,12 @@ pub fn conversation_span(first: FrameType) -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codes_are_words() {
+        assert_eq!(code_text(FailureCode::NoSuchSession), "no_such_session");
+        assert_eq!(code_text(FailureCode::Busy), "busy");
+    }
 
     #[test]
     fn what_a_peer_may_not_do_weighs_more_than_what_is_not_there() {
