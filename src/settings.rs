@@ -29,6 +29,10 @@ const PASSPHRASE_VARIABLE: &str = "UNDERCROFT_PASSPHRASE";
 const SECRET_LEN_MAX: u64 = 64 << 10;
 
 /// Options of every command.
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the brackets in the help are those of a syntax"
+)]
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {

@@ -9,7 +9,7 @@
 //! - [`hello`]: versions, capabilities, limits; opening a repository
 //! - [`session`]: a session from begin to commit; [`ledger`]: what the server remembers of it
 //! - [`lane`]: the streams that carry a session's data: questions, records, finished segments
-//! - [`reference`]: what a session's reference holds, in few bytes
+//! - [`mod@reference`]: what a session's reference holds, in few bytes
 //! - [`fetch`]: records by id
 //! - [`snapshots`]: the roots: list, read, hold, forget, protect, lock
 //! - [`upkeep`]: long work with progress, figures, what an administrator asks; [`judge`]: what takes the key

@@ -32,6 +32,10 @@ use crate::watch::WatchArgs;
 /// administrator. SIGTERM or Ctrl-C shuts down in order: clients finish the segments that they have
 /// begun (within 30 seconds), what was pushed is made durable, and backups go on when the server is back; a
 /// second one ends at once.
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the brackets in the help are those of a syntax"
+)]
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     #[command(flatten)]
