@@ -44,7 +44,7 @@ const SEGMENTS_LEN_MAX: usize = 176 << 20;
 /// One segment is read while one is worked on, whatever their size.
 const SEGMENTS_MIN: usize = 2;
 /// Metadata is cut into chunks of at most this many bytes.
-const METADATA_CHUNK_LEN: usize = 1 << 20;
+pub(crate) const METADATA_CHUNK_LEN: usize = 1 << 20;
 /// A wait is worth a reason code when it takes more than this share of a run.
 const SLOW_PERCENT: f64 = 50.0;
 /// Shorter runs say nothing about what is slow.

@@ -8,13 +8,23 @@ use crate::repository::keys::Keys;
 use crate::repository::record::RecordDecoder;
 
 /// Checks records. One per lane.
-#[derive(Default)]
 pub struct RecordChecker {
     decoder: RecordDecoder,
     plain: Vec<u8>,
+    chunk_len_max: usize,
 }
 
 impl RecordChecker {
+    /// A checker of chunks of at most `chunk_len_max` bytes: a short record of a longer one, which no client
+    /// makes, would cost the server far more work than its sender.
+    pub fn new(chunk_len_max: usize) -> Self {
+        Self {
+            decoder: RecordDecoder::default(),
+            plain: Vec::new(),
+            chunk_len_max,
+        }
+    }
+
     /// Checks the payload's checksum, and, by decoding it, that it is the object of its id. Chunks of an
     /// encrypted repository are sealed, which only who has the key can open: of them the checksum alone.
     pub fn check(
@@ -32,6 +42,13 @@ impl RecordChecker {
         };
         header.check_payload(payload).map_err(|error| bad(&error))?;
         let encoding = header.info.encoding;
+        let plain_len = header.info.plain_len as usize;
+        if header.info.kind == ObjectKind::Chunk && plain_len > self.chunk_len_max {
+            let max = self.chunk_len_max;
+            return Err(bad(&format_args!(
+                "the chunk has {plain_len} bytes, those of the repository have {max} at most"
+            )));
+        }
         match (header.info.kind, keys) {
             (ObjectKind::Chunk, None) if encoding.sealed => Ok(()),
             (ObjectKind::Chunk, None) => Err(bad(&"the repository is encrypted, the chunk is not")),
@@ -103,7 +120,7 @@ mod tests {
     #[test]
     fn only_what_is_what_it_says_is_taken_in() {
         let keys = Keys::new(MasterKey::from_bytes([1; 32]), false);
-        let mut checker = RecordChecker::default();
+        let mut checker = RecordChecker::new(1 << 20);
         let payload = b"some bytes of a disk";
         let chunk = raw(keys.chunk_id(payload).into(), ObjectKind::Chunk, payload);
         assert!(checker.check(&chunk, payload, Some(&keys)).is_ok());
@@ -123,13 +140,29 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_longer_than_those_of_the_repository_is_not_decoded() {
+        let keys = Keys::new(MasterKey::from_bytes([1; 32]), false);
+        let plain = vec![0; 2 << 20];
+        let payload = zstd::bulk::compress(&plain, 1).unwrap();
+        let mut header = raw(keys.chunk_id(&plain).into(), ObjectKind::Chunk, &payload);
+        header.info.encoding.zstd = true;
+        header.info.plain_len = 2 << 20;
+        let mut exact = RecordChecker::new(2 << 20);
+        assert!(exact.check(&header, &payload, Some(&keys)).is_ok());
+        let mut checker = RecordChecker::new((2 << 20) - 1);
+        let refused = checker.check(&header, &payload, Some(&keys)).unwrap_err();
+        assert!(refused.text.contains("2097151 at most"), "{}", refused.text);
+        assert!(checker.plain.is_empty());
+    }
+
+    #[test]
     fn a_decompression_bomb_is_no_more_than_its_header_says() {
         let keys = Keys::new(MasterKey::from_bytes([1; 32]), false);
         let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
         let mut header = raw(ObjectId::from_bytes([9; 32]), ObjectKind::Chunk, &bomb);
         header.info.encoding.zstd = true;
         header.info.plain_len = 4096;
-        let mut checker = RecordChecker::default();
+        let mut checker = RecordChecker::new(1 << 20);
         assert!(checker.check(&header, &bomb, Some(&keys)).is_err());
         assert!(checker.plain.len() <= 4096);
     }

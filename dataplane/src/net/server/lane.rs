@@ -12,10 +12,13 @@ use super::check::RecordChecker;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
 use super::reference;
+use super::served::Served;
 use super::session::name_span;
+use crate::ingest::backup::METADATA_CHUNK_LEN;
 use crate::net::bandwidth::Flow;
 use crate::net::conversation::{StreamError, expect};
 use crate::net::trust::Verb;
+use crate::repository::Repository;
 
 /// Serves a lane, whose first frame was `attach`.
 pub fn converse(on: &mut Conversing, attach: Attach) -> Ending {
@@ -31,7 +34,7 @@ pub fn converse(on: &mut Conversing, attach: Attach) -> Ending {
     let mut lane = Lane {
         session: &session,
         attach,
-        checker: RecordChecker::default(),
+        checker: RecordChecker::new(chunk_len_max(&on.served)),
     };
     while let Some(frame) = on.stream.read()? {
         lane.take(on, &frame)?;
@@ -43,6 +46,12 @@ struct Lane<'a> {
     session: &'a KeptSession,
     attach: Attach,
     checker: RecordChecker,
+}
+
+/// Bytes of the longest chunk that a client makes: of a disk, or of a VM's metadata.
+fn chunk_len_max(served: &Served) -> usize {
+    let of_disks = served.repository().config().chunker.max_len() as usize;
+    of_disks.max(METADATA_CHUNK_LEN)
 }
 
 impl Lane<'_> {
