@@ -12,12 +12,14 @@ use anyhow::Context;
 use jiff::Timestamp;
 use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob};
 use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
+use undercroft_dataplane::nbd::{self, NbdOptions};
 use undercroft_format::lock::LockEnd;
+use undercroft_format::nbd::uri::NbdUri;
 use undercroft_format::snapshot::NAME_LEN_MAX;
 
 use crate::failure::Problem;
 use crate::settings::Settings;
-use crate::signals::Stoppable;
+use crate::signals::{Stoppable, is_stopping};
 
 /// Longest metadata, in bytes: it is held in memory.
 const METADATA_LEN_MAX: u64 = 64 << 20;
@@ -62,7 +64,7 @@ fn is_seekable(path: &Path) -> bool {
         let kind = meta.file_type();
         kind.is_file() || kind.is_block_device()
     };
-    !is_stdin(path) && fs::metadata(path).is_ok_and(is_disk)
+    is_nbd(path) || (!is_stdin(path) && fs::metadata(path).is_ok_and(is_disk))
 }
 
 fn plan_with(
@@ -81,7 +83,7 @@ fn plan_with(
     for (label, path) in named {
         disks.push(DiskJob {
             source: open(&path, root)?,
-            source_name: shorten(path.display().to_string(), VALUE_LEN_MAX),
+            source_name: shorten(shown_source(&path), VALUE_LEN_MAX),
             label,
             changed_blocks: None,
             lineage: Vec::new(),
@@ -150,7 +152,9 @@ pub fn can_begin_anew(request: &Request) -> bool {
     sources
         .chain(disks.map(|(_, path)| Path::new(path)))
         .all(|path| {
-            !is_stdin(path) && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo())
+            is_nbd(path)
+                || (!is_stdin(path)
+                    && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo()))
         })
 }
 
@@ -270,6 +274,12 @@ fn stem_label(source: &Path) -> String {
     if is_stdin(source) {
         return STREAM_LABEL.to_owned();
     }
+    let export = source.to_str().filter(|text| NbdUri::is_like(text));
+    let export = export.and_then(|text| NbdUri::parse(text).ok());
+    let source = match &export {
+        Some(uri) => Path::new(&uri.export),
+        None => source,
+    };
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
     // What stands before the first '=' of --changed-blocks is a label.
     stem.replace('=', "_")
@@ -279,7 +289,34 @@ fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
+/// True if a source is named by an NBD URI.
+fn is_nbd(path: &Path) -> bool {
+    path.to_str().is_some_and(NbdUri::is_like)
+}
+
+/// A source as it may be shown and stored: an export's name can hold a session.
+fn shown_source(path: &Path) -> String {
+    let uri = path.to_str().filter(|text| NbdUri::is_like(text));
+    match uri.map(NbdUri::parse) {
+        Some(Ok(uri)) => uri.to_string(),
+        Some(Err(_)) => "nbd".to_owned(),
+        None => path.display().to_string(),
+    }
+}
+
+fn open_export(text: &str) -> anyhow::Result<Source> {
+    let uri = NbdUri::parse(text)
+        .map_err(|error| Problem::usage(format!("the NBD URI of a source {error}")))?;
+    let options = NbdOptions { is_stopping };
+    let opening = format!("opening the source {uri}");
+    let disk = nbd::open(uri, options).context(opening)?;
+    Ok(Source::Disk(disk))
+}
+
 fn open_source(path: &Path, repository: Option<&Path>) -> anyhow::Result<Source> {
+    if let Some(text) = path.to_str().filter(|text| NbdUri::is_like(text)) {
+        return open_export(text);
+    }
     if is_stdin(path) {
         // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
         let stdin = io::stdin()
@@ -465,5 +502,7 @@ mod tests {
         );
         assert_eq!(labels(&[], &["-"]), ["stream"]);
         assert_eq!(labels(&[], &["a=b.raw"]), ["a_b"]);
+        assert_eq!(labels(&[], &["nbd://host:1/vm/root.raw"]), ["root"]);
+        assert_eq!(labels(&[], &["nbd://host"]), ["disk0"]);
     }
 }
