@@ -9,9 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use undercroft_format::nbd::uri::TlsParameters;
 
 use super::error::NbdError;
@@ -185,7 +183,9 @@ impl ServerCertVerifier for PinnedCertificate {
     ) -> Result<ServerCertVerified, Error> {
         match digest_of(end_entity) == self.digest {
             true => Ok(ServerCertVerified::assertion()),
-            false => Err(CertificateError::ApplicationVerificationFailure.into()),
+            false => Err(Error::General(
+                "the server shows another certificate than the pinned one".to_owned(),
+            )),
         }
     }
 

@@ -136,7 +136,7 @@ numbers! {
         /// Not possible where it runs.
         Platform = 4, "its platform cannot do that";
         /// Only under TLS.
-        TlsRequired = 5, "it requires TLS";
+        TlsRequired = 5, "it requires TLS (nbds:// or nbds+unix://)";
         /// No such export.
         Unknown = 6, "it has no such export";
         /// It is going down.
