@@ -342,7 +342,7 @@ impl XapiDouble {
                 self.goodbyes.fetch_add(1, Ordering::SeqCst);
                 return Ok(());
             }
-            let is_ragged = offset % 512 != 0 || len % 512 != 0;
+            let is_ragged = !offset.is_multiple_of(512) || !len.is_multiple_of(512);
             if request[7] != 0 || is_ragged || offset + len > self.disk.len() {
                 reply[7] = 22;
                 return stream.write_all(&reply);

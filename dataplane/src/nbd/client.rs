@@ -228,7 +228,7 @@ impl Client {
         if self.dead.is_some() {
             return false;
         }
-        let moved = match self.step(may_wait) {
+        match self.step(may_wait) {
             Ok(moved) => moved,
             Err(error) => {
                 let error = Arc::new(error);
@@ -239,8 +239,7 @@ impl Client {
                 self.dead = Some(error);
                 true
             }
-        };
-        moved
+        }
     }
 
     fn step(&mut self, may_wait: bool) -> Result<bool, NbdError> {

@@ -11,7 +11,7 @@ pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`: begins every option, and tells newstyle servers.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// Tells oldstyle servers.
-pub const OLDSTYLE_MAGIC: u64 = 0x0042_0281_8612_53;
+pub const OLDSTYLE_MAGIC: u64 = 0x4202_8186_1253;
 /// Begins every answer to an option.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Begins every request.
