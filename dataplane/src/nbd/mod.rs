@@ -9,11 +9,11 @@
 //! reads in flight. A connection that is lost is made anew, the export is compared with what it was, and
 //! what was in flight is asked again.
 //!
-//! - [`client`]: all of an export's connections, requests and retries; [`books`]: what is to be read and
+//! - `client`: all of an export's connections, requests and retries; `books`: what is to be read and
 //!   where it goes
-//! - [`connection`]: one connection; [`transport`]: its bytes, in clear or under TLS
-//! - [`connect`]: from an address to an open export; [`tls`]: who is trusted
-//! - [`source`]: an export as a disk of a backup
+//! - `connection`: one connection; `transport`: its bytes, in clear or under TLS
+//! - `connect`: from an address to an open export; `tls`: who is trusted
+//! - `source`: an export as a disk of a backup
 
 mod books;
 mod client;
