@@ -193,9 +193,11 @@ impl fmt::Display for NbdUri {
         let export = encode(&self.shown_export());
         match &self.server {
             Server::Tcp { host, port } => {
-                let host = match host.contains(':') {
+                let is_ipv6 = host.contains(':');
+                let host = encode(host).replace('/', "%2F");
+                let host = match is_ipv6 {
                     true => format!("[{host}]"),
-                    false => host.clone(),
+                    false => host,
                 };
                 let port = match *port {
                     PORT => String::new(),
@@ -448,6 +450,15 @@ mod tests {
         let uri = NbdUri::parse("nbds://h//3f9c%3Fsession_id=OpaqueRef:secret").unwrap();
         assert_eq!(uri.export, "/3f9c?session_id=OpaqueRef:secret");
         assert!(!uri.to_string().contains("secret"), "{uri}");
+    }
+
+    #[test]
+    fn odd_hosts_are_shown_so_that_they_can_be_read() {
+        for text in ["nbd://a%3Fb%2Fc/e", "nbd://%3A@x/e", "nbd://a%3Ab%23/e"] {
+            if let Ok(uri) = NbdUri::parse(text) {
+                assert_eq!(NbdUri::parse(&uri.to_string()), Ok(uri), "{text}");
+            }
+        }
     }
 
     proptest! {
