@@ -9,6 +9,8 @@ DESTDIR ?=
 CARGO ?= cargo
 CORPUS ?= corpus
 FUZZ_SECONDS ?= 5
+SIM_SEEDS ?= 100000
+KILLS ?= 300
 TARGET ?=
 ARGS ?=
 
@@ -16,7 +18,7 @@ ARGS ?=
 CARGO_ARGS := --release --workspace
 BIN = $(or $(CARGO_TARGET_DIR),target)/release/undercroft
 
-.PHONY: help setup build test check lint demo bench peers fuzz fuzz-smoke corpus doc clean install
+.PHONY: help setup build test faults check lint demo bench peers simulate fuzz fuzz-smoke corpus doc clean install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +36,12 @@ test: setup ## run all tests (ARGS="pattern" for some)
 	else \
 	  echo "$(CARGO) test $(CARGO_ARGS) $(ARGS)"; $(CARGO) test $(CARGO_ARGS) $(ARGS); \
 	fi
+
+faults: build ## long runs of faults: kills (KILLS=300), long partitions, 64 clients (a quarter of an hour)
+	UNDERCROFT_KILL_SEED=$(or $(SEED),$$RANDOM) UNDERCROFT_KILL_ROUNDS=$(KILLS) \
+	  $(CARGO) test --release --test kill_served -- --nocapture
+	$(CARGO) test --release --test network -- --ignored --nocapture
+	BIN="$(BIN)" scripts/many-clients
 
 check: lint ## format, clippy, docs, dependencies: what must be clean before a commit
 
@@ -54,6 +62,9 @@ bench: setup ## micro-benchmarks of each pipeline stage (Criterion)
 
 peers: build ## the same work by restic, borg, rustic and benji (CORPUS=DIR; tens of minutes)
 	BIN="$(BIN)" benches/peers/run.sh $(CORPUS) $(or $(TARGET),peers.json)
+
+simulate: setup ## simulate SIM_SEEDS runs of clients, server and repository (UNDERCROFT_SIM_SEED=n: one, told in full)
+	UNDERCROFT_SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --release -p undercroft-dataplane --test simulation seeds -- --nocapture
 
 fuzz: ## fuzz one decoder until stopped (TARGET=name; without: lists them)
 	@scripts/fuzz.sh $(TARGET) $(ARGS)

@@ -43,6 +43,10 @@ nbdcopy libnbd-bin
 nbd-server nbd-server
 qemu-nbd qemu-utils
 certtool gnutls-bin
+ip iproute2
+nft nftables
+conntrack conntrack
+faketime faketime
 T
     ;;
     fuzz) cat <<'T'

@@ -1,5 +1,4 @@
-//! From the words of `undercroft backup` to a job: labels, sources, bitmaps, all checked before anything
-//! is opened for writing.
+//! From a request to a job: labels, sources, bitmaps, all checked before anything is opened for writing.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -12,14 +11,13 @@ use anyhow::Context;
 use jiff::Timestamp;
 use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob};
 use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
-use undercroft_dataplane::nbd::{self, NbdOptions};
 use undercroft_format::lock::LockEnd;
-use undercroft_format::nbd::uri::NbdUri;
 use undercroft_format::snapshot::NAME_LEN_MAX;
 
 use crate::failure::Problem;
+use crate::nbd_source::{is_nbd, open_export, shown_source};
 use crate::settings::Settings;
-use crate::signals::{Stoppable, is_stopping};
+use crate::signals::Stoppable;
 
 /// Longest metadata, in bytes: it is held in memory.
 const METADATA_LEN_MAX: u64 = 64 << 20;
@@ -30,20 +28,23 @@ const VALUE_LEN_MAX: usize = 4096;
 pub const RESTORED_SUFFIX: &str = ".raw";
 /// Longest label, in bytes: with the suffix it is a file's name, which may have 255.
 const LABEL_LEN_MAX: usize = 255 - RESTORED_SUFFIX.len();
-/// Label of a stream on standard input.
-const STREAM_LABEL: &str = "stream";
-
-/// What was asked for.
-#[derive(Clone)]
+/// What to back up. Nothing of it was looked at yet.
+#[derive(Clone, Debug)]
 pub struct Request {
     pub vm: String,
-    pub disks: Vec<String>,
-    pub sources: Vec<PathBuf>,
-    pub changed_blocks: Vec<String>,
+    pub disks: Vec<DiskRequest>,
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
-    pub lineage: Vec<String>,
     pub lock: Option<LockEnd>,
+}
+
+/// A disk to back up.
+#[derive(Clone, Debug)]
+pub struct DiskRequest {
+    pub label: String,
+    pub source: PathBuf,
+    pub changed_blocks: Option<PathBuf>,
+    pub lineage: Vec<(String, String)>,
 }
 
 /// Makes the job, without its parent.
@@ -77,24 +78,12 @@ fn plan_with(
         check_name("tag", tag)?;
     }
     check_count("tags", request.tags.len(), TAGS_MAX)?;
-    let named = name_disks(&request.disks, &request.sources)?;
+    check_labels(&request.disks)?;
     let root = settings.local_root()?;
-    let mut disks = Vec::with_capacity(named.len());
-    for (label, path) in named {
-        disks.push(DiskJob {
-            source: open(&path, root)?,
-            source_name: shorten(shown_source(&path), VALUE_LEN_MAX),
-            label,
-            changed_blocks: None,
-            lineage: Vec::new(),
-            state: file_state(&path),
-        });
-    }
-    for text in &request.changed_blocks {
-        add_changed_blocks(&mut disks, text)?;
-    }
-    for text in &request.lineage {
-        add_lineage(&mut disks, text)?;
+    let mut disks = Vec::with_capacity(request.disks.len());
+    for disk in request.disks {
+        let source = open(&disk.source, root)?;
+        disks.push(plan_disk(disk, source)?);
     }
     if let Some(path) = &request.metadata {
         check_metadata_name(path, &disks)?;
@@ -109,6 +98,25 @@ fn plan_with(
         lock: request.lock,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
+}
+
+fn plan_disk(disk: DiskRequest, source: Source) -> anyhow::Result<DiskJob> {
+    let path = disk.source;
+    let mut job = DiskJob {
+        source,
+        source_name: shorten(shown_source(&path), VALUE_LEN_MAX),
+        label: disk.label,
+        changed_blocks: None,
+        lineage: Vec::new(),
+        state: file_state(&path),
+    };
+    if let Some(bitmap) = disk.changed_blocks {
+        add_changed_blocks(&mut job, &bitmap)?;
+    }
+    for (key, value) in disk.lineage {
+        add_lineage(&mut job, key, value)?;
+    }
+    Ok(job)
 }
 
 /// What tells one state of a file from another without reading it. A block device has no such thing: its
@@ -147,15 +155,11 @@ pub fn complete_states(job: &mut BackupJob) {
 
 /// True if the job can be begun anew: what came from a pipe is gone.
 pub fn can_begin_anew(request: &Request) -> bool {
-    let sources = request.sources.iter().map(PathBuf::as_path);
-    let disks = request.disks.iter().filter_map(|disk| disk.split_once('='));
-    sources
-        .chain(disks.map(|(_, path)| Path::new(path)))
-        .all(|path| {
-            is_nbd(path)
-                || (!is_stdin(path)
-                    && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo()))
-        })
+    request.disks.iter().all(|disk| {
+        let path = &disk.source;
+        is_nbd(path)
+            || (!is_stdin(path) && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo()))
+    })
 }
 
 /// Bytes of all disks whose size is known before they are read.
@@ -201,7 +205,7 @@ fn check_count(what: &str, count: usize, limit: usize) -> anyhow::Result<()> {
 }
 
 /// Labels become file names when all disks are restored into a directory.
-fn check_label(label: &str) -> anyhow::Result<()> {
+pub fn check_label(label: &str) -> anyhow::Result<()> {
     check_name("disk label", label)?;
     if label.contains('/') || label == "." || label == ".." {
         return Err(Problem::usage(format!(
@@ -218,104 +222,40 @@ fn check_label(label: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The disks with their labels: first those of `--disk`, then the others.
-fn name_disks(disks: &[String], sources: &[PathBuf]) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let mut named: Vec<(String, PathBuf)> = Vec::new();
-    for text in disks {
-        let Some((label, source)) = text
-            .split_once('=')
-            .filter(|(_, source)| !source.is_empty())
-        else {
-            return Err(Problem::usage(format!("--disk {text}: should be LABEL=SOURCE")).into());
-        };
-        check_label(label)?;
-        if named.iter().any(|(known, _)| known == label) {
-            return Err(Problem::usage(format!("two disks are labelled {label}"))
-                .hint("give each disk a label of its own")
-                .into());
+/// Each disk has a label of its own, and there is a disk.
+fn check_labels(disks: &[DiskRequest]) -> anyhow::Result<()> {
+    let mut taken = HashSet::new();
+    for disk in disks {
+        check_label(&disk.label)?;
+        if !taken.insert(disk.label.as_str()) {
+            return Err(
+                Problem::usage(format!("two disks are labelled {}", disk.label))
+                    .hint("give each disk a label of its own")
+                    .into(),
+            );
         }
-        named.push((label.to_owned(), source.into()));
     }
-    let mut taken: HashSet<String> = named.iter().map(|(label, _)| label.clone()).collect();
-    for (place, source) in sources.iter().enumerate() {
-        let stem = stem_label(source);
-        let clashes = |label: &String| {
-            let others = sources
-                .iter()
-                .enumerate()
-                .filter(|(other, _)| *other != place);
-            taken.contains(label)
-                || others
-                    .into_iter()
-                    .any(|(_, path)| stem_label(path) == *label)
-        };
-        let numbered = (named.len()..).map(|number| format!("disk{number}"));
-        let label = std::iter::once(stem)
-            .chain(numbered)
-            .find(|label| check_label(label).is_ok() && !clashes(label))
-            .expect("there is a number that is not taken");
-        taken.insert(label.clone());
-        named.push((label, source.clone()));
-    }
-    if named.is_empty() {
+    if disks.is_empty() {
         return Err(
             Problem::usage("there is nothing to back up: no disk was given")
                 .hint("name disks as SOURCE or --disk LABEL=SOURCE")
                 .into(),
         );
     }
-    if named.iter().filter(|(_, path)| is_stdin(path)).count() > 1 {
+    if disks.iter().filter(|disk| is_stdin(&disk.source)).count() > 1 {
         return Err(Problem::usage("standard input can be one disk, not two").into());
     }
-    Ok(named)
+    Ok(())
 }
 
-fn stem_label(source: &Path) -> String {
-    if is_stdin(source) {
-        return STREAM_LABEL.to_owned();
-    }
-    let export = source.to_str().filter(|text| NbdUri::is_like(text));
-    let export = export.and_then(|text| NbdUri::parse(text).ok());
-    let source = match &export {
-        Some(uri) => Path::new(&uri.export),
-        None => source,
-    };
-    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    // What stands before the first '=' of --changed-blocks is a label.
-    stem.replace('=', "_")
-}
-
-fn is_stdin(path: &Path) -> bool {
+/// True if `path` means standard input.
+pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// True if a source is named by an NBD URI.
-fn is_nbd(path: &Path) -> bool {
-    path.to_str().is_some_and(NbdUri::is_like)
-}
-
-/// A source as it may be shown and stored: an export's name can hold a session.
-fn shown_source(path: &Path) -> String {
-    let uri = path.to_str().filter(|text| NbdUri::is_like(text));
-    match uri.map(NbdUri::parse) {
-        Some(Ok(uri)) => uri.to_string(),
-        Some(Err(_)) => "nbd".to_owned(),
-        None => path.display().to_string(),
-    }
-}
-
-fn open_export(text: &str) -> anyhow::Result<Source> {
-    let uri = NbdUri::parse(text)
-        .map_err(|error| Problem::usage(format!("the NBD URI of a source {error}")))?;
-    let options = NbdOptions { is_stopping };
-    let opening = format!("opening the source {uri}");
-    let disk = nbd::open(uri, options).context(opening)?;
-    Ok(Source::Disk(disk))
-}
-
 fn open_source(path: &Path, repository: Option<&Path>) -> anyhow::Result<Source> {
-    if let Some(text) = path.to_str().filter(|text| NbdUri::is_like(text)) {
-        return open_export(text);
+    if is_nbd(path) {
+        return open_export(path);
     }
     if is_stdin(path) {
         // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
@@ -368,39 +308,7 @@ pub fn is_inside(path: &Path, root: &Path) -> bool {
     }
 }
 
-fn unknown_label(option: &str, label: &str, disks: &[DiskJob]) -> anyhow::Error {
-    let labels: Vec<_> = disks.iter().map(|disk| disk.label.as_str()).collect();
-    Problem::usage(format!("{option}: no disk is labelled {label:?}"))
-        .hint(format!("the disks are labelled: {}", labels.join(", ")))
-        .into()
-}
-
-fn add_changed_blocks(disks: &mut [DiskJob], text: &str) -> anyhow::Result<()> {
-    let (disk, path) = match (text.split_once('='), &mut *disks) {
-        (Some((label, path)), disks) if disks.iter().any(|disk| disk.label == label) => {
-            let disk = disks.iter_mut().find(|disk| disk.label == label);
-            (disk.expect("just seen"), path)
-        }
-        // A name with an '=' in it, for the only disk.
-        (Some(_), [disk]) if Path::new(text).exists() => (disk, text),
-        (Some((label, _)), disks) => return Err(unknown_label("--changed-blocks", label, disks)),
-        (None, [disk]) => (disk, text),
-        (None, disks) => {
-            let labels: Vec<_> = disks.iter().map(|disk| disk.label.as_str()).collect();
-            return Err(Problem::usage(format!(
-                "--changed-blocks {text}: there are several disks, say which one: LABEL={text}"
-            ))
-            .hint(format!("the disks are labelled: {}", labels.join(", ")))
-            .into());
-        }
-    };
-    if disk.changed_blocks.is_some() {
-        return Err(Problem::usage(format!(
-            "--changed-blocks was given twice for disk {}",
-            disk.label
-        ))
-        .into());
-    }
+fn add_changed_blocks(disk: &mut DiskJob, path: &Path) -> anyhow::Result<()> {
     if matches!(disk.source, Source::Stream(_)) {
         return Err(Problem::usage(format!(
             "disk {} is a stream, which has no addresses: changed blocks mean nothing there",
@@ -409,40 +317,30 @@ fn add_changed_blocks(disks: &mut [DiskJob], text: &str) -> anyhow::Result<()> {
         .hint("leave out --changed-blocks, or name a file or block device")
         .into());
     }
-    let bitmap = File::open(path)
-        .map_err(|error| cannot(format!("reading the changed-block bitmap {path}"), error))?;
+    let reading = || format!("reading the changed-block bitmap {}", path.display());
+    let bitmap = File::open(path).map_err(|error| cannot(reading(), error))?;
     disk.changed_blocks = Some(ChangedBlocks::new(bitmap));
     // Another bitmap means that other ranges are read.
-    let states = [disk.state, file_state(Path::new(path))];
+    let states = [disk.state, file_state(path)];
     disk.state = *blake3::hash(states.as_flattened()).as_bytes();
     Ok(())
 }
 
-fn add_lineage(disks: &mut [DiskJob], text: &str) -> anyhow::Result<()> {
-    let parts = text
-        .split_once('=')
-        .and_then(|(place, value)| Some((place.rsplit_once(':')?, value)))
-        .filter(|((_, key), _)| !key.is_empty());
-    let Some(((label, key), value)) = parts else {
-        return Err(Problem::usage(format!("--lineage {text}: should be LABEL:KEY=VALUE")).into());
-    };
-    let Some(place) = disks.iter().position(|disk| disk.label == label) else {
-        return Err(unknown_label("--lineage", label, disks));
-    };
-    check_name("lineage key", key)?;
-    let lineage = &mut disks[place].lineage;
+fn add_lineage(disk: &mut DiskJob, key: String, value: String) -> anyhow::Result<()> {
+    let label = &disk.label;
+    check_name("lineage key", &key)?;
     if value.len() > VALUE_LEN_MAX {
         return Err(Problem::usage(format!(
             "--lineage {label}:{key}: the value is longer than {VALUE_LEN_MAX} bytes"
         ))
         .into());
     }
-    if lineage.iter().any(|(known, _)| known == key) {
+    if disk.lineage.iter().any(|(known, _)| *known == key) {
         return Err(Problem::usage(format!("--lineage {label}:{key} was given twice")).into());
     }
-    lineage.push((key.to_owned(), value.to_owned()));
-    lineage.sort();
-    check_count("lineage entries", lineage.len(), LINEAGE_MAX)
+    disk.lineage.push((key, value));
+    disk.lineage.sort();
+    check_count("lineage entries", disk.lineage.len(), LINEAGE_MAX)
 }
 
 fn read_metadata(path: &Path) -> anyhow::Result<(String, Vec<u8>)> {
@@ -475,34 +373,4 @@ fn shorten(mut text: String, len_max: usize) -> String {
     }
     text.truncate(len);
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn labels(disks: &[&str], sources: &[&str]) -> Vec<String> {
-        let disks: Vec<String> = disks.iter().map(|text| (*text).to_owned()).collect();
-        let sources: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
-        let named = name_disks(&disks, &sources).unwrap();
-        named.into_iter().map(|(label, _)| label).collect()
-    }
-
-    #[test]
-    fn disks_are_labelled_by_their_stem_or_number() {
-        assert_eq!(
-            labels(&[], &["/a/root.raw", "b/swap.img"]),
-            ["root", "swap"]
-        );
-        assert_eq!(labels(&[], &["a/d.raw", "b/d.raw"]), ["disk0", "disk1"]);
-        assert_eq!(labels(&["root=x"], &["root.raw"]), ["root", "disk1"]);
-        assert_eq!(
-            labels(&["disk1=x"], &["a/d", "b/d"]),
-            ["disk1", "disk2", "disk3"]
-        );
-        assert_eq!(labels(&[], &["-"]), ["stream"]);
-        assert_eq!(labels(&[], &["a=b.raw"]), ["a_b"]);
-        assert_eq!(labels(&[], &["nbd://host:1/vm/root.raw"]), ["root"]);
-        assert_eq!(labels(&[], &["nbd://host"]), ["disk0"]);
-    }
 }

@@ -1,11 +1,13 @@
 //! How a run ends: the exit code, and for a failure the chain of causes and what to do now.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use serde::Serialize;
 use undercroft_control::{PolicyError, SelectError};
+use undercroft_dataplane::net::distrust::distrust_in;
+use undercroft_dataplane::net::proxy::status::TaskFailure;
 use undercroft_dataplane::net::trust::TrustError;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::index::IndexError;
@@ -81,47 +83,49 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// A failure in JSON.
-#[derive(Serialize)]
-struct Report {
-    error: String,
-    causes: Vec<String>,
-    hints: Vec<String>,
-    exit_code: u8,
+/// A failure that another process described.
+#[derive(Debug)]
+pub struct Reported(pub TaskFailure);
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.error)
+    }
 }
 
-impl Report {
-    fn of(error: &anyhow::Error, program: &str) -> Self {
-        let mut causes: Vec<String> = Vec::new();
-        let text = error.to_string();
-        for cause in error.chain().skip(1) {
-            let cause = cause.to_string();
-            // Transparent wrappings say the same again.
-            if !causes.last().unwrap_or(&text).ends_with(&cause) {
-                causes.push(cause);
-            }
-        }
-        let hints = hints(error).into_iter();
-        Self {
-            error: text,
-            causes,
-            hints: hints
-                .map(|hint| hint.replace("`undercroft ", &format!("`{program} ")))
-                .collect(),
-            exit_code: if is_usage(error) { 2 } else { 1 },
-        }
-    }
+impl std::error::Error for Reported {}
 
-    fn lines(&self) -> String {
-        let mut text = format!("Error: {}\n", self.error);
-        for cause in &self.causes {
-            text += &format!("Caused by: {cause}\n");
-        }
-        for hint in &self.hints {
-            text += &format!("Hint: {hint}\n");
-        }
-        text
+/// What is told of a failure. Commands in its hints still begin with `` `undercroft ``.
+pub fn describe(error: &anyhow::Error) -> TaskFailure {
+    if let Some(Reported(failure)) = error.downcast_ref() {
+        return failure.clone();
     }
+    let mut causes: Vec<String> = Vec::new();
+    let text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Transparent wrappings say the same again.
+        if !causes.last().unwrap_or(&text).ends_with(&cause) {
+            causes.push(cause);
+        }
+    }
+    TaskFailure {
+        error: text,
+        causes,
+        hints: hints(error),
+        exit_code: if is_usage(error) { 2 } else { 1 },
+    }
+}
+
+fn lines(failure: &TaskFailure) -> String {
+    let mut text = format!("Error: {}\n", failure.error);
+    for cause in &failure.causes {
+        text += &format!("Caused by: {cause}\n");
+    }
+    for hint in &failure.hints {
+        text += &format!("Hint: {hint}\n");
+    }
+    text
 }
 
 /// Tells of a failure on stderr, as text or as a line of JSON, and gives the exit code. `program` is how
@@ -132,19 +136,38 @@ pub fn exit_code(result: anyhow::Result<Outcome>, program: &str, json: bool) -> 
         Ok(Outcome::Damage) => return ExitCode::from(3),
         Err(error) => error,
     };
-    let report = Report::of(&error, program);
-    let text = match serde_json::to_string(&report) {
-        Ok(line) if json => line + "\n",
-        _ => report.lines(),
+    let mut report = describe(&error);
+    for hint in &mut report.hints {
+        *hint = hint.replace("`undercroft ", &format!("`{program} "));
+    }
+    let text = match json {
+        true => report.json() + "\n",
+        false => lines(&report),
     };
     // Nobody is left to be told if this fails.
     let _ = io::stderr().write_all(text.as_bytes());
     ExitCode::from(report.exit_code)
 }
 
-/// Writes a warning to stderr.
+/// Writes a warning to stderr, or tells whoever hears this thread's.
 pub fn warn(text: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "Warning: {text}");
+    HEARER.with_borrow(|hearer| match hearer {
+        Some(hear) => hear(&text.to_string()),
+        None => {
+            let _ = writeln!(io::stderr(), "Warning: {text}");
+        }
+    });
+}
+
+type Hearer = Box<dyn Fn(&str)>;
+
+thread_local! {
+    static HEARER: RefCell<Option<Hearer>> = const { RefCell::new(None) };
+}
+
+/// Gives the warnings of this thread to `hear` from now on: it is a task's, whose user is elsewhere.
+pub fn hear_warnings(hear: impl Fn(&str) + 'static) {
+    HEARER.set(Some(Box::new(hear)));
 }
 
 /// The error and its causes on one line.
@@ -271,10 +294,13 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
         RepositoryError::Interrupted { session, .. } => vec![format!(
             "what was finished is kept for a while: run the same command with --resume {session}"
         )],
+        // It says itself what to do.
+        RepositoryError::Connection(cause) if distrust_in(&**cause).is_some() => Vec::new(),
         RepositoryError::Connection(_) => {
             hint("see that the server runs and that UDP gets through to its port")
         }
         RepositoryError::Remote(failure) => remote_hint(failure.code),
+        RepositoryError::Collecting => hint("wait for it to end, then run the same command again"),
         RepositoryError::Cancelled => hint("nothing is lost: run the same command again"),
         _ => Vec::new(),
     }
@@ -316,7 +342,7 @@ fn trust_hint(error: &TrustError) -> Option<String> {
                 .into(),
         ),
         TrustError::NoAuthority { .. } => Some(
-            "--store names the directory that has the server's repositories and its directory `trust`"
+            "--store, or --state of a proxy, names the directory in which the directory `trust` is"
                 .into(),
         ),
         _ => None,

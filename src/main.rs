@@ -2,24 +2,34 @@
 //!
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
 //! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
-//! [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
-//! [`failure`] errors and hints to stderr; [`service`] tells systemd how a daemon is.
+//! [`backup_run`] and [`restore_run`] do the work of the same names for any [`runner`], a command or a task of a
+//! [`proxy`]; [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
+//! [`failure`] errors and hints to stderr, [`logging`] what is done; [`service`] tells systemd how a daemon is,
+//! [`watch`] those who watch it.
 
 mod access;
 mod backup_job;
+mod backup_request;
+mod backup_run;
 mod catalog;
 mod cli;
 mod failure;
 mod lock_end;
+mod logging;
+mod nbd_source;
 mod progress;
+mod proxy;
 mod remote;
 mod report;
+mod restore_run;
 mod restore_target;
+mod runner;
 mod service;
 mod settings;
 mod signals;
 mod snapshot_view;
 mod units;
+mod watch;
 mod work;
 
 use std::process::ExitCode;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use undercroft_dataplane::clock::Stopwatch;
-use undercroft_dataplane::net::address::{RemoteAddress, ServerAddress};
-use undercroft_dataplane::net::client::{Link, LinkOptions, RemoteRepository};
-use undercroft_dataplane::net::trust::enrolled::ClientStore;
+use undercroft_dataplane::net::address::{ProxyAddress, RemoteAddress, ServerAddress};
+use undercroft_dataplane::net::client::{Link, LinkLimits, LinkOptions, RemoteRepository};
+use undercroft_dataplane::net::proxy::ProxyLink;
+use undercroft_dataplane::net::trust::enrolled::{ClientStore, Enrolled};
 use undercroft_dataplane::net::trust::enrolment::Renewal;
+use undercroft_dataplane::net::trust::tls::{PROXY, Protocols, REPOSITORY};
 use undercroft_dataplane::net::trust::{SERVER_NAME, SystemClock, WallClock};
 use undercroft_dataplane::repository::entropy::SystemEntropy;
 use undercroft_dataplane::repository::error::RepositoryError;
@@ -43,29 +45,70 @@ pub fn client_store(server: &ServerAddress) -> anyhow::Result<ClientStore> {
 }
 
 /// Connects to a server.
-pub fn connect(_: &Settings, server: &ServerAddress) -> anyhow::Result<Link> {
+pub fn connect(settings: &Settings, server: &ServerAddress) -> anyhow::Result<Link> {
     let store = client_store(server)?;
     let enrolled = store.load()?;
+    let link = Link::connect(options(
+        server,
+        &enrolled,
+        REPOSITORY,
+        CONNECTIONS,
+        settings.limits.clone(),
+    )?)?;
+    renew(server, &store, &enrolled, &link);
+    Ok(link)
+}
+
+/// Connects to a proxy.
+pub fn connect_to_proxy(proxy: &ProxyAddress) -> anyhow::Result<ProxyLink> {
+    let store = client_store(&proxy.0)?;
+    let enrolled = store.load()?;
+    let link = ProxyLink::connect(options(
+        &proxy.0,
+        &enrolled,
+        PROXY,
+        1,
+        LinkLimits::default(),
+    )?)?;
+    renew(&proxy.0, &store, &enrolled, link.link());
+    Ok(link)
+}
+
+fn options(
+    address: &ServerAddress,
+    enrolled: &Enrolled,
+    protocols: Protocols,
+    connections: usize,
+    limits: LinkLimits,
+) -> anyhow::Result<LinkOptions> {
     let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
-    let link = Link::connect(LinkOptions {
-        address: server.clone(),
-        tls: enrolled.client_config(&clock)?,
+    Ok(LinkOptions {
+        address: address.clone(),
+        tls: enrolled.client_config_for(&clock, protocols)?,
         server_name: SERVER_NAME.to_owned(),
         program: PROGRAM.to_owned(),
-        connections: CONNECTIONS,
-    })?;
-    if enrolled.needs_renewal(clock.now()) {
-        let renewal = Renewal::begin(&store, &enrolled, &SystemEntropy)?;
-        // The present certificate does for now.
-        let renewed = link.renew(renewal.request()).map_err(anyhow::Error::from);
-        if let Err(error) = renewed.and_then(|answer| Ok(renewal.finish(&answer)?)) {
-            warn(format_args!(
-                "the certificate for {server} ends soon and could not be renewed: {}",
-                one_line(&*error)
-            ));
-        }
+        connections,
+        limits,
+    })
+}
+
+/// Renews the certificate if its end is near. The present one does for now.
+fn renew(server: &ServerAddress, store: &ClientStore, enrolled: &Enrolled, link: &Link) {
+    if !enrolled.needs_renewal(SystemClock.now()) {
+        return;
     }
-    Ok(link)
+    let renew = || -> anyhow::Result<()> {
+        let renewal = Renewal::begin(store, enrolled, &SystemEntropy)?;
+        let answer = link.renew(renewal.request())?;
+        renewal.finish(&answer)?;
+        Ok(())
+    };
+    if let Err(error) = renew() {
+        warn(format_args!(
+            "the certificate for {server} ends soon and could not be renewed: {}",
+            one_line(&*error)
+        ));
+    }
 }
 
 /// How long a server is waited for that was lost before it answered.

@@ -37,6 +37,18 @@ pub fn emit<T: Serialize>(
     print(text.as_bytes())
 }
 
+/// A result both ways: as JSON and as text, for whoever prints it elsewhere.
+pub fn both<T: Serialize>(
+    value: &T,
+    write: impl FnOnce(&mut String),
+) -> anyhow::Result<(String, String)> {
+    let mut json = serde_json::to_string_pretty(value).context("writing JSON")?;
+    json.push('\n');
+    let mut text = String::new();
+    write(&mut text);
+    Ok((json, text))
+}
+
 /// As [`emit`], to stderr: for a result whose data took stdout.
 pub fn emit_to_stderr<T: Serialize>(
     settings: &Settings,

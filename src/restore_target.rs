@@ -13,9 +13,11 @@ use undercroft_dataplane::io::{BlockFile, OsFile};
 use undercroft_dataplane::restore::{Target, TargetContent};
 use undercroft_format::reason::Reason;
 use undercroft_format::snapshot::DiskManifest;
+pub use undercroft_format::wire::task::Overwrite;
 
 use crate::backup_job::{RESTORED_SUFFIX, is_inside};
 use crate::failure::{Problem, quote};
+use crate::runner::Runner;
 use crate::units::Size;
 
 /// Ends the name of a file that is not complete.
@@ -51,30 +53,15 @@ impl Destination {
     }
 }
 
-/// What may become of a target that exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overwrite {
-    /// Nothing.
-    Never,
-    /// It is replaced.
-    Force,
-    /// It is read, and what differs is written.
-    InPlace {
-        /// A file that is longer than the disk is cut.
-        cut: bool,
-    },
-}
-
-impl Overwrite {
-    fn is_in_place(self) -> bool {
-        matches!(self, Self::InPlace { .. })
-    }
+fn is_in_place(overwrite: Overwrite) -> bool {
+    matches!(overwrite, Overwrite::InPlace { .. })
 }
 
 /// How targets are made.
 pub struct Plan<'a> {
     destination: &'a Destination,
     overwrite: Overwrite,
+    runner: &'a dyn Runner,
 }
 
 /// A target and what remains to be done when it is complete.
@@ -89,7 +76,12 @@ impl<'a> Plan<'a> {
         repository: Option<&Path>,
         destination: &'a Destination,
         overwrite: Overwrite,
+        runner: &'a dyn Runner,
     ) -> anyhow::Result<Self> {
+        match destination {
+            Destination::Stdout => {}
+            Destination::Directory(path) | Destination::File(path) => runner.may_write(path)?,
+        }
         let place = match destination {
             Destination::Stdout => None,
             Destination::Directory(directory) => {
@@ -113,7 +105,16 @@ impl<'a> Plan<'a> {
         Ok(Self {
             destination,
             overwrite,
+            runner,
         })
+    }
+
+    /// What may become of `path`: a file that an earlier run completed may be replaced.
+    fn overwrite_of(&self, path: &Path) -> Overwrite {
+        match self.overwrite {
+            Overwrite::Never if self.runner.has_written(path) => Overwrite::Force,
+            overwrite => overwrite,
+        }
     }
 
     /// Whether the VM's metadata goes there, too.
@@ -143,12 +144,12 @@ impl<'a> Plan<'a> {
         }
         // What has no addresses cannot be overwritten.
         if is_stream(&metadata) {
-            return match self.overwrite.is_in_place() {
+            return match is_in_place(self.overwrite) {
                 true => Err(not_in_place(&path.display().to_string())),
                 false => Ok(()),
             };
         }
-        if self.overwrite == Overwrite::Never {
+        if self.overwrite_of(&path) == Overwrite::Never {
             return Err(exists(&path));
         }
         if self.overwrite == (Overwrite::InPlace { cut: false })
@@ -200,8 +201,11 @@ impl<'a> Plan<'a> {
             Ok(metadata) if metadata.file_type().is_block_device() => {
                 self.device_target(path, disk)
             }
-            Ok(_) if self.overwrite.is_in_place() => in_place_target(path, disk),
-            _ => new_file_target(path, disk, self.overwrite),
+            Ok(_) if is_in_place(self.overwrite) => in_place_target(path, disk),
+            _ => {
+                let overwrite = self.overwrite_of(&path);
+                new_file_target(path, disk, overwrite)
+            }
         }
     }
 
@@ -219,7 +223,7 @@ impl<'a> Plan<'a> {
                 .into());
             }
         }
-        if self.overwrite == Overwrite::Never && path.symlink_metadata().is_ok() {
+        if self.overwrite_of(&path) == Overwrite::Never && path.symlink_metadata().is_ok() {
             return Err(exists(&path));
         }
         Ok(())
@@ -229,7 +233,8 @@ impl<'a> Plan<'a> {
     pub fn write_metadata(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
         let path = self.in_directory(name, "metadata")?;
         let writing = format!("writing {}", path.display());
-        let (file, finish) = new_file(path, self.overwrite, None)?;
+        let overwrite = self.overwrite_of(&path);
+        let (file, finish) = new_file(path, overwrite, None)?;
         file.write_all_at(bytes, 0).context(writing)?;
         let name = finish.name();
         finish.publish()?;
@@ -238,15 +243,17 @@ impl<'a> Plan<'a> {
 
     /// Where `disk` goes; `None` for standard output.
     fn path_of(&self, disk: &DiskManifest) -> anyhow::Result<Option<PathBuf>> {
-        match self.destination {
-            Destination::Stdout => Ok(None),
-            Destination::File(path) => Ok(Some(path.clone())),
+        let path = match self.destination {
+            Destination::Stdout => return Ok(None),
+            Destination::File(path) => path.clone(),
             Destination::Directory(_) => {
                 self.in_directory(&disk.label, "disk")?;
-                self.in_directory(&format!("{}{RESTORED_SUFFIX}", disk.label), "disk")
-                    .map(Some)
+                self.in_directory(&format!("{}{RESTORED_SUFFIX}", disk.label), "disk")?
             }
-        }
+        };
+        // Asked each time: a link may have been put there meanwhile.
+        self.runner.may_write(&path)?;
+        Ok(Some(path))
     }
 
     /// Names in snapshots come from elsewhere: none may lead out of the directory.
@@ -584,6 +591,7 @@ mod tests {
             let plan = Plan {
                 destination: &destination,
                 overwrite,
+                runner: &crate::runner::Terminal,
             };
             let disks = [&disk("root"), &disk("data")];
             let check = |name| plan.check_metadata(name, &disks);

@@ -8,25 +8,31 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 use jiff::tz::TimeZone;
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 use undercroft_dataplane::io::{Engine, EngineRequest, choose};
 use undercroft_dataplane::net::address::ServerAddress;
+use undercroft_dataplane::net::bandwidth::{Rule, Rules};
+use undercroft_dataplane::net::client::LinkLimits;
 use undercroft_dataplane::repository::keys::Unlock;
 use undercroft_dataplane::repository::open::Location;
 use zeroize::Zeroizing;
 
 use crate::failure::{Problem, quote};
+use crate::logging::{LogFormat, log_to_stderr};
 use crate::signals::guard_terminal;
 
 const REPOSITORY_VARIABLE: &str = "UNDERCROFT_REPO";
+const LOG_VARIABLE: &str = "UNDERCROFT_LOG";
+const UPLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_UPLOAD";
+const DOWNLOAD_VARIABLE: &str = "UNDERCROFT_LIMIT_DOWNLOAD";
 const PASSPHRASE_VARIABLE: &str = "UNDERCROFT_PASSPHRASE";
 /// Longest passphrase or recovery key file, in bytes: longer ones are some other file.
 const SECRET_LEN_MAX: u64 = 64 << 10;
 
 /// Options of every command.
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the brackets in the help are those of a syntax"
+)]
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
@@ -56,9 +62,24 @@ pub struct GlobalArgs {
     /// Threads for CPU work (default: one per core)
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Bandwidth to a server, as in 50MiB/s or 400Mbit/s@mon-fri 08:00-18:00; of several the lowest counts
+    ///
+    /// RATE[@[DAYS] [HH:MM-HH:MM] [UTC]], by the clock of this machine; without a schedule always. It is for
+    /// data alone, and for repositories behind a server. May be repeated; in the variable, separated by ;
+    #[arg(long, global = true, value_name = "LIMIT", env = UPLOAD_VARIABLE, value_delimiter = ';', hide_env_values = true)]
+    limit_upload: Vec<Rule>,
+    /// Bandwidth from a server, written like --limit-upload
+    #[arg(long, global = true, value_name = "LIMIT", env = DOWNLOAD_VARIABLE, value_delimiter = ';', hide_env_values = true)]
+    limit_download: Vec<Rule>,
     /// Log what is done on standard error; twice for more
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// What is logged, in place of -v: a level, or levels by part, as in info,undercroft_dataplane::net=debug
+    #[arg(long, global = true, value_name = "FILTER", env = LOG_VARIABLE, hide_env_values = true)]
+    log: Option<String>,
+    /// How it is logged: lines of text, or a JSON object per line
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
 }
 
 /// How progress is shown.
@@ -107,8 +128,10 @@ pub enum Key {
 }
 
 /// The global options, validated.
+#[derive(Clone)]
 pub struct Settings {
     repo: Option<Location>,
+    may_ask: bool,
     passphrase_file: Option<PathBuf>,
     recovery_key_file: Option<PathBuf>,
     /// Results as JSON.
@@ -118,6 +141,8 @@ pub struct Settings {
     /// Threads for CPU work.
     pub threads: usize,
     engine: EngineRequest,
+    /// How much of a path to a server may be taken.
+    pub limits: LinkLimits,
     /// The time zone in which times are read and shown.
     pub time_zone: TimeZone,
 }
@@ -125,7 +150,7 @@ pub struct Settings {
 impl Settings {
     /// Validates `args` and sets up logging.
     pub fn new(args: GlobalArgs) -> anyhow::Result<Self> {
-        log_to_stderr(args.verbose);
+        log_to_stderr(args.verbose, args.log.as_deref(), args.log_format)?;
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let progress = match args.progress {
             // Log lines and a bar would run into each other.
@@ -137,6 +162,7 @@ impl Settings {
         };
         Ok(Self {
             repo: args.repo.map(|repo| repo.parse()).transpose()?,
+            may_ask: io::stderr().is_terminal(),
             passphrase_file: args.passphrase_file,
             recovery_key_file: args.recovery_key_file,
             json: args.json,
@@ -147,8 +173,23 @@ impl Settings {
                 IoEngine::IoUring => EngineRequest::Uring,
                 IoEngine::Posix => EngineRequest::Posix,
             },
+            limits: LinkLimits {
+                upload: Rules::new(args.limit_upload, TimeZone::system()),
+                download: Rules::new(args.limit_download, TimeZone::system()),
+            },
             time_zone: TimeZone::system(),
         })
+    }
+
+    /// The same for a task of a daemon, about another repository: nobody is there to be asked.
+    pub fn of_task(&self, repo: Location, time_zone: TimeZone) -> Self {
+        Self {
+            repo: Some(repo),
+            may_ask: false,
+            progress: ProgressMode::None,
+            time_zone,
+            ..self.clone()
+        }
     }
 
     /// The directory of the repository, for what works on a directory alone.
@@ -228,7 +269,7 @@ impl Settings {
     /// What unlocks an encrypted repository; asked for on a terminal if it was not given and is needed.
     pub fn unlock(&self, key: Key) -> anyhow::Result<Option<Unlock>> {
         let given = self.given_unlock()?;
-        if given.is_some() || key == Key::IfGiven || !can_ask() {
+        if given.is_some() || key == Key::IfGiven || !self.may_ask {
             return Ok(given);
         }
         let passphrase = ask("Passphrase of the repository: ")?;
@@ -245,7 +286,7 @@ impl Settings {
                 )
                 .into());
             }
-            None if can_ask() => {
+            None if self.may_ask => {
                 let passphrase = ask("Passphrase of the new repository: ")?;
                 if ask("The same again: ")? != passphrase {
                     return Err(Problem::new("the two passphrases differ: nothing was made").into());
@@ -272,10 +313,6 @@ impl Settings {
     }
 }
 
-fn can_ask() -> bool {
-    io::stderr().is_terminal()
-}
-
 fn ask(question: &str) -> anyhow::Result<Zeroizing<String>> {
     let answer = guard_terminal(|| rpassword::prompt_password(question));
     let answer = answer.context("reading a passphrase")?;
@@ -292,28 +329,4 @@ fn first_line(path: &Path) -> anyhow::Result<Zeroizing<String>> {
         return Err(Problem::new(format!("the first line of {} is empty", path.display())).into());
     }
     Ok(Zeroizing::new(line.to_owned()))
-}
-
-fn log_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => tracing::Level::WARN,
-        1 => tracing::Level::INFO,
-        2 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
-    };
-    // RocksDB logs what it returns as errors, too, and there it comes with what to do about it.
-    let rocksdb = match verbose {
-        0 => LevelFilter::OFF,
-        _ => LevelFilter::from_level(level),
-    };
-    let targets = Targets::new()
-        .with_default(level)
-        .with_target("rocksdb", rocksdb);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .log_internal_errors(false)
-        .with_filter(targets);
-    // Tests of the library part may have set one.
-    let _ = tracing_subscriber::registry().with(lines).try_init();
 }

@@ -90,12 +90,13 @@ impl fmt::Display for Took {
     }
 }
 
-/// Reads a duration: a number and a unit, as in `30min`, `12h`, `7d` or `2w`.
+/// Reads a duration: a number and a unit, as in `30s`, `30min`, `12h`, `7d` or `2w`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a duration: write one like 30min, 12h, 7d or 2w");
+    let wrong = || format!("'{text}' is not a duration: write one like 30s, 30min, 12h, 7d or 2w");
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(digits);
     let seconds = match unit.trim_start() {
+        "s" => 1,
         "min" => 60,
         "h" => 3600,
         "d" => 24 * 3600,
@@ -181,6 +182,7 @@ mod tests {
     #[test]
     fn durations_are_read_with_their_unit() {
         for (text, seconds) in [
+            ("30s", Some(30)),
             ("30min", Some(1800)),
             ("12 h", Some(43_200)),
             ("7d", Some(604_800)),

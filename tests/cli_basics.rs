@@ -211,11 +211,13 @@ Commands:
   rebuild-index  Make the index anew from the packs alone
   forget         Remove snapshots
   protect        Protect a snapshot from forget and prune
+  lock           Lock a snapshot: nobody can forget it before the lock ends
   prune          Remove snapshots that a retention policy does not keep
   gc             Give back the space of data that no snapshot refers to
   stats          Show figures of the repository
-  enroll         Get a certificate from a repository server
+  enroll         Get a certificate from a repository server or a proxy
   repository     Run a repository server, look at it, and say who may use it
+  proxy          Run a proxy, look at it and its tasks, and say who may use it
   bench          Measure each stage of the pipeline, and the whole, on this machine
   completions    Print completions for a shell
   man            Write manual pages, one per command
@@ -238,10 +240,12 @@ fn every_command_has_help() {
         "rebuild-index",
         "forget",
         "protect",
+        "lock",
         "prune",
         "gc",
         "stats",
         "repository",
+        "proxy",
         "bench",
         "completions",
         "man",

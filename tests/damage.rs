@@ -5,20 +5,12 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use undercroft_dataplane::io::LocalStorage;
-use undercroft_dataplane::repository::open::read_config;
-use undercroft_dataplane::repository::pack_reader::{list_packs, read_contents};
 use undercroft_format::pack::{PackKind, RECORD_HEADER_LEN};
 
+use support::packs::{flip, largest_data_pack, packs_of};
 use support::{
     Image, assert_restores, copy_tree, fail_with, files_below, json, succeed, undercroft, workspace,
 };
-
-fn flip(file: &Path, position: usize, bit: u8) {
-    let mut bytes = std::fs::read(file).expect("the file");
-    bytes[position] ^= 1 << bit;
-    std::fs::write(file, bytes).expect("it can be written");
-}
 
 fn repository(dir: &Path, encrypted: bool) -> (PathBuf, Image) {
     let repo = dir.join("repo");
@@ -97,13 +89,6 @@ fn a_flipped_bit_in_any_file_is_found_by_verify() {
         }
         assert!(tried > 40, "{tried}");
     }
-}
-
-fn largest_data_pack(repo: &Path) -> PathBuf {
-    files_below(&repo.join("packs"))
-        .into_iter()
-        .max_by_key(|file| std::fs::metadata(file).expect("its length").len())
-        .expect("a pack")
 }
 
 #[test]
@@ -196,29 +181,6 @@ fn a_lost_index_is_remade_and_a_lost_pack_is_named() {
             .arg(&target),
         1,
     );
-}
-
-/// The sealed packs of one kind, with the positions and lengths of their records.
-fn packs_of(repo: &Path, kind: PackKind) -> Vec<(PathBuf, Vec<(usize, usize)>)> {
-    let storage = LocalStorage::new(repo.to_owned());
-    let config = read_config(&storage, "repo").expect("a config");
-    let sealed = list_packs(&storage).expect("a listing").sealed;
-    let contents = sealed
-        .into_iter()
-        .map(|(id, _)| read_contents(&storage, config.repository, id).expect("a sealed pack"));
-    contents
-        .filter(|pack| pack.kind == kind)
-        .map(|pack| {
-            let id = pack.id.to_string();
-            let records = pack.toc.entries.iter();
-            (
-                repo.join("packs").join(&id[..2]).join(&id),
-                records
-                    .map(|entry| (entry.position as usize, entry.info.record_len() as usize))
-                    .collect(),
-            )
-        })
-        .collect()
 }
 
 /// An increment of `image` on the newest snapshot of `vm`, in `repo`.

@@ -22,7 +22,7 @@ use undercroft_dataplane::repository::open::{
     Access, CreateOptions, OpenOptions, create_local, open_local,
 };
 use undercroft_dataplane::repository::record::{RecordBatch, RecordEncoder};
-use undercroft_dataplane::repository::session::Session;
+use undercroft_dataplane::repository::session::{Session, SessionRequest};
 use undercroft_format::codec::DecodeError;
 use undercroft_format::extent::Extent;
 use undercroft_format::id::{NodeId, ObjectId};
@@ -92,7 +92,13 @@ fn peak() -> String {
 }
 
 fn store(repository: &Arc<LocalRepository>, chunks: u64) -> Result<(), Box<dyn std::error::Error>> {
-    let session: Box<dyn Session> = Box::new(LocalSession::begin(repository)?);
+    let request = SessionRequest {
+        vm: "vm".to_owned(),
+        disks: Vec::new(),
+        resume: None,
+        lock: None,
+    };
+    let session: Box<dyn Session> = Box::new(LocalSession::begin(repository, &request)?);
     let watch = Stopwatch::start();
     let segments = chunks / CHUNKS_PER_SEGMENT;
     let snapshot = fill(&*session, segments)?;

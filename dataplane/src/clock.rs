@@ -3,9 +3,17 @@
 
 use std::time::{Duration, Instant};
 
+use crate::simulate;
+
 /// Measures time from its making.
 #[derive(Clone, Copy, Debug)]
-pub struct Stopwatch(Instant);
+pub struct Stopwatch(Start);
+
+#[derive(Clone, Copy, Debug)]
+enum Start {
+    Real(Instant),
+    Simulated(Duration),
+}
 
 impl Stopwatch {
     /// Starts now.
@@ -14,11 +22,17 @@ impl Stopwatch {
         reason = "the one place that reads the clock"
     )]
     pub fn start() -> Self {
-        Self(Instant::now())
+        Self(match simulate::now() {
+            Some(now) => Start::Simulated(now),
+            None => Start::Real(Instant::now()),
+        })
     }
 
     /// Time since the start.
     pub fn elapsed(&self) -> Duration {
-        self.0.elapsed()
+        match self.0 {
+            Start::Real(start) => start.elapsed(),
+            Start::Simulated(start) => simulate::now().unwrap_or_default().saturating_sub(start),
+        }
     }
 }

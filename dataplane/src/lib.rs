@@ -6,7 +6,9 @@
 //! - [`restore`]: plan, fetch, decode, write
 //! - [`nbd`]: disks over NBD
 //! - [`net`]: the same over QUIC: server, client, trust
+//! - [`observe`]: what a daemon shows to those who watch it
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
+//! - [`simulate`]: what a simulation puts in place of the machine
 
 pub mod clock;
 pub mod ingest;
@@ -14,7 +16,9 @@ pub mod io;
 pub mod measure;
 pub mod nbd;
 pub mod net;
+pub mod observe;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+pub mod simulate;
 pub mod wall_clock;

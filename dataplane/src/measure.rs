@@ -188,6 +188,7 @@ fn read_stage(
     let segment_size = SegmentSize::DEFAULT;
     let pool = BufferPool::new(4 * segment_size.bytes() as usize);
     let reader = DiskReader {
+        going_on: &|| Ok(()),
         source: disk,
         segment_size,
         grid_phase: 0,

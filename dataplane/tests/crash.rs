@@ -20,10 +20,13 @@ use undercroft_dataplane::repository::entropy::SeededEntropy;
 use undercroft_dataplane::repository::error::{RepositoryError, Result};
 use undercroft_dataplane::repository::keys::Keys;
 use undercroft_dataplane::repository::open::{create, read_config};
+use undercroft_dataplane::repository::retention::UnixMs;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_dataplane::repository::{LocalRepository, Repository, layout};
+use undercroft_dataplane::wall_clock::SetClock;
 use undercroft_format::config::Config;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::lock::LockEnd;
 
 use support::{
     Content, Decoded, DiskInput, KIB, MIB, Rng, Watched, assert_no_leftovers, assert_restores,
@@ -45,7 +48,16 @@ struct Known {
     forgetting: BTreeSet<SnapshotId>,
     /// Snapshots whose protection returned and was not lifted since.
     protected: BTreeSet<SnapshotId>,
+    /// Until when snapshots are locked, where extending that returned.
+    locked: BTreeMap<SnapshotId, UnixMs>,
 }
+
+/// The VM whose snapshots are locked when they are made ...
+const LOCKED_VM: &str = "b";
+/// ... until then, ...
+const LOCKED_UNTIL: UnixMs = UnixMs::from_seconds(2_000);
+/// ... which is not yet.
+const NOW: UnixMs = UnixMs::from_seconds(1_000);
 
 /// Inputs of a workload.
 struct Script {
@@ -114,11 +126,12 @@ impl Run<'_> {
             .collect();
         self.known.given.insert(now_ms, disks.clone());
         let parent = parent.map(|(stored, _)| stored.clone());
-        let report = run_backup(
-            &self.repository,
-            self.threads,
-            job(vm, now_ms, parent, inputs),
-        )?;
+        self.repository
+            .snapshots()
+            .keep_time_by(Arc::new(SetClock::new(NOW)));
+        let mut job = job(vm, now_ms, parent, inputs);
+        job.lock = (vm == LOCKED_VM).then_some(LockEnd::At(LOCKED_UNTIL));
+        let report = run_backup(&self.repository, self.threads, job)?;
         self.known.committed.insert(report.id, now_ms);
         self.repository.snapshots().read(report.id)
     }
@@ -126,6 +139,12 @@ impl Run<'_> {
     fn forget(&mut self, id: SnapshotId) -> Result<()> {
         self.known.forgetting.insert(id);
         self.repository.snapshots().forget(&[id])
+    }
+
+    fn lock(&mut self, id: SnapshotId, until: UnixMs) -> Result<()> {
+        let until = self.repository.snapshots().lock(id, LockEnd::At(until))?;
+        self.known.locked.insert(id, until);
+        Ok(())
     }
 
     fn protect(&mut self, id: SnapshotId, protected: bool) -> Result<()> {
@@ -170,7 +189,8 @@ fn live(
     let first = run.backup("a", 1, day1, None)?;
     let second = run.backup("a", 2, day2, Some((&first, day1)))?;
     run.protect(first.id, true)?;
-    run.backup("b", 3, &script.b, None)?;
+    let locked = run.backup(LOCKED_VM, 3, &script.b, None)?;
+    run.lock(locked.id, LOCKED_UNTIL.after(Duration::from_secs(1)))?;
     run.protect(first.id, false)?;
     run.forget(first.id)?;
     run_gc(&run.repository, 90)?;
@@ -261,6 +281,19 @@ fn check_snapshots(repository: &LocalRepository, known: &Known, decoded: &Decode
     }
     for stored in &stored {
         let disks = &known.given[&stored.snapshot.created_ms];
+        if stored.snapshot.vm == LOCKED_VM {
+            let at_least = known
+                .locked
+                .get(&stored.id)
+                .copied()
+                .unwrap_or(LOCKED_UNTIL);
+            assert!(
+                stored.locked_until >= Some(at_least),
+                "{} was seen without its lock: {:?}",
+                stored.id,
+                stored.locked_until
+            );
+        }
         assert_restores(repository, stored, disks, decoded);
     }
 }

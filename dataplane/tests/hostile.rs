@@ -1,133 +1,34 @@
 //! A client that breaks the rules, against a real server on loopback: it is refused with a reason, and
 //! those beside it notice nothing. And the settings of the transport, on a real path.
 
-use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
+mod world;
+
 use std::time::Duration;
 
-use undercroft_dataplane::io::{EngineRequest, choose};
-use undercroft_dataplane::net::address::{RepositoryName, ServerAddress};
-use undercroft_dataplane::net::client::{Link, LinkOptions};
+use undercroft_dataplane::net::client::Link;
 use undercroft_dataplane::net::conversation::{Conversation, StreamError};
-use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerOptions};
-use undercroft_dataplane::net::trust::{
-    Authority, ClientStore, EnrolOptions, EnrolRequest, Role, SERVER_NAME, Scope, SystemClock,
-    TokenOptions, WallClock, enrol,
-};
-use undercroft_dataplane::repository::entropy::SystemEntropy;
+use undercroft_dataplane::net::transport::MTU_LAST;
 use undercroft_dataplane::repository::keys::Keys;
-use undercroft_dataplane::repository::open::{CreateOptions, create_local};
 use undercroft_format::config::Config;
 use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId};
+use undercroft_format::lock::LockEnd;
 use undercroft_format::pack::{Encoding, ObjectKind, RecordHeader, RecordInfo};
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, ReadMode, Snapshot};
 use undercroft_format::units::{DiskLength, SegmentNumber};
 use undercroft_format::wire::failure::FailureCode;
-use undercroft_format::wire::lane::{Answers, AskObjects, Attach, Flush, PushBuilder, SegmentDone};
+use undercroft_format::wire::lane::{
+    Answers, AskObjects, Attach, Distrust, Flush, PushBuilder, SegmentDone,
+};
+use undercroft_format::wire::message::{ListSnapshots, SnapshotFile};
+use undercroft_format::wire::reference::{
+    AskReference, ReferenceMaps, SegmentsUnchanged, UnchangedSegment,
+};
 use undercroft_format::wire::session::{
-    Acknowledged, Begin, Begun, Commit, DiskState, DoneSegment, Epoch, Finished, SegmentPlace,
+    Acknowledged, Begin, Begun, Commit, DiskState, DoneSegment, Ended, Epoch, Finished, Published,
+    SegmentPlace,
 };
 use undercroft_format::wire::upkeep::Done;
-
-struct World {
-    dir: tempfile::TempDir,
-    authority: Arc<Authority>,
-    server: Option<Server>,
-    address: SocketAddr,
-}
-
-impl World {
-    fn start(lease: Duration) -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        create_local(&dir.path().join("main"), &CreateOptions::default()).expect("a repository");
-        let authority = Authority::open_or_create(
-            &dir.path().join("trust"),
-            Arc::new(SystemClock),
-            Arc::new(SystemEntropy),
-        );
-        let authority = Arc::new(authority.expect("an authority"));
-        let options = ServerOptions {
-            listen: ([127, 0, 0, 1], 0).into(),
-            store: dir.path().to_owned(),
-            owner: "a test".into(),
-            program: "test".into(),
-            engine: choose(EngineRequest::Posix).expect("it works everywhere"),
-            threads: 1,
-            lease,
-            checkpoint: CheckpointPolicy {
-                interval_ms: 0,
-                bytes: 1,
-            },
-            note: Box::new(|_, _| {}),
-        };
-        let server = Server::start(options, authority.clone()).expect("it starts");
-        Self {
-            address: server.address().expect("it listens"),
-            dir,
-            authority,
-            server: Some(server),
-        }
-    }
-
-    fn link(&self) -> (Link, Config) {
-        let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
-        let address: ServerAddress = self.address.to_string().parse().expect("an address");
-        let (token, _) = self
-            .authority
-            .issue_token(&TokenOptions {
-                role: Role::Admin,
-                scope: Scope::everything(),
-                name: None,
-                lifetime: Duration::from_secs(60),
-            })
-            .expect("a token");
-        let mut name = [0; 8];
-        getrandom::fill(&mut name).expect("random numbers");
-        let options = EnrolOptions {
-            role: Role::Admin,
-            name: format!("client-{:016x}", u64::from_le_bytes(name))
-                .parse()
-                .expect("a name"),
-            scope: None,
-        };
-        let store = ClientStore::of_server(Path::new(self.dir.path()), &address);
-        let answer = |request: &[u8]| {
-            let request = EnrolRequest::decode(request)?;
-            Ok::<_, undercroft_format::codec::DecodeError>(self.authority.enrol(&request).encode())
-        };
-        let enrolled = enrol(
-            &store,
-            &token,
-            options,
-            &clock,
-            &SystemEntropy,
-            |_, request| answer(request),
-        );
-        let link = Link::connect(LinkOptions {
-            address,
-            tls: enrolled
-                .expect("enrolled")
-                .client_config(&clock)
-                .expect("TLS"),
-            server_name: SERVER_NAME.to_owned(),
-            program: "test".into(),
-            connections: 1,
-        });
-        let link = link.expect("it connects");
-        let name: RepositoryName = "main".parse().expect("a name");
-        let config = link.open(&name).expect("it opens");
-        (link, config)
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.drain();
-        }
-    }
-}
+use world::World;
 
 fn request(resume: Option<SessionId>) -> Begin {
     Begin {
@@ -321,9 +222,7 @@ fn commit(
         if undercroft_dataplane::net::conversation::expect::<Acknowledged>(&frame).is_ok() {
             continue;
         }
-        let ended = undercroft_dataplane::net::conversation::expect::<
-            undercroft_format::wire::session::Ended,
-        >(&frame);
+        let ended = undercroft_dataplane::net::conversation::expect::<Ended>(&frame);
         return match ended {
             Ok(_) => Ok(()),
             Err(StreamError::Failed(failure)) => Err(failure.code),
@@ -397,6 +296,79 @@ fn whoever_lost_a_session_can_do_nothing_any_more() {
     }
 }
 
+/// A client sends `Commit` and comes back without having heard the answer, sooner or later: it is told what
+/// was published, or goes on, and nothing is ever published twice.
+#[test]
+fn whoever_missed_the_end_of_a_session_is_told_of_it() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, config) = world.link();
+    let keys = Keys::unlock(&config, None).expect("in clear");
+    let mut told = 0;
+    const TIMES: u64 = 60;
+    for time in 0..TIMES {
+        let (mut session, begun) = begin(&link, None);
+        let (id, snapshot) =
+            snapshot(&config, begun.session, None).encode(|body| keys.authenticate(body));
+        let lock = Some(LockEnd::After(Duration::from_secs(3600)));
+        let commit = Commit { lock, snapshot };
+        session.say(&commit).expect("sent");
+        std::thread::sleep(Duration::from_micros(time * 150));
+        // As if the connection had broken: nobody reads the answer.
+        let mut back = link.converse().expect("a stream");
+        back.say(&request(Some(begun.session))).expect("sent");
+        let frame = back.read().expect("an answer").expect("an answer");
+        if let Ok(begun) = undercroft_dataplane::net::conversation::expect::<Begun>(&frame) {
+            // It was not published, and whoever sent that cannot do it any more.
+            assert_eq!(begun.epoch, Epoch(2));
+            back.say(&commit).expect("sent");
+            back.answer::<Ended>().expect("it is published now");
+            continue;
+        }
+        let published = undercroft_dataplane::net::conversation::expect::<Published>(&frame);
+        let published = published.expect("one or the other");
+        assert_eq!(published.snapshot, id);
+        assert!(published.ended.locked_until.is_some());
+        told += 1;
+    }
+    assert!(
+        told > 0,
+        "the sooner ones may go on, the later ones are told"
+    );
+    let mut list = link.converse().expect("a stream");
+    list.say(&ListSnapshots).expect("sent");
+    let mut names = Vec::new();
+    while let Ok(file) = list.answer::<SnapshotFile>() {
+        names.push(file.name);
+    }
+    let locks = names.iter().filter(|name| name.ends_with(".locked"));
+    assert_eq!(locks.count() as u64, TIMES);
+    assert_eq!(names.len() as u64, 2 * TIMES, "each once, with its lock");
+}
+
+/// A client calls sound records damaged: the server looks for itself, and keeps them.
+#[test]
+fn a_client_cannot_have_sound_data_distrusted() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, config) = world.link();
+    let keys = Keys::unlock(&config, None).expect("in clear");
+    let (_session, begun) = begin(&link, None);
+    let mut lane = lane(&link, begun.session, begun.epoch);
+    let payload = [5; 4096];
+    let id = keys.chunk_id(&payload).into();
+    lane.write(push(&chunk(id, &payload), &payload))
+        .expect("sent");
+    lane.say(&Flush).expect("sent");
+    lane.answer::<Done>().expect("it was taken in");
+    let kinds = [ObjectKind::Chunk, ObjectKind::SegmentMap, ObjectKind::Node];
+    for kind in kinds {
+        let ids = vec![id, ObjectId::from_bytes([1; 32])];
+        lane.say(&Distrust { kind, ids }).expect("sent");
+        lane.answer::<Done>().expect("it looked");
+    }
+    lane.say(&AskObjects { ids: vec![id] }).expect("sent");
+    assert_eq!(lane.answer::<Answers>().expect("an answer").known, [true]);
+}
+
 /// A path that carries long packets is found, and a batch of them still fits what the kernel takes: above
 /// that, the connection would fall back to the shortest packets.
 #[test]
@@ -417,11 +389,48 @@ fn packets_grow_and_stay_long() {
     }
     lane.say(&Flush).expect("sent");
     lane.answer::<Done>().expect("all was taken in");
-    let path = link.path_stats(0);
+    let stats = link.stats(0);
+    let (mtu, batches) = (stats.path.current_mtu, stats.udp_tx);
+    assert!((6000..=MTU_LAST).contains(&mtu), "packets of {mtu} bytes");
+    assert_eq!(stats.path.black_holes_detected, 0);
+    // Most were sent in full batches, which all fitted: a batch that does not is lost as a whole.
     assert!(
-        path.current_mtu > 6000,
-        "packets of {} bytes",
-        path.current_mtu
+        batches.datagrams > 4 * batches.ios,
+        "{} packets in {} batches",
+        batches.datagrams,
+        batches.ios
     );
-    assert_eq!(path.black_holes_detected, 0);
+    assert!(
+        stats.path.lost_packets < batches.datagrams / 100,
+        "{} of {} packets were lost",
+        stats.path.lost_packets,
+        batches.datagrams
+    );
+}
+
+/// A segment can be said to be as it is in the reference only if it is there.
+#[test]
+fn nothing_is_like_a_reference_that_does_not_have_it() {
+    let world = World::start(Duration::from_secs(60));
+    let (link, _) = world.link();
+    let (_session, begun) = begin(&link, None);
+    assert_eq!(begun.reference, None);
+    let mut asker = lane(&link, begun.session, begun.epoch);
+    let question = AskReference {
+        disk: 7,
+        first: SegmentNumber(1 << 40),
+        count: 4096,
+    };
+    asker.say(&question).expect("sent");
+    let ReferenceMaps { maps } = asker.answer().expect("an answer");
+    assert_eq!(maps, []);
+    let unchanged = SegmentsUnchanged {
+        disk: 0,
+        segments: vec![UnchangedSegment {
+            number: SegmentNumber(0),
+            data_bytes: 4096,
+        }],
+    };
+    asker.say(&unchanged).expect("sent");
+    assert_eq!(refusal(&mut asker), FailureCode::Protocol);
 }

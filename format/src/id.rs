@@ -127,6 +127,10 @@ id! {
     /// Random name of an ingest session.
     SessionId, 16
 }
+id! {
+    /// Names a task of a proxy, chosen by whoever submits it: the same id is the same task.
+    TaskId, 16
+}
 
 macro_rules! object {
     ($($name:ident),*) => {$(

@@ -1,9 +1,10 @@
-//! Frames and session files: what decodes encodes to the same bytes, whatever the type, also when somebody
+//! Frames, session files and task files: what decodes encodes to the same bytes, whatever the type, also when somebody
 //! made the length or the checksum fit; a header alone bounds what its frame may take.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use undercroft_format::codec::checksum;
+use undercroft_format::wire::books::{Books, Entry, Phase};
 use undercroft_format::wire::frame::{FRAME_HEADER_LEN, FrameHeader, FrameType};
 use undercroft_format::wire::ledger::Ledger;
 use undercroft_format::wire::message::Message;
@@ -27,12 +28,27 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(Message::decode_frame(&frame), Ok(message));
     }
     session_file(bytes);
+    task_file(bytes);
     let covered = bytes.len().saturating_sub(8);
     let mut forged = bytes[..covered].to_vec();
     let sum = checksum(&forged);
     forged.extend_from_slice(&sum.to_le_bytes());
     session_file(&forged);
+    task_file(&forged);
 });
+
+fn task_file(bytes: &[u8]) {
+    let Ok(entry) = Entry::decode(bytes) else {
+        return;
+    };
+    assert_eq!(entry.encode(), bytes);
+    let id = entry.id;
+    let mut books = Books::new(1, false);
+    let was_over = entry.phase == Phase::Over;
+    books.recover([entry]);
+    assert_eq!(books.running(), 0, "nothing runs that was read from a file");
+    assert_eq!(books.start(0).map(|entry| entry.id), (!was_over).then_some(id));
+}
 
 fn session_file(bytes: &[u8]) {
     let Ok(mut ledger) = Ledger::decode(bytes, 0) else {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use undercroft_dataplane::net::address::ServerAddress;
-use undercroft_dataplane::net::client::LinkOptions;
 use undercroft_dataplane::net::client::link::exchange;
+use undercroft_dataplane::net::client::{LinkLimits, LinkOptions};
 use undercroft_dataplane::net::trust::enrolment::{EnrolOptions, enrol};
 use undercroft_dataplane::net::trust::{
     IdentityName, Role, SERVER_NAME, SystemClock, Token, WallClock,
@@ -17,10 +17,10 @@ use crate::remote::{PROGRAM, client_store};
 use crate::report::{self, line};
 use crate::settings::Settings;
 
-/// Get a certificate from a repository server
+/// Get a certificate from a repository server or a proxy
 ///
 /// The token says which server is trusted and what the certificate is for; `undercroft repository tokens`
-/// makes one on the server. The certificate is kept in ~/.config/undercroft, or in UNDERCROFT_CONFIG, and
+/// makes one on the server, `undercroft proxy tokens` on a proxy, whose port is 7421. The certificate is kept in ~/.config/undercroft, or in UNDERCROFT_CONFIG, and
 /// renewed when its end is near.
 ///
 /// JSON: server, name, role, directory.
@@ -73,6 +73,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                 server_name: SERVER_NAME.to_owned(),
                 program: PROGRAM.to_owned(),
                 connections: 1,
+                limits: LinkLimits::default(),
             };
             exchange(&link, request)
         },

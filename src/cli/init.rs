@@ -103,7 +103,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         Location::Remote(address) => {
             // Made here: neither the passphrase nor the recovery key goes to the server.
             let (config, recovery_key) = new_config(&options, &SystemEntropy)?;
-            create_remote(settings, &address, &config)?;
+            create_remote(settings, address, &config)?;
             (config, recovery_key, address.to_string())
         }
     };

@@ -11,6 +11,7 @@ mod init;
 mod lock;
 mod man;
 mod protect;
+mod proxy;
 mod prune;
 mod rebuild_index;
 mod repair;
@@ -66,6 +67,7 @@ enum Command {
     Stats(stats::Args),
     Enroll(enroll::Args),
     Repository(repository::Args),
+    Proxy(proxy::Args),
     Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -93,6 +95,7 @@ impl Cli {
             Command::Stats(args) => stats::run(&settings, args),
             Command::Enroll(args) => enroll::run(&settings, args),
             Command::Repository(args) => repository::run(&settings, args),
+            Command::Proxy(args) => proxy::run(&settings, args),
             Command::Bench(args) => bench::run(&settings, args),
             Command::Completions(args) => completions::run(args),
             Command::Man(args) => man::run(&settings, args),

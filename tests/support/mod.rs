@@ -1,7 +1,12 @@
 //! What the stories share: images, changed-block bitmaps, and runs of the real binary.
 #![allow(dead_code, reason = "each story uses a part of it")]
 
+pub mod exposition;
+pub mod lab;
+pub mod packs;
+pub mod proxied;
 pub mod served;
+pub mod server;
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +25,7 @@ pub fn undercroft(repo: &Path) -> Command {
     command
         .env_remove("UNDERCROFT_REPO")
         .env_remove("UNDERCROFT_PASSPHRASE")
+        .env_remove("UNDERCROFT_PROXY")
         .arg("--repo")
         .arg(repo)
         .stdin(Stdio::null());
@@ -60,6 +66,24 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
         .finalize_xof()
         .fill(&mut bytes);
     bytes
+}
+
+/// Numbers from a seed: SplitMix64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
 }
 
 /// A sparse disk image: holes, text, noise and repetitions, with a short last block.

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 use super::{Image, json, succeed, undercroft, workspace};
 
@@ -14,20 +15,48 @@ pub struct Served {
     pub port: u16,
     /// The server.
     pub process: Child,
+    options: Vec<String>,
 }
 
 impl Served {
     /// Starts a server with an empty store.
     pub fn start() -> Self {
-        let dir = workspace();
-        let (process, port, token) = serve(dir.path(), 0);
-        let served = Self { dir, port, process };
+        Self::start_with(&[])
+    }
+
+    /// Starts one with more options on its command line.
+    pub fn start_with(options: &[&str]) -> Self {
+        Self::begin(workspace(), options, |_| {}).0
+    }
+
+    /// Starts a server with an empty store in `dir`, by a command that `change` has seen. Returns, too, what
+    /// it says after the token, line by line.
+    pub fn start_in(
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut Command),
+    ) -> (Self, Receiver<String>) {
+        Self::begin(dir, &[], change)
+    }
+
+    fn begin(
+        dir: tempfile::TempDir,
+        options: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> (Self, Receiver<String>) {
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let (process, port, token, lines) = serve(dir.path(), 0, &options, change);
+        let served = Self {
+            dir,
+            port,
+            process,
+            options,
+        };
         served.enroll(
             "admin",
             "admin",
             &token.expect("the first start prints a token"),
         );
-        served
+        (served, lines)
     }
 
     /// A path in the story's directory.
@@ -114,7 +143,7 @@ impl Served {
 
     /// Starts again on the same port.
     pub fn start_again(&mut self) {
-        let (process, port, token) = serve(self.dir.path(), self.port);
+        let (process, port, token, _) = serve(self.dir.path(), self.port, &self.options, |_| {});
         assert_eq!(port, self.port);
         assert_eq!(token, None, "a token is printed once");
         self.process = process;
@@ -141,16 +170,23 @@ impl Drop for Served {
     }
 }
 
-fn serve(dir: &Path, port: u16) -> (Child, u16, Option<String>) {
-    let mut process = Command::new(env!("CARGO_BIN_EXE_undercroft"))
+fn serve(
+    dir: &Path,
+    port: u16,
+    options: &[String],
+    change: impl FnOnce(&mut Command),
+) -> (Child, u16, Option<String>, Receiver<String>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_undercroft"));
+    command
         .args(["repository", "serve", "--checkpoint", "0", "--listen"])
         .arg(format!("127.0.0.1:{port}"))
         .arg("--store")
         .arg(dir.join("store"))
+        .args(options)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
+        .stdout(Stdio::piped());
+    change(&mut command);
+    let mut process = command.spawn().expect("it starts");
     let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
     let mut next = || lines.next().expect("a line").expect("text");
     let listening = next();
@@ -165,7 +201,12 @@ fn serve(dir: &Path, port: u16) -> (Child, u16, Option<String>) {
         next();
         next().rsplit(' ').next().expect("a token").to_owned()
     });
-    // Whatever it says later has somewhere to go.
-    std::thread::spawn(move || lines.for_each(drop));
-    (process, port, token)
+    // Whatever it says later has somewhere to go, whether anybody listens or not.
+    let (said, later) = channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let _ = said.send(line);
+        }
+    });
+    (process, port, token, later)
 }

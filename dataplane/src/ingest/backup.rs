@@ -16,7 +16,7 @@ use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
 use undercroft_format::source::cbt::{BitmapError, changed_ranges};
-use undercroft_format::units::{DiskLength, SegmentNumber};
+use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
 use super::chunker::Chunker;
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
@@ -26,13 +26,14 @@ use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use crate::clock::Stopwatch;
 use crate::io::{BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
-use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::RecordEncoder;
 use crate::repository::retention::UnixMs;
 use crate::repository::session::{Begun, Committed, DiskState, Session, SessionRequest};
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::walk::{Place, Visitor, walk_disk};
+use crate::repository::{Repository, Traffic};
+use crate::simulate;
 
 /// Memory for segments being read or worked on, in segments: one per worker being worked on, two being
 /// read ahead ...
@@ -103,6 +104,8 @@ pub struct BackupReport {
     pub packs: u64,
     /// Bytes of packs written.
     pub pack_bytes: u64,
+    /// What the repository's connections carried, if it is behind a server.
+    pub traffic: Option<Traffic>,
     /// Problems with changed blocks, per disk, in words.
     pub warnings: Vec<String>,
     /// The end of the snapshot's retention lock.
@@ -122,6 +125,7 @@ pub fn backup(
     progress: &Progress,
 ) -> Result<BackupReport> {
     let wall = Stopwatch::start();
+    let _backup = tracing::info_span!("backup", vm = job.vm).entered();
     let session = match repository.clone().begin(&request(&job))? {
         Begun::Open(session) => session,
         Begun::Published(committed) => return published(&*repository, committed),
@@ -131,7 +135,8 @@ pub fn backup(
     let sealed = session.sealed();
     match stored {
         Ok((snapshot, waits, warnings)) => {
-            let committed = session.commit(&snapshot);
+            let committed = tracing::info_span!("commit", session = %session.id())
+                .in_scope(|| session.commit(&snapshot));
             let committed = committed.inspect_err(|_| progress.kept_bytes.add(sealed.bytes))?;
             Ok(BackupReport {
                 id: committed.id,
@@ -140,13 +145,19 @@ pub fn backup(
                 engine: repository.engine().choice().kind.to_string(),
                 packs: committed.figures.packs,
                 pack_bytes: committed.figures.bytes,
+                traffic: repository.traffic(),
                 warnings,
                 locked_until: committed.locked_until,
             })
         }
         Err(error) => {
-            // What is complete stays for the next try; a failure here adds nothing to the first one.
-            let kept = session.abandon().unwrap_or(sealed);
+            let error = error.interrupting(session.id());
+            // What is complete stays for the next try; a failure here adds nothing to the first one. A session
+            // that can be gone on with is left open.
+            let kept = match error {
+                RepositoryError::Interrupted { .. } => sealed,
+                _ => session.abandon().unwrap_or(sealed),
+            };
             progress.kept_bytes.add(kept.bytes);
             Err(error)
         }
@@ -175,6 +186,7 @@ fn published(repository: &dyn Repository, committed: Committed) -> Result<Backup
         engine: repository.engine().choice().kind.to_string(),
         packs: committed.figures.packs,
         pack_bytes: committed.figures.bytes,
+        traffic: repository.traffic(),
         warnings: vec!["the snapshot was published before the connection broke".to_owned()],
         locked_until: committed.locked_until,
     })
@@ -258,6 +270,12 @@ fn store_all(
         metadata,
     };
     Ok((snapshot, waits, warnings))
+}
+
+/// Bytes of the segments that a backup with `workers` workers reads and works on at once, of the usual size.
+pub fn memory_of_segments(workers: usize) -> u64 {
+    let segment_len = SegmentSize::DEFAULT.bytes() as usize;
+    (segments_in_flight(workers, segment_len) * segment_len) as u64
 }
 
 fn segments_in_flight(workers: usize, segment_len: usize) -> usize {
@@ -420,12 +438,9 @@ impl Machine<'_> {
             root: None,
             segments: 0,
         });
-        let mut nodes = StoreNodes {
-            session: self.session,
-            counters,
-            encoder: RecordEncoder::new(1),
-        };
+        let mut nodes = StoreNodes::new(self.session, counters);
         let tree = update(&mut nodes, old, segments, changes)?;
+        nodes.finish()?;
         let data_bytes = self.data_bytes(parent, plan, segments, counters)?;
         Ok(StoredDisk {
             root: tree.root,
@@ -545,6 +560,7 @@ impl Machine<'_> {
         };
         let finished = self.session.finished(disk);
         let reader = DiskReader {
+            going_on: &|| self.session.going_on(),
             source,
             segment_size: self.session.config().segment_size,
             grid_phase,
@@ -593,10 +609,14 @@ impl Machine<'_> {
     where
         R: Send,
     {
+        if self.engine.choice().kind == EngineKind::Sim {
+            return self.in_turn(work, read);
+        }
+        let backup = tracing::Span::current();
         let changes = Mutex::new(Changes::new());
         let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
         let read = self.threads.in_place_scope(|scope| {
-            let (changes, failure) = (&changes, &failure);
+            let (changes, failure, backup) = (&changes, &failure, &backup);
             read(&mut |segment| {
                 if failure.lock().is_some() {
                     // The first failure is what the user wants to know; it is reported below.
@@ -604,6 +624,8 @@ impl Machine<'_> {
                 }
                 scope.spawn(move |_| {
                     let number = segment.number;
+                    let span = tracing::debug_span!(parent: backup, "segment", number = number.0);
+                    let _entered = span.entered();
                     match self.states.with(|state| work.process(segment, state)) {
                         Ok(map) => {
                             changes.lock().insert(number, map);
@@ -620,6 +642,26 @@ impl Machine<'_> {
             return Err(error);
         }
         Ok((read?, changes.into_inner()))
+    }
+
+    /// [`fan_out`](Self::fan_out) on this thread alone, the workers taking turns: under a simulated engine,
+    /// so that a run is a function of its inputs.
+    fn in_turn<R>(
+        &self,
+        work: &SegmentWork<'_>,
+        read: impl FnOnce(&mut dyn FnMut(FilledSegment) -> Result<()>) -> Result<R>,
+    ) -> Result<(R, Changes)> {
+        let mut changes = Changes::new();
+        let mut turns = (0..self.threads.current_num_threads()).cycle();
+        let read = read(&mut |segment| {
+            let number = segment.number;
+            simulate::set_worker(turns.next());
+            let map = self.states.with(|state| work.process(segment, state));
+            simulate::set_worker(None);
+            changes.insert(number, map?);
+            Ok(())
+        })?;
+        Ok((read, changes))
     }
 
     /// Bytes of the disk that are data, without walking what did not change.

@@ -71,6 +71,8 @@ pub struct DiskReader<'a> {
     pub grid_phase: u16,
     /// Serves the reads.
     pub engine: &'a dyn Engine,
+    /// An error ends the run before another segment is begun.
+    pub going_on: &'a (dyn Fn() -> Result<()> + Sync),
     /// Bounds the memory.
     pub pool: &'a Arc<BufferPool>,
     /// Segments that need not be read.
@@ -89,6 +91,7 @@ impl DiskReader<'_> {
         extent: &Extent,
         emit: &mut dyn FnMut(FilledSegment) -> Result<()>,
     ) -> Result<()> {
+        let _entered = tracing::debug_span!("reader").entered();
         let queue = self
             .source
             .queue(self.engine, self.pool, QUEUE_DEPTH)
@@ -229,6 +232,11 @@ impl Running<'_> {
             self.reader.progress.done_bytes.add(range.len());
             return Ok(());
         }
+        if let Err(error) = (self.reader.going_on)() {
+            // What is read already need not be read again.
+            while self.reap()? {}
+            return Err(error);
+        }
         let mut pieces = Vec::new();
         let mut len = 0;
         for run in runs.iter_mut().filter(|run| run.buffer_offset.is_some()) {
@@ -331,6 +339,7 @@ pub fn read_stream(
         if progress.is_stopping() {
             return Err(RepositoryError::Cancelled);
         }
+        let _entered = tracing::trace_span!("source", at).entered();
         let mut buffer = pool.acquire(segment_size.bytes() as usize);
         let mut filled = 0;
         while filled < buffer.len() {

@@ -10,14 +10,49 @@ use crate::repository::objects::ReadNodes;
 use crate::repository::record::RecordEncoder;
 use crate::repository::session::Session;
 
+/// Nodes that are asked for together, of at most 8 KiB each: the question may have far to go.
+const NODES_MAX: usize = 256;
+
 /// Stores the new nodes of a map tree.
 pub struct StoreNodes<'a> {
-    /// Where nodes go.
-    pub session: &'a dyn Session,
-    /// What the disk costs.
-    pub counters: &'a DiskCounters,
-    /// Makes their records.
-    pub encoder: RecordEncoder,
+    session: &'a dyn Session,
+    counters: &'a DiskCounters,
+    encoder: RecordEncoder,
+    /// Not asked for yet.
+    made: Vec<(NodeId, Vec<u8>)>,
+}
+
+impl<'a> StoreNodes<'a> {
+    /// Stores in `session` and counts what that takes.
+    pub fn new(session: &'a dyn Session, counters: &'a DiskCounters) -> Self {
+        Self {
+            session,
+            counters,
+            encoder: RecordEncoder::new(1),
+            made: Vec::new(),
+        }
+    }
+
+    /// Stores what was made.
+    pub fn finish(mut self) -> Result<()> {
+        self.store_made()
+    }
+
+    fn store_made(&mut self) -> Result<()> {
+        let ids: Vec<ObjectId> = self.made.iter().map(|(id, _)| (*id).into()).collect();
+        let known = self.session.probe(&ids)?;
+        for ((id, encoded), known) in self.made.drain(..).zip(known) {
+            if known || !self.session.claim(id.into()) {
+                continue;
+            }
+            let record = self
+                .encoder
+                .encode(id.into(), ObjectKind::Node, &encoded, None);
+            let stored = self.session.store(&record)?;
+            self.counters.metadata_bytes.add(stored);
+        }
+        Ok(())
+    }
 }
 
 impl NodeStore for StoreNodes<'_> {
@@ -28,13 +63,9 @@ impl NodeStore for StoreNodes<'_> {
     }
 
     fn save(&mut self, id: NodeId, encoded: Vec<u8>) -> Result<()> {
-        let object = ObjectId::from(id);
-        if !self.session.probe(&[object])?[0] && self.session.claim(object) {
-            let record = self
-                .encoder
-                .encode(object, ObjectKind::Node, &encoded, None);
-            let stored = self.session.store(&record)?;
-            self.counters.metadata_bytes.add(stored);
+        self.made.push((id, encoded));
+        if self.made.len() >= NODES_MAX {
+            self.store_made()?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::progress::{Counter, Progress};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::{RecordBatch, RecordEncoder};
 use crate::repository::session::{DoneSegment, Held, SegmentPlace, Session};
+use crate::simulate::worker_number;
 
 /// What one disk's backup costs: see [`undercroft_format::snapshot::DiskFigures`].
 #[derive(Debug, Default)]
@@ -167,41 +168,39 @@ impl SegmentWork<'_> {
             return Ok(None);
         }
         let (id, bytes) = map.encode_with_id();
-        let held = self.session.holds_segment(self.place(segment), id)?;
+        // What changed blocks were spliced into is hardly ever known as a whole.
+        let held = match self.parent {
+            Some(_) => Held::Unasked,
+            None => self.session.holds_segment(self.place(segment), id)?,
+        };
         if held == Held::Whole {
             return Ok(Some(id));
         }
-        if self.parent.is_some() {
-            self.check_kept(map, hashed)?;
+        let kept = match self.parent {
+            Some(_) => kept_chunks(map, hashed),
+            None => Vec::new(),
+        };
+        // One question for all: it may have far to go. Asked for as a part of the whole segment, the map
+        // need not be asked for again: at worst it is sent in vain.
+        let chunks = hashed.iter().map(|chunk| chunk.id.into());
+        let mut ids: Vec<ObjectId> = chunks.chain(kept.iter().copied()).collect();
+        ids.extend((held == Held::Unasked).then_some(ObjectId::from(id)));
+        let known = tracing::trace_span!("prober", ids = ids.len())
+            .in_scope(|| self.session.probe(&ids))?;
+        let (chunks_known, others_known) = known.split_at(hashed.len());
+        // What did not change was not read, so nothing here could store it again.
+        if let Some((id, _)) = kept.iter().zip(others_known).find(|(_, known)| !**known) {
+            return Err(RepositoryError::MissingObject {
+                kind: ObjectKind::Chunk,
+                id: *id,
+            });
         }
-        self.store_new(hashed, state)?;
-        // Asked for as a part of the whole segment, the map need not be asked for again: at worst it is
-        // sent in vain.
-        if held == Held::NotWhole || !self.session.probe(&[id.into()])?[0] {
+        self.store_new(hashed, chunks_known, state)?;
+        let map_known = others_known.get(kept.len()).copied().unwrap_or(false);
+        if !map_known {
             self.store_map(id, &bytes, state)?;
         }
         Ok(Some(id))
-    }
-
-    /// Fails if a chunk that the map keeps from the parent is not in the repository: what did not change
-    /// was not read, so nothing here could store it again.
-    fn check_kept(&self, map: &SegmentMap, hashed: &[HashedChunk<'_>]) -> Result<()> {
-        let read: HashSet<ChunkId> = hashed.iter().map(|chunk| chunk.id).collect();
-        let mut kept: Vec<ObjectId> = map
-            .chunks()
-            .filter(|chunk| !read.contains(chunk))
-            .map(ObjectId::from)
-            .collect();
-        kept.sort_unstable();
-        kept.dedup();
-        let known = self.session.probe(&kept)?;
-        match kept.iter().zip(known).find(|(_, known)| !known) {
-            None => Ok(()),
-            Some((id, _)) => Err(RepositoryError::MissingObject {
-                kind: ObjectKind::Chunk,
-                id: *id,
-            }),
-        }
     }
 
     /// Chunker and hasher: each chunk is hashed right after it was cut.
@@ -214,12 +213,15 @@ impl SegmentWork<'_> {
         hashed: &mut Vec<HashedChunk<'a>>,
     ) {
         state.cuts.clear();
-        if self.is_stream {
-            self.chunker.cut_stream(bytes, &mut state.cuts);
-        } else {
-            self.chunker
-                .cut(bytes, position, self.grid_phase, &mut state.cuts);
-        }
+        tracing::trace_span!("chunker", bytes = bytes.len()).in_scope(|| {
+            if self.is_stream {
+                self.chunker.cut_stream(bytes, &mut state.cuts);
+            } else {
+                self.chunker
+                    .cut(bytes, position, self.grid_phase, &mut state.cuts);
+            }
+        });
+        let _hasher = tracing::trace_span!("hasher", chunks = state.cuts.len()).entered();
         let mut at = 0;
         for cut in &state.cuts {
             match *cut {
@@ -251,12 +253,16 @@ impl SegmentWork<'_> {
         }
     }
 
-    /// Prober, compressor, pusher: what the repository does not have is encoded and stored.
-    fn store_new(&self, chunks: &[HashedChunk<'_>], state: &mut WorkerState) -> Result<()> {
-        let ids: Vec<ObjectId> = chunks.iter().map(|chunk| chunk.id.into()).collect();
-        let known = self.session.probe(&ids)?;
+    /// Compressor, pusher: what the repository does not have is encoded and stored.
+    fn store_new(
+        &self,
+        chunks: &[HashedChunk<'_>],
+        known: &[bool],
+        state: &mut WorkerState,
+    ) -> Result<()> {
+        let _compressor = tracing::trace_span!("compressor", chunks = chunks.len()).entered();
         for (chunk, known) in chunks.iter().zip(known) {
-            if known || !self.session.claim(chunk.id.into()) {
+            if *known || !self.session.claim(chunk.id.into()) {
                 continue;
             }
             let id = chunk.id.into();
@@ -280,6 +286,7 @@ impl SegmentWork<'_> {
         if state.batch.is_empty() {
             return Ok(());
         }
+        let _pusher = tracing::trace_span!("pusher", bytes = state.batch.len()).entered();
         let waited = Stopwatch::start();
         let stored = self.session.store_chunks(&state.batch)?;
         self.progress.store_wait_ns.add_time(waited.elapsed());
@@ -320,6 +327,16 @@ impl SegmentWork<'_> {
     }
 }
 
+/// The chunks that a map keeps from the parent, each once.
+fn kept_chunks(map: &SegmentMap, hashed: &[HashedChunk<'_>]) -> Vec<ObjectId> {
+    let read: HashSet<ChunkId> = hashed.iter().map(|chunk| chunk.id).collect();
+    let kept = map.chunks().filter(|chunk| !read.contains(chunk));
+    let mut kept: Vec<ObjectId> = kept.map(ObjectId::from).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept
+}
+
 /// Workers' states, one per thread of the pool.
 pub struct WorkerStates(Arc<Vec<parking_lot::Mutex<WorkerState>>>);
 
@@ -335,7 +352,7 @@ impl WorkerStates {
 
     /// Runs `work` with the state of the current thread of the pool.
     pub fn with<R>(&self, work: impl FnOnce(&mut WorkerState) -> R) -> R {
-        let thread = rayon::current_thread_index().unwrap_or(0) % self.0.len();
+        let thread = worker_number() % self.0.len();
         work(&mut self.0[thread].lock())
     }
 }

@@ -81,6 +81,11 @@ impl SimStorage {
         self.state.lock().faults.fail_nth(kind, n, errno);
     }
 
+    /// Takes back what [`set_crash_after`](Self::set_crash_after) and [`fail_nth`](Self::fail_nth) said.
+    pub fn clear_faults(&self) {
+        self.state.lock().faults.clear();
+    }
+
     /// Lets all named files together have at most `bytes` bytes; a write beyond them stores what fits and
     /// fails with `ENOSPC`. Files already larger stay; `u64::MAX` for no limit.
     pub fn set_capacity(&self, bytes: u64) {

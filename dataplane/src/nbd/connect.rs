@@ -77,7 +77,7 @@ impl Endpoint {
         let mut machine = Negotiation::new(Wanted {
             export: self.uri.export.clone(),
             tls: self.tls.is_some(),
-            dirty_bitmap: self.uri.dirty_bitmap.clone(),
+            dirty_bitmap: None,
         });
         let mut bytes = [0; 4096];
         let export = loop {

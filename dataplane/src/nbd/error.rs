@@ -100,9 +100,6 @@ pub enum NbdError {
         /// How the last time was.
         source: Arc<NbdError>,
     },
-    /// The export has no such dirty bitmap.
-    #[error("the NBD export has no dirty bitmap {0:?}")]
-    NoBitmap(String),
     /// The user asked to stop.
     #[error("stopped on request")]
     Stopped,

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 /// Port of a repository server, unless another one is given.
 pub const DEFAULT_PORT: u16 = 7420;
+/// Port of a proxy, unless another one is given.
+pub const PROXY_PORT: u16 = 7421;
 /// Longest name of a repository, in bytes.
 pub const NAME_LEN_MAX: usize = 64;
 
@@ -16,6 +18,10 @@ pub struct ServerAddress {
     /// The UDP port.
     pub port: u16,
 }
+
+/// Host and port of a proxy: `quic://HOST[:PORT]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProxyAddress(pub ServerAddress);
 
 /// A repository behind a server: `quic://HOST[:PORT]/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +38,7 @@ pub struct RepositoryName(String);
 
 /// Text that is no address of a server or repository.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} {problem}: it should look like quic://HOST:PORT/NAME")]
+#[error("{text:?} {problem}: it should look like quic://HOST:PORT, and /NAME for a repository")]
 pub struct AddressError {
     text: String,
     problem: &'static str,
@@ -78,6 +84,12 @@ impl FromStr for ServerAddress {
 
     /// `HOST`, `HOST:PORT` or `[IPV6]:PORT`, with or without `quic://` before it.
     fn from_str(text: &str) -> Result<Self, AddressError> {
+        Self::parse(text, DEFAULT_PORT)
+    }
+}
+
+impl ServerAddress {
+    fn parse(text: &str, default_port: u16) -> Result<Self, AddressError> {
         let error = |problem| AddressError {
             text: text.to_owned(),
             problem,
@@ -106,7 +118,7 @@ impl FromStr for ServerAddress {
             return Err(error("has no host"));
         }
         let port = match port {
-            None => DEFAULT_PORT,
+            None => default_port,
             Some(port) => port
                 .parse()
                 .ok()
@@ -117,6 +129,15 @@ impl FromStr for ServerAddress {
             host: host.to_owned(),
             port,
         })
+    }
+}
+
+impl FromStr for ProxyAddress {
+    type Err = AddressError;
+
+    /// As a server's address, with the port of proxies.
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        ServerAddress::parse(text, PROXY_PORT).map(Self)
     }
 }
 
@@ -157,6 +178,12 @@ impl fmt::Display for ServerAddress {
     }
 }
 
+impl fmt::Display for ProxyAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "quic://{}", self.0)
+    }
+}
+
 impl fmt::Display for RemoteAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "quic://{}/{}", self.server, self.name)
@@ -178,6 +205,18 @@ mod tests {
             let address: RemoteAddress = text.parse().expect(text);
             assert_eq!(address.to_string(), shown);
             assert_eq!(shown.parse(), Ok(address));
+        }
+    }
+
+    #[test]
+    fn a_proxy_has_a_port_of_its_own() {
+        for (text, shown) in [
+            ("quic://proxy", "quic://proxy:7421"),
+            ("proxy:9", "quic://proxy:9"),
+            ("quic://[fd00::1]", "quic://[fd00::1]:7421"),
+        ] {
+            let address: ProxyAddress = text.parse().expect(text);
+            assert_eq!(address.to_string(), shown);
         }
     }
 

@@ -5,6 +5,7 @@ use std::error::Error;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::LedgerError;
 
+use super::closing::refusal_of;
 use super::conversation::StreamError;
 use crate::repository::error::{RecordProblem, RepositoryError};
 
@@ -42,6 +43,7 @@ pub fn failure_of(error: &RepositoryError) -> Failure {
         RepositoryError::Locked { owner } => Failure::new(FailureCode::Locked, owner.clone()),
         RepositoryError::AlreadyExists { .. } => fail(FailureCode::AlreadyExists, error),
         RepositoryError::KeyNeeded => fail(FailureCode::KeyNeeded, error),
+        RepositoryError::Collecting => fail(FailureCode::Busy, error),
         RepositoryError::Cancelled => fail(FailureCode::Cancelled, error),
         RepositoryError::Retention { .. } | RepositoryError::Lock(_) => {
             fail(FailureCode::RetentionLocked, error)
@@ -99,9 +101,12 @@ pub fn error_of(failure: Failure) -> RepositoryError {
 
 impl From<StreamError> for RepositoryError {
     fn from(error: StreamError) -> Self {
-        match error {
-            StreamError::Failed(failure) => error_of(failure),
-            error => Self::Connection(Box::new(error)),
+        if let StreamError::Failed(failure) = error {
+            return error_of(failure);
+        }
+        match error.connection_error().and_then(refusal_of) {
+            Some(failure) => Self::Remote(failure),
+            None => Self::Connection(Box::new(error)),
         }
     }
 }

@@ -17,6 +17,20 @@ pub struct ServerStatus {
     pub sessions: u64,
     /// The server is shutting down.
     pub is_draining: bool,
+    /// Limits of bandwidth.
+    #[serde(default)]
+    pub limits: Vec<LimitStatus>,
+}
+
+/// A limit of bandwidth.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct LimitStatus {
+    /// `in` to the server, or `out` of it.
+    pub direction: String,
+    /// The rate that holds now; none if none of the rules does.
+    pub bytes_per_second: Option<u64>,
+    /// All rules, as they are written.
+    pub rules: Vec<String>,
 }
 
 /// A connection.

@@ -9,9 +9,10 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
-    TokioRuntime, TransportConfig, VarInt,
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
@@ -21,10 +22,12 @@ use rustix::net::sockopt;
 const BATCH_PACKETS: u16 = 10;
 /// Longest payload of a UDP datagram over IPv4, in bytes.
 const DATAGRAM_LEN_MAX: u16 = 65_507;
-/// Bytes of a packet to begin with: what every Ethernet carries, less headers.
-const MTU_FIRST: u16 = 1452;
+/// Bytes of a packet to begin with: what every path carries (RFC 9000 section 14). Packets of a handshake
+/// that are too long for a tunnel would be lost in silence, again and again; a path that carries longer ones
+/// is found within a few round trips.
+const MTU_FIRST: u16 = 1200;
 /// Bytes of a packet that discovery stops at.
-const MTU_LAST: u16 = 6500;
+pub const MTU_LAST: u16 = 6500;
 const _: () = assert!(MTU_LAST <= DATAGRAM_LEN_MAX / BATCH_PACKETS);
 
 /// Bytes of the kernel's buffers per socket: a burst of a whole window fits.
@@ -35,10 +38,20 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const STREAM_WINDOW: u32 = 2 << 20;
 /// Bytes sent but not acknowledged, per connection.
 const SEND_WINDOW: u64 = 8 << 20;
+/// Bytes that may be on their way before the first is acknowledged. The usual ten packets would make a small
+/// backup over 50 ms wait four times; and `quinn` never ends a connection whose window is full of
+/// MTU probes.
+const FIRST_WINDOW: u64 = 128 << 10;
 /// Streams of a connection at once: lanes, fetches and a few questions.
 const STREAMS_MAX: u32 = 64;
+/// The same before a peer is known: what an enrolment needs.
+const STRANGER_WINDOW: u32 = 64 << 10;
+const STRANGER_STREAMS: u32 = 1;
+/// Bytes of packets that arrive before the door has looked at their connection, per connection and in all.
+const KNOCK_LEN_MAX: u64 = 32 << 10;
+const KNOCKS_LEN_MAX: u64 = 4 << 20;
 /// A connection without a sign of life is given up: a partition of a minute does not cost a session.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Well below the shortest time for which a NAT remembers.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -47,6 +60,8 @@ fn transport() -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU_LAST);
     let mut config = TransportConfig::default();
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(FIRST_WINDOW);
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("two minutes fit");
     config
         .initial_mtu(MTU_FIRST)
@@ -54,6 +69,7 @@ fn transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .send_window(SEND_WINDOW)
+        .congestion_controller_factory(Arc::new(congestion))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
@@ -62,13 +78,28 @@ fn transport() -> TransportConfig {
     config
 }
 
-/// A server's settings.
-pub fn server_config(tls: rustls::ServerConfig) -> io::Result<ServerConfig> {
+/// A server's settings: until [`widen`] is called, a peer can make it hold little. So many connections at
+/// most wait until the door looks at them.
+pub fn server_config(tls: rustls::ServerConfig, waiting: usize) -> io::Result<ServerConfig> {
     let crypto =
         quinn::crypto::rustls::QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+    let mut transport = transport();
+    transport
+        .receive_window(VarInt::from_u32(STRANGER_WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(STRANGER_STREAMS));
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport()));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(waiting)
+        .incoming_buffer_size(KNOCK_LEN_MAX)
+        .incoming_buffer_size_total(KNOCKS_LEN_MAX);
     Ok(config)
+}
+
+/// Gives a peer that was let in the room that it needs to work.
+pub fn widen(connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));
 }
 
 /// A client's settings.

@@ -142,6 +142,9 @@ pub enum RepositoryError {
     /// Another thread of the session failed first.
     #[error("the session failed: {0}")]
     SessionFailed(String),
+    /// One collection at a time.
+    #[error("another collection is running")]
+    Collecting,
     /// The user asked to stop.
     #[error("stopped on request")]
     Cancelled,
@@ -149,7 +152,7 @@ pub enum RepositoryError {
     #[error("{}", .0.text)]
     Remote(Failure),
     /// The repository server could not be talked to.
-    #[error("talking to the repository server")]
+    #[error("talking to the server")]
     Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A session lost its server; what was acknowledged is kept there for a while.
     #[error("session {session} was interrupted")]
@@ -197,13 +200,17 @@ pub enum RecordProblem {
 pub type Result<T, E = RepositoryError> = std::result::Result<T, E>;
 
 impl RepositoryError {
-    /// An I/O error while doing `action` to `path`.
+    /// An I/O error while doing `action` to `path`. What a storage behind a server failed with stays what it
+    /// is.
     pub fn io(action: &'static str, path: &str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
+        move |source| match source.downcast::<Self>() {
+            Ok(error) => error,
+            Err(source) => Self::Io {
+                action,
+                path,
+                source,
+            },
         }
     }
 
@@ -211,6 +218,18 @@ impl RepositoryError {
     pub fn damaged(path: &str) -> impl FnOnce(DecodeError) -> Self {
         let path = path.to_owned();
         move |source| Self::Damaged { path, source }
+    }
+
+    /// A lost connection, as what it is to an open session: that can be gone on with.
+    pub fn interrupting(self, session: SessionId) -> Self {
+        match self {
+            Self::Connection(_) => Self::Interrupted {
+                session,
+                is_committing: false,
+                source: Box::new(self),
+            },
+            error => error,
+        }
     }
 
     /// True if the cause is a full disk.

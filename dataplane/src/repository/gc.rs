@@ -97,9 +97,7 @@ pub fn collect(
     progress: &Progress,
 ) -> Result<CollectReport> {
     if !repository.registry().begin_collection() {
-        return Err(RepositoryError::SessionFailed(
-            "another collection is running".into(),
-        ));
+        return Err(RepositoryError::Collecting);
     }
     let result = Collector {
         repository,

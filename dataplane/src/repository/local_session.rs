@@ -121,28 +121,33 @@ pub struct SessionStore {
 }
 
 impl SessionStore {
-    /// Begins session `id`, or goes on with it, and writes packs `write_len` bytes at a time. Its file
-    /// says `content` from then on.
+    /// Begins session `id`, and writes packs `write_len` bytes at a time. Its file says `content` from then
+    /// on.
     pub fn begin(
         repository: &Arc<LocalRepository>,
         id: SessionId,
         write_len: usize,
         content: &[u8],
     ) -> Result<Self> {
+        let store = Self::take_up(repository, id, write_len);
+        store.write_file(content)?;
+        Ok(store)
+    }
+
+    /// Goes on with session `id`, whose file is there: that takes no room, which a full disk has not.
+    pub fn take_up(repository: &Arc<LocalRepository>, id: SessionId, write_len: usize) -> Self {
         // First, so that no collection takes the file for a dead session's.
         repository.registry().begin(id);
         let context = PackerContext {
             write_len,
             ..PackerContext::new(repository, id)
         };
-        let store = Self {
+        Self {
             id,
             packer: Some(Packer::start(context)),
             repository: repository.clone(),
             keeps_file: AtomicBool::new(false),
-        };
-        store.write_file(content)?;
-        Ok(store)
+        }
     }
 
     /// Replaces what the session's file says, atomically.
@@ -335,8 +340,11 @@ impl Drop for SessionStore {
         self.packer = None;
         self.repository.registry().end(self.id);
         if !self.keeps_file.load(Ordering::Relaxed) {
-            // Left behind, the file only says that a session ended badly; a collection removes it.
-            let _ = self.repository.storage().remove(&layout::session(self.id));
+            // Left behind, the file says that a session ended badly. A collection removes it, a server takes
+            // the session up until its lease lapses.
+            let storage = self.repository.storage();
+            let _ = storage.remove(&layout::session(self.id));
+            let _ = storage.sync_dir(layout::SESSIONS);
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod error;
 pub mod fingerprints;
 pub mod gc;
 pub mod index;
+pub mod judge;
 pub mod keys;
 pub mod layout;
 pub mod local_records;
@@ -85,8 +86,23 @@ pub trait Repository: Send + Sync {
     /// The snapshots.
     fn snapshots(&self) -> &Snapshots;
 
+    /// What its connections carried, if it is behind a server.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
+
     /// Begins a session, or goes on with one.
     fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun>;
+}
+
+/// Bytes on the wire, in UDP datagrams without their headers: whatever was asked, sent, acknowledged and sent
+/// again since connecting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// From here.
+    pub sent_bytes: u64,
+    /// To here.
+    pub received_bytes: u64,
 }
 
 /// A repository in a directory that this process has opened.

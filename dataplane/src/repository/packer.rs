@@ -9,7 +9,7 @@
 //! kernel may have dropped the pages that the first one reported (Rebello et al., "Can Applications
 //! Recover from fsync Failures?", USENIX ATC 2020).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -98,12 +98,21 @@ pub struct Packer {
     context: Arc<PackerContext>,
     pool: Arc<BufferPool>,
     open: [Mutex<Option<OpenPack>>; 2],
-    jobs: Option<Sender<Job>>,
-    /// Under a simulated engine, answers to each job: the writing thread works only while the sender
-    /// waits, so that a run with one worker is a function of its inputs.
-    lockstep: Option<Receiver<()>>,
-    writer: Option<JoinHandle<()>>,
+    writing: Writing,
     shared: Arc<Shared>,
+}
+
+/// Who does the jobs.
+enum Writing {
+    /// A thread of the packer's own.
+    Thread {
+        jobs: Sender<Job>,
+        thread: JoinHandle<()>,
+    },
+    /// Whoever has one, at once: under a simulated engine, so that a run is a function of its inputs.
+    Inline(Mutex<Writer>),
+    /// Nobody any more.
+    Ended,
 }
 
 /// What workers and the writing thread both see.
@@ -111,7 +120,7 @@ struct Shared {
     /// Ids claimed by a worker whose record is not in the index yet.
     claimed: Vec<Mutex<HashSet<ObjectId>>>,
     /// Packs whose files are there under the name of an open one.
-    unsealed: Mutex<HashSet<PackId>>,
+    unsealed: Mutex<BTreeSet<PackId>>,
     failure: Mutex<Option<Failure>>,
     packs: AtomicU64,
     bytes: AtomicU64,
@@ -162,23 +171,32 @@ impl Packer {
         let context = Arc::new(context);
         let pool = BufferPool::new(WRITE_BUFFERS * context.write_len);
         let shared = Arc::new(Shared::new());
-        let (jobs, queue) = bounded(JOBS_MAX);
-        let is_simulated = context.engine.choice().kind == EngineKind::Sim;
-        let (answer, lockstep) = is_simulated.then(|| bounded(JOBS_MAX)).unzip();
-        let writer = {
+        let start = {
             let (context, pool, shared) = (context.clone(), pool.clone(), shared.clone());
-            std::thread::Builder::new()
-                .name("packer".into())
-                .spawn(move || Writer::run(&context, &pool, &shared, &queue, answer.as_ref()))
-                .expect("the system can start a thread")
+            move || Writer::start(context, &pool, shared)
+        };
+        let writing = match context.engine.choice().kind {
+            EngineKind::Sim => {
+                start().map_or(Writing::Ended, |writer| Writing::Inline(Mutex::new(writer)))
+            }
+            _ => {
+                let (jobs, queue) = bounded(JOBS_MAX);
+                let thread = std::thread::Builder::new()
+                    .name("packer".into())
+                    .spawn(move || match start() {
+                        Some(writer) => writer.run(&queue),
+                        // Buffers must come back to the pool, or the workers would wait for ever.
+                        None => queue.iter().for_each(drop),
+                    })
+                    .expect("the system can start a thread");
+                Writing::Thread { jobs, thread }
+            }
         };
         Self {
             context,
             pool,
             open: [Mutex::new(None), Mutex::new(None)],
-            jobs: Some(jobs),
-            lockstep,
-            writer: Some(writer),
+            writing,
             shared,
         }
     }
@@ -289,17 +307,19 @@ impl Packer {
     }
 
     fn stop(&mut self) {
-        self.jobs = None;
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
+        if let Writing::Thread { jobs, thread } =
+            std::mem::replace(&mut self.writing, Writing::Ended)
         {
-            self.shared.fail(RepositoryError::SessionFailed(
-                "the packer thread panicked".into(),
-            ));
+            drop(jobs);
+            if thread.join().is_err() {
+                self.shared.fail(RepositoryError::SessionFailed(
+                    "the packer thread panicked".into(),
+                ));
+            }
         }
         // What a failure left open is of no use to anyone, and a full disk needs the room. What cannot be
         // removed now, a collection will.
-        for id in self.shared.unsealed.lock().drain() {
+        for id in std::mem::take(&mut *self.shared.unsealed.lock()) {
             let _ = self.context.storage.remove(&layout::open_pack(id));
         }
     }
@@ -402,16 +422,19 @@ impl Packer {
     }
 
     fn send(&self, job: Job) -> Result<()> {
-        let jobs = self.jobs.as_ref().expect("jobs are sent before the end");
-        if jobs.send(job).is_err() {
+        let is_taken = match &self.writing {
+            Writing::Thread { jobs, .. } => jobs.send(job).is_ok(),
+            Writing::Inline(writer) => {
+                writer.lock().take(job);
+                true
+            }
+            Writing::Ended => false,
+        };
+        if !is_taken {
             self.check_failure()?;
             return Err(RepositoryError::SessionFailed(
                 "the packer thread is gone".into(),
             ));
-        }
-        if let Some(lockstep) = &self.lockstep {
-            // No answer: the thread is gone, which the next job meets.
-            let _ = lockstep.recv();
         }
         Ok(())
     }
@@ -473,10 +496,10 @@ impl Shared {
     }
 }
 
-/// The writing thread.
-struct Writer<'a> {
-    context: &'a PackerContext,
-    shared: &'a Shared,
+/// Does the jobs.
+struct Writer {
+    context: Arc<PackerContext>,
+    shared: Arc<Shared>,
     queue: Box<dyn Queue>,
     reserved: Vec<Reservation>,
 }
@@ -488,48 +511,39 @@ struct Reservation {
     end: u64,
 }
 
-impl Writer<'_> {
-    fn run(
-        context: &PackerContext,
+impl Writer {
+    /// A writer; a failure is the session's.
+    fn start(
+        context: Arc<PackerContext>,
         pool: &Arc<BufferPool>,
-        shared: &Shared,
-        jobs: &Receiver<Job>,
-        lockstep: Option<&Sender<()>>,
-    ) {
-        let answer = || {
-            if let Some(lockstep) = lockstep {
-                let _ = lockstep.send(());
-            }
-        };
-        let queue = match context.engine.queue(pool, QUEUE_DEPTH) {
-            Ok(queue) => queue,
+        shared: Arc<Shared>,
+    ) -> Option<Self> {
+        match context.engine.queue(pool, QUEUE_DEPTH) {
+            Ok(queue) => Some(Self {
+                context,
+                shared,
+                queue,
+                reserved: Vec::new(),
+            }),
             Err(error) => {
-                shared.fail(RepositoryError::io("starting I/O for", layout::PACKS)(
-                    error,
-                ));
-                // Buffers must come back to the pool, or the workers would wait for ever.
-                jobs.iter().for_each(|job| {
-                    drop(job);
-                    answer();
-                });
-                return;
-            }
-        };
-        let mut writer = Writer {
-            context,
-            shared,
-            queue,
-            reserved: Vec::new(),
-        };
-        for job in jobs {
-            if !shared.has_failed()
-                && let Err(error) = writer.job(job)
-            {
+                let error = RepositoryError::io("starting I/O for", layout::PACKS)(error);
                 shared.fail(error);
+                None
             }
-            answer();
         }
-        while writer.queue.wait().is_some() {}
+    }
+
+    fn run(mut self, jobs: &Receiver<Job>) {
+        jobs.iter().for_each(|job| self.take(job));
+        while self.queue.wait().is_some() {}
+    }
+
+    fn take(&mut self, job: Job) {
+        if !self.shared.has_failed()
+            && let Err(error) = self.job(job)
+        {
+            self.shared.fail(error);
+        }
     }
 
     fn job(&mut self, job: Job) -> Result<()> {
@@ -568,6 +582,8 @@ impl Writer<'_> {
                 len,
                 entries,
             } => {
+                let span = tracing::debug_span!("packer", pack = %id, ?kind, len);
+                let _entered = span.entered();
                 self.reap(0)?;
                 self.seal(id, &*file, len)?;
                 self.reserved

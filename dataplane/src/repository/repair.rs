@@ -14,6 +14,7 @@ use undercroft_format::pack::{RECORD_HEADER_LEN, RecordHeader};
 use super::damage::{AffectedRange, Damage};
 use super::error::{RepositoryError, Result};
 use super::gc::read_record;
+use super::judge::Depth;
 use super::pack_reader::list_packs;
 use super::packer::{Packer, PackerContext};
 use super::scrub::PackFindings;
@@ -50,9 +51,19 @@ pub fn repair(
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<RepairReport> {
+    repair_at(repository, Depth::of(deep), threads, progress)
+}
+
+/// Repairs what a scrub as deep as `depth` finds.
+pub fn repair_at(
+    repository: &Arc<LocalRepository>,
+    depth: Depth<'_>,
+    threads: &rayon::ThreadPool,
+    progress: &Progress,
+) -> Result<RepairReport> {
     let mut report = RepairReport::default();
     let packs = list_packs(&**repository.storage())?.sealed;
-    let (findings, mut present) = scrub_packs(repository, &packs, deep, threads, progress)?;
+    let (findings, mut present) = scrub_packs(repository, &packs, depth, threads, progress)?;
     let damaged: Vec<&PackFindings> = findings.iter().filter(|f| !f.damage.is_empty()).collect();
     for found in &damaged {
         report.damage.extend(found.damage.iter().cloned());
@@ -101,10 +112,21 @@ pub fn repair(
     Ok(report)
 }
 
-/// Writes damaged marks of protection anew: a mark counts by its presence, whatever it says.
+/// Writes damaged marks of protection anew: a mark counts by its presence, whatever it says. A damaged lock
+/// is told of and stays: nobody knows any more when it ends.
 fn mend_markers(repository: &LocalRepository, report: &mut RepairReport) -> Result<()> {
     let snapshots = repository.snapshots();
-    for id in snapshots.list()?.protected {
+    let listing = snapshots.list()?;
+    for id in listing.locked {
+        if !snapshots.lock_is_intact(id) {
+            report.damage.push(Damage {
+                path: layout::locked(id),
+                position: None,
+                problem: "the retention lock is damaged: it locks for good".into(),
+            });
+        }
+    }
+    for id in listing.protected {
         let path = layout::protected(id);
         if snapshots.marker_is_intact(&path) {
             continue;

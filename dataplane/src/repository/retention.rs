@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub use undercroft_format::trust::time::UnixMs;
 
-use crate::wall_clock::{SystemClock, WallClock};
+use crate::wall_clock::{SetClock, SystemClock, WallClock};
 
 /// The time by which locks are set and end.
 pub trait RetentionClock: fmt::Debug + Send + Sync {
@@ -116,6 +116,17 @@ pub fn extend_lock(
         return Err(LockError::TooFar { asked, latest });
     }
     Ok(asked)
+}
+
+/// For tests and simulation.
+impl RetentionClock for SetClock {
+    fn shown(&self) -> UnixMs {
+        self.now()
+    }
+
+    fn latest(&self) -> UnixMs {
+        self.now()
+    }
 }
 
 #[cfg(test)]

@@ -301,12 +301,15 @@ impl PackFindings {
     fn record(&mut self, bytes: Span<'_>, entry: TocEntry, deep: Option<&mut Deep<'_>>) {
         match check(bytes, self.id, &entry, deep) {
             Ok(()) => self.good.push(entry),
-            Err(problem) => {
-                self.bad += 1;
-                let text = format!("{:?} {}: {problem}", entry.info.kind, entry.info.id);
-                self.damage(Some(u64::from(entry.position)), text);
-            }
+            Err(problem) => self.bad_record(&entry, problem),
         }
+    }
+
+    /// Notes that a record is not what was written.
+    pub fn bad_record(&mut self, entry: &TocEntry, problem: impl std::fmt::Display) {
+        self.bad += 1;
+        let text = format!("{:?} {}: {problem}", entry.info.kind, entry.info.id);
+        self.damage(Some(u64::from(entry.position)), text);
     }
 }
 

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use undercroft_format::id::PackId;
+use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN, RecordHeader, TocEntry};
 
 use super::error::{RepositoryError, Result};
 use super::fingerprints::Fingerprints;
+use super::gc::read_record;
+use super::judge::{Depth, Judge, check_in_clear};
 use super::keys::Keys;
 use super::record::RecordDecoder;
 use super::scrub::{Deep, PackFindings, PackSkeleton, Slice, scrub_pack};
@@ -33,13 +36,14 @@ const ALIGNMENT: u64 = 4096;
 pub fn scrub_packs(
     repository: &Arc<LocalRepository>,
     packs: &[(PackId, u64)],
-    deep: bool,
+    depth: Depth<'_>,
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<(Vec<PackFindings>, Presence)> {
-    let keys = match deep {
-        true => Some(repository.keys()?.clone()),
-        false => None,
+    let (keys, judge) = match depth {
+        Depth::Checksums => (None, None),
+        Depth::Decoded => (Some(repository.keys()?.clone()), None),
+        Depth::Judged(judge) => (None, Some(judge)),
     };
     progress
         .total_bytes
@@ -50,6 +54,7 @@ pub fn scrub_packs(
     let scrub = Scrub {
         repository,
         keys: keys.as_deref(),
+        judge,
         progress,
         decoders: (0..workers).map(|_| Mutex::default()).collect(),
         results: Mutex::new(Results::new(packs.len())),
@@ -97,6 +102,7 @@ pub fn is_damage(error: &std::io::Error) -> bool {
 struct Scrub<'a> {
     repository: &'a Arc<LocalRepository>,
     keys: Option<&'a Keys>,
+    judge: Option<&'a dyn Judge>,
     progress: &'a Progress,
     decoders: Vec<Mutex<(RecordDecoder, Vec<u8>)>>,
     results: Mutex<Results>,
@@ -123,11 +129,54 @@ impl Scrub<'_> {
             Ok(()) => {
                 let from = (slice.start % ALIGNMENT) as usize;
                 let bytes = &done.transfer.buffer[from..from + (slice.end - slice.start) as usize];
-                Ok(self.with_deep(|deep| pack.scrub(slice, bytes, deep)))
+                let mut found = self.with_deep(|deep| pack.scrub(slice, bytes, deep));
+                self.ask_judge(&mut found, |entry| {
+                    let at = (u64::from(entry.position) - slice.start) as usize;
+                    Ok(bytes[at..at + entry.info.record_len() as usize].to_vec())
+                })?;
+                Ok(found)
             }
             // One bad place must not take its neighbours along.
-            Err(_) => self.with_deep(|deep| pack.scrub_singly(&*reading.file, slice, deep)),
+            Err(_) => {
+                let file = &*reading.file;
+                let mut found = self.with_deep(|deep| pack.scrub_singly(file, slice, deep))?;
+                self.ask_judge(&mut found, |entry| read_record(file, pack.id, entry))?;
+                Ok(found)
+            }
         }
+    }
+
+    /// Has the records that seemed good looked at by who has the key; `record` gives their bytes.
+    fn ask_judge(
+        &self,
+        found: &mut PackFindings,
+        record: impl Fn(&TocEntry) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        let Some(judge) = self.judge else {
+            return Ok(());
+        };
+        let mut batch: Vec<(TocEntry, Vec<u8>)> = Vec::new();
+        let mut len = 0;
+        for entry in std::mem::take(&mut found.good) {
+            let bytes = record(&entry)?;
+            let payload = &bytes[RECORD_HEADER_LEN..];
+            match check_in_clear(entry.info.kind, entry.info.id, payload) {
+                Ok(()) if entry.info.kind != ObjectKind::Chunk => found.good.push(entry),
+                Ok(()) => {
+                    len += bytes.len();
+                    batch.push((entry, bytes));
+                }
+                Err(problem) => found.bad_record(&entry, problem),
+            }
+            if len >= SLICE_LEN_MAX as usize {
+                judge_batch(judge, found, &std::mem::take(&mut batch))?;
+                len = 0;
+            }
+        }
+        judge_batch(judge, found, &batch)?;
+        found.good.sort_by_key(|entry| entry.position);
+        found.damage.sort_by_key(|damage| damage.position);
+        Ok(())
     }
 
     /// Only what the disk gives, or cannot give, is damage. That a file may not be opened, or that there
@@ -141,6 +190,31 @@ impl Scrub<'_> {
         found.damage(None, error);
         Ok(())
     }
+}
+
+fn judge_batch(
+    judge: &dyn Judge,
+    found: &mut PackFindings,
+    batch: &[(TocEntry, Vec<u8>)],
+) -> Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let records: Vec<(RecordHeader, &[u8])> = batch
+        .iter()
+        .map(|(entry, bytes)| {
+            let payload = &bytes[RECORD_HEADER_LEN..];
+            (RecordHeader::new(entry.info, payload), payload)
+        })
+        .collect();
+    let mut problems = judge.judge(&records)?.into_iter().peekable();
+    for (place, (entry, _)) in batch.iter().enumerate() {
+        match problems.next_if(|(bad, _)| *bad == place) {
+            Some((_, problem)) => found.bad_record(entry, problem),
+            None => found.good.push(*entry),
+        }
+    }
+    Ok(())
 }
 
 /// A slice on its way into memory.
@@ -249,9 +323,14 @@ impl Reader<'_, '_, '_> {
             Ok(got) => {
                 bytes.truncate(got);
                 let repository = self.scrub.repository.config().repository;
-                Ok(self
+                let mut found = self
                     .scrub
-                    .with_deep(|deep| scrub_pack(&bytes, repository, id, deep)))
+                    .with_deep(|deep| scrub_pack(&bytes, repository, id, deep));
+                self.scrub.ask_judge(&mut found, |entry| {
+                    let at = entry.position as usize;
+                    Ok(bytes[at..at + entry.info.record_len() as usize].to_vec())
+                })?;
+                Ok(found)
             }
             Err(error) => {
                 let mut found = PackFindings::new(id, len);

@@ -122,6 +122,14 @@ pub trait Session: Send + Sync {
         Ok(())
     }
 
+    /// Whether to begin with more segments.
+    ///
+    /// # Errors
+    /// Why not: what was begun is to be finished, and then the run ends with this error.
+    fn going_on(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What is sealed so far, and so stays however the session ends.
     fn sealed(&self) -> PackerFigures {
         PackerFigures::default()

@@ -23,8 +23,10 @@ pub struct Snapshots {
     repository: RepositoryId,
     keys: Option<Arc<Keys>>,
     clock: Mutex<Arc<dyn RetentionClock>>,
-    /// Held while snapshots come, go, or are locked: between what is found out and what is done about it,
-    /// nothing changes.
+    /// Held while snapshots are published. Before `changes`, where both are.
+    publishing: Mutex<()>,
+    /// Held while snapshots go, are locked, or come locked: between what is found out and what is done about
+    /// it, nothing changes.
     changes: Mutex<()>,
 }
 
@@ -75,6 +77,7 @@ impl Snapshots {
             repository,
             keys,
             clock: Mutex::new(Arc::new(SystemClock)),
+            publishing: Mutex::default(),
             changes: Mutex::default(),
         }
     }
@@ -233,7 +236,7 @@ impl Snapshots {
     /// of it finds out here.
     pub fn published_by(&self, session: SessionId, vm: &str) -> Result<Option<StoredSnapshot>> {
         // Nobody is in the middle of publishing it.
-        let _changes = self.changes.lock();
+        let _publishing = self.publishing.lock();
         let (snapshots, _) = self.read_all()?;
         Ok(snapshots
             .into_iter()
@@ -262,7 +265,9 @@ impl Snapshots {
             ));
         }
         Snapshot::decode(bytes, None).map_err(RepositoryError::Unpublishable)?;
-        let _changes = self.changes.lock();
+        let _publishing = self.publishing.lock();
+        // A lock without its snapshot yet would be swept away.
+        let _changes = lock.map(|_| self.changes.lock());
         let now = self.clock().latest();
         let until = lock.map(|lock| lock.from(now)).filter(|until| *until > now);
         if let Some(until) = until {

@@ -19,6 +19,7 @@ use super::damage::{AffectedRange, Damage};
 use super::error::{RepositoryError, Result};
 use super::fingerprints::Fingerprints;
 use super::index::{SealState, check_seal};
+use super::judge::Depth;
 use super::pack_reader::{list_packs, read_contents};
 use super::scrubber::scrub_packs;
 use super::snapshots::StoredSnapshot;
@@ -62,6 +63,18 @@ pub fn verify(
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<VerifyReport> {
+    let depth = Depth::of(options.deep);
+    verify_at(repository, options, depth, threads, progress)
+}
+
+/// Verifies as deep as `depth` says, whatever the options say of that.
+pub fn verify_at(
+    repository: &Arc<LocalRepository>,
+    options: &VerifyOptions,
+    depth: Depth<'_>,
+    threads: &rayon::ThreadPool,
+    progress: &Progress,
+) -> Result<VerifyReport> {
     let (snapshots, unreadable) = repository.snapshots().read_all()?;
     let mut report = VerifyReport::default();
     let selected: Vec<StoredSnapshot> = snapshots
@@ -82,7 +95,7 @@ pub fn verify(
         let used = packs_of(repository, &selected, &packs)?;
         packs.retain(|(id, _)| used.contains(id));
     }
-    let (findings, mut present) = scrub_packs(repository, &packs, options.deep, threads, progress)?;
+    let (findings, mut present) = scrub_packs(repository, &packs, depth, threads, progress)?;
     let mut scrubbed: HashSet<PackId> = findings.iter().map(|found| found.id).collect();
     for found in findings {
         report.packs += 1;
@@ -101,7 +114,7 @@ pub fn verify(
         }
         // Collections moved records while packs were read: what is missing may stand in a pack that came
         // since. As often as there is a pack that was not looked at.
-        let (found, moved) = scrub_packs(repository, &others, options.deep, threads, progress)?;
+        let (found, moved) = scrub_packs(repository, &others, depth, threads, progress)?;
         scrubbed.extend(found.iter().map(|found| found.id));
         present.merge(moved);
         report.affected = present.affected(repository, &selected)?;

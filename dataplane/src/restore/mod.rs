@@ -40,6 +40,9 @@ use crate::repository::snapshots::StoredSnapshot;
 
 /// Requests at the target's device at once, when it is compared.
 const QUEUE_DEPTH: u32 = 16;
+/// Segments whose records are on their way at once, however small they are: each has a stream of its own at a
+/// server, which allows only so many.
+const FETCHES_MAX: usize = 8;
 /// Decoded segments beyond those that workers decode: one being fetched, one or two being written.
 const DECODED_AHEAD: usize = 2;
 /// Bytes of decoded segments, if that leaves room for two: more threads then share them.
@@ -115,6 +118,8 @@ pub fn restore_disk(
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<RestoreReport> {
+    let span = tracing::info_span!("restore", snapshot = %stored.id, disk = disk.label);
+    let _restore = span.entered();
     let keys = repository.keys()?.clone();
     let workers = threads.current_num_threads();
     progress.total_bytes.add(disk.size.get());
@@ -449,6 +454,7 @@ impl Restore<'_> {
         mut out: Buffer,
         sender: &Sender<DecodedSegment>,
     ) {
+        let _decode = tracing::trace_span!("decode", segment = plan.number.0).entered();
         let thread = rayon::current_thread_index().unwrap_or(0) % self.decoders.len();
         let mut decoder = self.decoders[thread].lock();
         let objects = self.repository.objects();
@@ -575,6 +581,7 @@ impl Fetcher<'_, '_, '_> {
                 "a segment could not be restored".into(),
             ));
         }
+        let _plan = tracing::trace_span!("plan", segment = number.0).entered();
         let mut plan = SegmentPlan::new(number, range, map);
         if let (Some(file), true) = (&restore.in_place, self.target.is_some()) {
             let mut out = self.acquire(&restore.decoded_pool, range.len() as usize);
@@ -600,6 +607,7 @@ impl Fetcher<'_, '_, '_> {
             self.spawn(plan, None, out.expect("just acquired"));
             return Ok(());
         }
+        while self.reading.len() >= FETCHES_MAX && self.reap() {}
         let buffer = self.acquire(&restore.fetch_pool, fetch_len);
         self.records.submit(std::mem::take(&mut plan.batch), buffer);
         self.reading.push(Reading { plan, out });
@@ -632,7 +640,8 @@ impl Fetcher<'_, '_, '_> {
             }
             return true;
         }
-        let Some((batch, buffer)) = self.records.wait() else {
+        let fetched = tracing::trace_span!("fetch").in_scope(|| self.records.wait());
+        let Some((batch, buffer)) = fetched else {
             return false;
         };
         let Reading { mut plan, out } = self.take_reading(batch.token);

@@ -76,6 +76,7 @@ impl DiskWriter<'_> {
     }
 
     fn write(&self, segment: DecodedSegment, queue: &mut dyn Queue) -> Result<()> {
+        let _write = tracing::trace_span!("write", segment = segment.number.0).entered();
         if self.punch {
             for range in &segment.zero {
                 self.file

@@ -384,7 +384,7 @@ pub fn run_gc(
 pub struct Decoded(Mutex<HashMap<ObjectId, (Vec<u8>, Arc<Vec<u8>>)>>);
 
 impl Decoded {
-    fn chunk(&self, repository: &LocalRepository, id: ChunkId) -> Result<Arc<Vec<u8>>> {
+    pub fn chunk(&self, repository: &LocalRepository, id: ChunkId) -> Result<Arc<Vec<u8>>> {
         let object = ObjectId::from(id);
         let fresh = || repository.objects().chunk(id, repository.keys()?);
         let Some(place) = repository.lookup().locate(&[object])?[0] else {

@@ -23,8 +23,6 @@ pub struct NbdUri {
     pub tls: Option<TlsParameters>,
     /// Connections to make, where the user says so (`x-connections`).
     pub connections: Option<u8>,
-    /// Dirty bitmap whose changes matter (`x-dirty-bitmap`).
-    pub dirty_bitmap: Option<String>,
 }
 
 /// Where a server is.
@@ -112,9 +110,15 @@ pub enum UriError {
     /// A parameter of TLS without TLS.
     #[error("has the parameter {0:?} of TLS, but no TLS: write nbds:// or nbds+unix://")]
     TlsOfPlain(&'static str),
+    /// A dirty bitmap.
+    #[error(
+        "has the parameter \"x-dirty-bitmap\": changed blocks of an export, as its server tells them, are not supported yet; without it the whole export is read and only what is new is stored"
+    )]
+    DirtyBitmap,
 }
 
-const KNOWN: &str = "socket, tls-type, tls-hostname, tls-verify-peer, tls-certificates, x-tls-pin, x-connections, x-dirty-bitmap";
+const KNOWN: &str =
+    "socket, tls-type, tls-hostname, tls-verify-peer, tls-certificates, x-tls-pin, x-connections";
 const SCHEMES: [(&str, bool, bool); 4] = [
     ("nbd://", false, false),
     ("nbds://", false, true),
@@ -173,7 +177,6 @@ impl NbdUri {
             export,
             tls: parameters.tls(is_tls)?,
             connections: parameters.connections,
-            dirty_bitmap: parameters.dirty_bitmap,
         })
     }
 
@@ -219,7 +222,6 @@ struct Parameters {
     tls: TlsParameters,
     tls_parameter: Option<&'static str>,
     connections: Option<u8>,
-    dirty_bitmap: Option<String>,
 }
 
 impl Parameters {
@@ -271,7 +273,7 @@ impl Parameters {
                 let error = invalid("x-connections", "a number from 1 to 16");
                 self.connections = Some(count.ok_or(error)?);
             }
-            "x-dirty-bitmap" => self.dirty_bitmap = text("x-dirty-bitmap", value)?,
+            "x-dirty-bitmap" => return Err(UriError::DirtyBitmap),
             _ => return Err(UriError::Unknown(key)),
         }
         self.seen.push(key);
@@ -444,6 +446,17 @@ mod tests {
     }
 
     #[test]
+    fn a_dirty_bitmap_is_refused_and_not_passed_over() {
+        for text in [
+            "nbd://h/e?x-dirty-bitmap=b0",
+            "nbd://h/e?x-dirty-bitmap",
+            "nbd+unix:///?socket=s&x-dirty-bitmap=",
+        ] {
+            assert_eq!(NbdUri::parse(text), Err(UriError::DirtyBitmap), "{text}");
+        }
+    }
+
+    #[test]
     fn a_session_in_the_export_name_is_not_shown() {
         let uri = NbdUri::parse("nbds://h//3f9c?x-connections=2").unwrap();
         assert_eq!((uri.export.as_str(), uri.connections), ("/3f9c", Some(2)));
@@ -469,7 +482,6 @@ mod tests {
                 export,
                 tls: None,
                 connections: None,
-                dirty_bitmap: None,
             };
             prop_assert_eq!(NbdUri::parse(&uri.to_string()), Ok(uri));
         }

@@ -81,6 +81,10 @@ codes! {
     DisksChanged = 35;
     /// The snapshot names something that is not stored, or is not the session's.
     Unpublishable = 36;
+    /// The proxy has no such task on its books.
+    NoSuchTask = 48;
+    /// The proxy takes no tasks until it is resumed.
+    Suspended = 49;
 }
 
 /// A failure.

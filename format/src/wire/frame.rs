@@ -18,6 +18,8 @@ pub const FRAME_HEADER_LEN: usize = 8;
 pub const IDS_MAX: u64 = 1 << 16;
 
 const RECORD_BODY_MAX: u32 = (9 << 20) + (64 << 10);
+const SUBMIT_BODY_MAX: u32 = (256 << 10) + 16;
+const OUTCOME_BODY_MAX: u32 = (8 << 20) + 16;
 const IDS_BODY_MAX: u32 = (IDS_MAX as u32) * 32 + 16;
 
 macro_rules! frames {
@@ -89,6 +91,8 @@ frames! {
     Ended = 24, 64;
     /// The session that was to be gone on with has published its snapshot.
     Published = 25, 64;
+    /// The server is going to shut down.
+    Draining = 26, 0;
     /// First frame of a lane: which session it belongs to.
     Attach = 32, 24;
     /// Which of these segments are there whole?
@@ -105,6 +109,12 @@ frames! {
     Flush = 38, 0;
     /// Objects whose records the client found damaged.
     Distrust = 39, IDS_BODY_MAX;
+    /// Which maps does the reference have?
+    AskReference = 40, 16;
+    /// The beginnings of their ids.
+    ReferenceMaps = 41, (32 << 10) + 16;
+    /// Segments that are as they are in the reference.
+    SegmentsUnchanged = 42, (64 << 10) + 16;
     /// Records by id.
     Fetch = 48, IDS_BODY_MAX;
     /// A record.
@@ -155,6 +165,26 @@ frames! {
     Status = 96, 0;
     /// The sessions of all repositories.
     Sessions = 97, 0;
+    /// Run a task.
+    Submit = 112, SUBMIT_BODY_MAX;
+    /// The proxy has the task on its books.
+    Accepted = 113, 1;
+    /// Tell how a task goes, to its end.
+    Follow = 114, 32;
+    /// A warning of a task.
+    TaskNote = 115, 8 << 10;
+    /// How far a task is.
+    TaskProgress = 116, 1 << 10;
+    /// How a task ended.
+    TaskOver = 117, OUTCOME_BODY_MAX;
+    /// End a task.
+    CancelTask = 118, 16;
+    /// All tasks.
+    ListTasks = 119, 0;
+    /// One task.
+    ShowTask = 120, 16;
+    /// Take no tasks, or take them again.
+    Suspend = 121, 1;
 }
 
 /// The header of a frame.

@@ -12,8 +12,13 @@ pub use super::fetch::{Fetch, Unfetched};
 pub use super::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 pub use super::judge::Judged;
 pub use super::lane::{Answers, AskObjects, AskSegments, Attach, Distrust, Flush, SegmentDone};
+pub use super::proxy::{
+    Accepted, CancelTask, Follow, ListTasks, ShowTask, Submit, Suspend, TaskNote, TaskOver,
+    TaskProgress,
+};
+pub use super::reference::{AskReference, ReferenceMaps, SegmentsUnchanged};
 pub use super::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
+    Abandon, Acknowledged, Begin, Begun, Commit, Draining, Ended, Finished, Pin, Pinned, Published,
 };
 pub use super::snapshots::{
     Forget, Hold, Lock, LockedUntil, Protect, ReadSnapshot, SnapshotFile, SnapshotState,
@@ -94,6 +99,7 @@ messages! {
     Abandon(Abandon),
     Ended(Ended),
     Published(Published),
+    Draining(Draining),
     Attach(Attach),
     AskSegments(AskSegments),
     AskObjects(AskObjects),
@@ -101,6 +107,9 @@ messages! {
     SegmentDone(SegmentDone),
     Flush(Flush),
     Distrust(Distrust),
+    AskReference(AskReference),
+    ReferenceMaps(ReferenceMaps),
+    SegmentsUnchanged(SegmentsUnchanged),
     Fetch(Fetch),
     Unfetched(Unfetched),
     ListSnapshots(ListSnapshots),
@@ -124,6 +133,16 @@ messages! {
     Judged(Judged),
     Status(Status),
     Sessions(Sessions),
+    Submit(Submit),
+    Accepted(Accepted),
+    Follow(Follow),
+    TaskNote(TaskNote),
+    TaskProgress(TaskProgress),
+    TaskOver(TaskOver),
+    CancelTask(CancelTask),
+    ListTasks(ListTasks),
+    ShowTask(ShowTask),
+    Suspend(Suspend),
 }
 
 impl Message {

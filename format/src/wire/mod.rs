@@ -9,11 +9,14 @@
 //! - [`hello`]: versions, capabilities, limits; opening a repository
 //! - [`session`]: a session from begin to commit; [`ledger`]: what the server remembers of it
 //! - [`lane`]: the streams that carry a session's data: questions, records, finished segments
+//! - [`mod@reference`]: what a session's reference holds, in few bytes
 //! - [`fetch`]: records by id
 //! - [`snapshots`]: the roots: list, read, hold, forget, protect, lock
 //! - [`upkeep`]: long work with progress, figures, what an administrator asks; [`judge`]: what takes the key
+//! - [`proxy`]: what is said to a proxy; [`task`]: what it is to do; [`books`]: what it remembers of that
 //! - [`failure`]: what went wrong at the other end
 
+pub mod books;
 pub mod failure;
 pub mod fetch;
 pub mod frame;
@@ -22,8 +25,11 @@ pub mod judge;
 pub mod lane;
 pub mod ledger;
 pub mod message;
+pub mod proxy;
+pub mod reference;
 pub mod session;
 pub mod snapshots;
+pub mod task;
 pub mod upkeep;
 
 /// Version of the protocol.

@@ -14,7 +14,8 @@ use super::hello::{put_bytes, read_bytes};
 const DISKS_MAX: u64 = 4096;
 /// Most segments named in one frame.
 pub const SEGMENTS_MAX: usize = 4096;
-const NUMBER_MAX: u64 = DISK_LEN_MAX >> SegmentSize::MIN_LOG2;
+/// Highest ordinal of a segment.
+pub(super) const NUMBER_MAX: u64 = DISK_LEN_MAX >> SegmentSize::MIN_LOG2;
 
 /// Counts those who went on with a session: only the last one may.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,13 +69,17 @@ impl DoneSegment {
             false => None,
             true => Some(SegmentMapId::from_bytes(reader.array()?)),
         };
-        let limit = 1 << SegmentSize::MAX_LOG2;
         Ok(Self {
             map,
-            data_bytes: reader.varint("data bytes", limit)? as u32,
-            replaced_bytes: reader.varint("replaced bytes", limit)? as u32,
+            data_bytes: read_len(reader, "data bytes")?,
+            replaced_bytes: read_len(reader, "replaced bytes")?,
         })
     }
+}
+
+/// Reads a number of bytes of one segment.
+pub(super) fn read_len(reader: &mut Reader<'_>, field: &'static str) -> Result<u32, DecodeError> {
+    Ok(reader.varint(field, 1 << SegmentSize::MAX_LOG2)? as u32)
 }
 
 /// Begins a session, or goes on with one.
@@ -291,6 +296,11 @@ pub struct Commit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abandon;
 
+/// The server is going to shut down: what the client has begun it may finish, and then goes on with the
+/// session when the server is back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draining;
+
 /// The session is over; after a commit, the snapshot is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -397,6 +407,16 @@ impl Body for Commit {
 
 impl Body for Abandon {
     const KIND: FrameType = FrameType::Abandon;
+
+    fn put(&self, _: &mut Vec<u8>) {}
+
+    fn read(_: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self)
+    }
+}
+
+impl Body for Draining {
+    const KIND: FrameType = FrameType::Draining;
 
     fn put(&self, _: &mut Vec<u8>) {}
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use undercroft_dataplane::net::trust::UnixMs;
 use undercroft_dataplane::net::trust::registry::IssuedIdentity;
 
-use super::{Store, show_patterns, show_time, texts, to_timestamp};
+use super::{Place, show_patterns, show_time, texts, to_timestamp};
 use crate::failure::Outcome;
 use crate::report::{self, Align, Table, line};
 use crate::settings::Settings;
@@ -19,9 +19,9 @@ use crate::units::count;
 /// JSON: authority (its fingerprint), identities: an array of objects with name, serial, state (live,
 /// revoked, expired), role, vms, repositories, issued, expires, revoked_at.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Args {
+pub struct Args<P: Place> {
     #[command(flatten)]
-    store: Store,
+    place: P,
 }
 
 #[derive(Serialize)]
@@ -64,8 +64,8 @@ impl View {
     }
 }
 
-pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let authority = args.store.open()?;
+pub fn run<P: Place>(settings: &Settings, args: Args<P>) -> anyhow::Result<Outcome> {
+    let authority = args.place.open()?;
     let now = authority.time().now();
     let mut identities = authority.identities()?;
     identities.sort_by(|a, b| (&a.identity.name, a.issued).cmp(&(&b.identity.name, b.issued)));

@@ -1,13 +1,13 @@
 //! `undercroft repository`: a repository server and whom it lets in.
 
-mod identities;
-mod revoke;
-mod serve;
+pub mod identities;
+pub mod revoke;
+pub mod serve;
 mod sessions;
 mod status;
-mod tokens;
+pub mod tokens;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Subcommand;
@@ -36,9 +36,9 @@ enum Command {
     Serve(serve::Args),
     Status(status::Args),
     Sessions(sessions::Args),
-    Tokens(tokens::Args),
-    Identities(identities::Args),
-    Revoke(revoke::Args),
+    Tokens(tokens::Args<Store>),
+    Identities(identities::Args<Store>),
+    Revoke(revoke::Args<Store>),
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
@@ -54,24 +54,35 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
 
 /// Where the server's repositories are.
 #[derive(clap::Args, Clone, Debug)]
-struct Store {
+pub struct Store {
     /// The directory of the server's repositories
     #[arg(long = "store", value_name = "DIR")]
     dir: PathBuf,
 }
 
-impl Store {
-    /// The authority in the store; made if the store has none.
+impl Place for Store {
+    fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Where a daemon keeps its files, as an option names it.
+pub trait Place: clap::Args + Clone + std::fmt::Debug {
+    /// The directory.
+    fn dir(&self) -> &Path;
+
+    /// The authority of the daemon; made if there is none.
     fn open_or_create(&self) -> anyhow::Result<Authority> {
         let (clock, entropy) = components();
-        let dir = self.dir.join(DIRECTORY);
+        let dir = self.dir().join(DIRECTORY);
         Ok(Authority::open_or_create(&dir, clock, entropy)?)
     }
 
-    /// The authority in the store.
+    /// The authority of the daemon.
     fn open(&self) -> anyhow::Result<Authority> {
         let (clock, entropy) = components();
-        Ok(Authority::open(&self.dir.join(DIRECTORY), clock, entropy)?)
+        let dir = self.dir().join(DIRECTORY);
+        Ok(Authority::open(&dir, clock, entropy)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Store;
+use super::Place;
 use super::identities::View;
 use crate::failure::Outcome;
 use crate::report::{self, line};
@@ -11,15 +11,15 @@ use crate::units::count;
 
 /// Let somebody in no more
 ///
-/// A name stands for all its certificates. A running server refuses new connections from then on; those that
-/// are open go on until they end: restart the server to end them. There is no way back: whoever is to be let
-/// in again is enrolled anew.
+/// A name stands for all its certificates. A running server refuses new connections from then on, and ends
+/// those that are open within seconds; a backup that it ends can be gone on with by somebody else. There is no
+/// way back: whoever is to be let in again is enrolled anew.
 ///
 /// JSON: revoked: an array like that of `repository identities`; empty if all were revoked or expired.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Args {
+pub struct Args<P: Place> {
     #[command(flatten)]
-    store: Store,
+    place: P,
     /// The name, or the serial number of one certificate
     #[arg(value_name = "NAME|SERIAL")]
     identity: String,
@@ -30,8 +30,8 @@ struct Report {
     revoked: Vec<View>,
 }
 
-pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let authority = args.store.open()?;
+pub fn run<P: Place>(settings: &Settings, args: Args<P>) -> anyhow::Result<Outcome> {
+    let authority = args.place.open()?;
     let revoked = authority.revoke(&args.identity)?;
     let now = authority.time().now();
     let report = Report {

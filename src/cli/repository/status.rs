@@ -11,12 +11,12 @@ use crate::failure::Outcome;
 use crate::remote;
 use crate::report::{self, Align, Table, line};
 use crate::settings::Settings;
-use crate::units::{Took, count};
+use crate::units::{Size, Took, count};
 
 /// Show what a server does
 ///
 /// JSON: program, uptime_ms, connections (peer, role, address, repository), repositories, sessions,
-/// is_draining.
+/// is_draining, limits (direction: in or out; bytes_per_second, null while there is none; rules).
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The server, as in quic://HOST:PORT (default: that of --repo)
@@ -45,6 +45,14 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             count(status.repositories.len() as u64, "repository"),
             count(status.sessions, "session")
         );
+        for limit in &status.limits {
+            let now = match limit.bytes_per_second {
+                None => "no limit now".to_owned(),
+                Some(rate) => format!("{}/s now", Size(rate)),
+            };
+            let rules = limit.rules.join("; ");
+            line!(text, "Bandwidth {}: {now} ({rules})", limit.direction);
+        }
         let mut table = Table::new(&[
             ("PEER", Align::Left),
             ("ROLE", Align::Left),

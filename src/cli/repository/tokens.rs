@@ -10,7 +10,7 @@ use undercroft_dataplane::net::trust::registry::IssuedToken;
 use undercroft_dataplane::net::trust::token::SecretHash;
 use undercroft_dataplane::net::trust::{IdentityName, Role, Scope, TokenOptions, UnixMs};
 
-use super::{Store, show_patterns, show_time, texts, to_timestamp};
+use super::{Place, show_patterns, show_time, texts, to_timestamp};
 use crate::failure::{Outcome, Problem, warn};
 use crate::report::{self, Align, Table, line};
 use crate::settings::Settings;
@@ -29,9 +29,9 @@ use crate::units::{count, parse_duration};
 /// repositories, expires. Without: an array of objects with id, state (usable, used, expired), role,
 /// name, vms, repositories, issued, expires, used_by, used_at. With --cancel: cancelled (the id).
 #[derive(clap::Args, Clone, Debug)]
-pub struct Args {
+pub struct Args<P: Place> {
     #[command(flatten)]
-    store: Store,
+    place: P,
     /// Make a token for this role: ingest (adds snapshots), restore (reads them), admin (everything)
     #[arg(long, value_name = "ROLE")]
     role: Option<Role>,
@@ -83,20 +83,20 @@ struct Cancelled {
     cancelled: String,
 }
 
-pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+pub fn run<P: Place>(settings: &Settings, args: Args<P>) -> anyhow::Result<Outcome> {
     match (args.role, &args.cancel) {
         (Some(role), _) => make(settings, &args, role),
-        (None, Some(id)) => cancel(settings, &args.store, id),
-        (None, None) => list(settings, &args.store),
+        (None, Some(id)) => cancel(settings, &args.place, id),
+        (None, None) => list(settings, &args.place),
     }
 }
 
-fn make(settings: &Settings, args: &Args, role: Role) -> anyhow::Result<Outcome> {
-    if !args.store.dir.is_dir() {
-        let dir = args.store.dir.display();
+fn make<P: Place>(settings: &Settings, args: &Args<P>, role: Role) -> anyhow::Result<Outcome> {
+    if !args.place.dir().is_dir() {
+        let dir = args.place.dir().display();
         return Err(Problem::usage(format!("{dir} is no directory"))
             .hint(format!(
-                "name the directory of the server's repositories, or make it: mkdir {dir}"
+                "name the directory of the daemon's files, or make it: mkdir {dir}"
             ))
             .into());
     }
@@ -106,7 +106,7 @@ fn make(settings: &Settings, args: &Args, role: Role) -> anyhow::Result<Outcome>
     };
     let scope = Scope::new(or_all(&args.vms), or_all(&args.repositories))
         .map_err(|error| Problem::usage(error.to_string()))?;
-    let authority = args.store.open_or_create()?;
+    let authority = args.place.open_or_create()?;
     warn_of_clock(authority.time().behind());
     let (token, issued) = authority.issue_token(&TokenOptions {
         role,
@@ -146,8 +146,8 @@ fn make(settings: &Settings, args: &Args, role: Role) -> anyhow::Result<Outcome>
     Ok(Outcome::Done)
 }
 
-fn cancel(settings: &Settings, store: &Store, id: &str) -> anyhow::Result<Outcome> {
-    store.open()?.cancel_token(id)?;
+fn cancel(settings: &Settings, place: &impl Place, id: &str) -> anyhow::Result<Outcome> {
+    place.open()?.cancel_token(id)?;
     let report = Cancelled {
         cancelled: id.to_owned(),
     };
@@ -157,8 +157,8 @@ fn cancel(settings: &Settings, store: &Store, id: &str) -> anyhow::Result<Outcom
     Ok(Outcome::Done)
 }
 
-fn list(settings: &Settings, store: &Store) -> anyhow::Result<Outcome> {
-    let authority = store.open()?;
+fn list(settings: &Settings, place: &impl Place) -> anyhow::Result<Outcome> {
+    let authority = place.open()?;
     let now = authority.time().now();
     let mut tokens = authority.tokens()?;
     tokens.sort_by_key(|(hash, token)| (token.issued, *hash));

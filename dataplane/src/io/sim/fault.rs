@@ -92,6 +92,12 @@ impl Faults {
         Ok(())
     }
 
+    /// Lets nothing fail any more.
+    pub(super) fn clear(&mut self) {
+        self.crash_after = u64::MAX;
+        self.armed.clear();
+    }
+
     /// Asked before every operation: whether it may go on.
     pub(super) fn check(&mut self, kind: SimOp) -> io::Result<()> {
         self.check_power()?;

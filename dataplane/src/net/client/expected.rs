@@ -38,12 +38,12 @@ impl ExpectedMaps {
         &self,
         handle: &Handle,
         ids: Vec<ObjectId>,
-        fetched: impl Future<Output = Result<Vec<Fetched>, StreamError>> + Send + 'static,
+        fetched: impl FnOnce() -> Result<Vec<Fetched>, StreamError> + Send + 'static,
     ) {
         let (done, maps) = channel();
-        handle.spawn(async move {
+        handle.spawn_blocking(move || {
             // What does not come is asked for alone, which tells why.
-            let _ = done.send(fetched.await.unwrap_or_default());
+            let _ = done.send(fetched().unwrap_or_default());
         });
         let mut state = self.0.lock();
         if state.on_their_way.len() == FETCHES_MAX {

@@ -47,6 +47,8 @@ pub struct Lane {
     /// Sent since the last answer: an answer says that everything before the question was taken in, and
     /// from then on the server itself knows these objects.
     sent: Vec<ObjectId>,
+    /// Nothing was sent since the last answer.
+    is_answered: bool,
 }
 
 impl Lane {
@@ -56,7 +58,13 @@ impl Lane {
         Ok(Self {
             stream,
             sent: Vec::new(),
+            is_answered: false,
         })
+    }
+
+    /// True if the server has taken in everything that was sent.
+    pub fn is_answered(&self) -> bool {
+        self.is_answered
     }
 
     /// Sends a frame that is not answered, with the records of `ids` in it.
@@ -66,6 +74,7 @@ impl Lane {
         ids: impl Iterator<Item = ObjectId>,
     ) -> Result<(), StreamError> {
         self.sent.extend(ids);
+        self.is_answered = false;
         let sent = self.stream.write(frame);
         sent.map_err(|error| self.reason(error))
     }
@@ -89,6 +98,7 @@ impl Lane {
     /// Waits for the answer.
     pub fn end_ask<A: Body>(&mut self, claims: &Claims) -> Result<A, StreamError> {
         let answer = self.stream.answer()?;
+        self.is_answered = true;
         self.sent.drain(..).for_each(|id| claims.release(id));
         Ok(answer)
     }

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Endpoint};
 use tokio::runtime::{Handle, Runtime};
 use undercroft_format::config::Config;
 use undercroft_format::wire::VERSION;
@@ -15,9 +16,15 @@ use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed
 use undercroft_format::wire::upkeep::{Done, Report};
 
 use crate::net::address::{RepositoryName, ServerAddress};
-use crate::net::conversation::{Conversation, StreamError};
+use crate::net::bandwidth::{Flow, Pace, Rules, Throttle};
+use crate::net::closing::{Closing, refusal_of};
+use crate::net::conversation::{Conversation, FrameStream, StreamError};
+use crate::net::distrust::{distrust, distrust_on_stream};
+use crate::net::manners::Manners;
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
+use crate::net::trust::{HandshakeError, Side};
+use crate::repository::Traffic;
 use crate::repository::error::{RepositoryError, Result};
 
 /// Threads that drive sockets and connections.
@@ -26,6 +33,7 @@ const NET_THREADS: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long saying goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
+const CLOSE_POLL: Duration = Duration::from_micros(200);
 
 /// How to reach a server.
 pub struct LinkOptions {
@@ -39,6 +47,17 @@ pub struct LinkOptions {
     pub program: String,
     /// Connections: more than one core carries the traffic of several.
     pub connections: usize,
+    /// How much of a path it may take.
+    pub limits: LinkLimits,
+}
+
+/// Limits of bandwidth, for all connections together.
+#[derive(Clone, Debug, Default)]
+pub struct LinkLimits {
+    /// Of records that go to the server.
+    pub upload: Rules,
+    /// Of records that come from it.
+    pub download: Rules,
 }
 
 /// A server cannot be reached.
@@ -64,6 +83,14 @@ pub enum LinkError {
         /// The cause.
         source: quinn::ConnectionError,
     },
+    /// The two ends do not trust each other.
+    #[error("connecting to {address}")]
+    Distrust {
+        /// The address.
+        address: ServerAddress,
+        /// Why.
+        source: HandshakeError,
+    },
     /// Nobody answers.
     #[error("connecting to {address}: nobody answers")]
     Silent {
@@ -79,18 +106,74 @@ pub enum LinkError {
 pub struct Link {
     connections: Vec<Linked>,
     next: AtomicUsize,
+    upload: Arc<Throttle>,
+    download: Arc<Throttle>,
     runtime: Option<Runtime>,
+    dial: Option<Box<dyn Dial>>,
+}
+
+/// Opens streams to a server's repository over something else than QUIC.
+pub trait Dial: Send + Sync {
+    /// A new stream, on the connection of that number.
+    fn open_stream(&self, connection: usize) -> Result<Box<dyn FrameStream>, StreamError>;
 }
 
 struct Linked {
     connection: Connection,
-    /// The first stream.
-    control: Mutex<Conversation>,
-    endpoint: Endpoint,
+    control: Mutex<Control>,
+    _endpoint: Endpoint,
+}
+
+/// The first stream.
+struct Control {
+    stream: Conversation,
+    /// The server has answered the greeting. Nobody waits for that alone.
+    is_welcome: bool,
+    address: ServerAddress,
+}
+
+impl Control {
+    /// Asks; the answers come in the order of the questions.
+    fn say<B: Body>(&mut self, message: &B) -> Result<()> {
+        let said = self.stream.say(message);
+        said.map_err(|error| self.failed(error))
+    }
+
+    fn answer<B: Body>(&mut self) -> Result<B> {
+        if !self.is_welcome {
+            let welcome: Welcome = self.answer_next()?;
+            if welcome.version != VERSION {
+                return Err(lost(LinkError::Version(welcome.version)));
+            }
+            self.is_welcome = true;
+        }
+        self.answer_next()
+    }
+
+    fn answer_next<B: Body>(&mut self) -> Result<B> {
+        let answer = self.stream.answer();
+        answer.map_err(|error| self.failed(error))
+    }
+
+    /// What is said first meets a refusal of this side's certificate.
+    fn failed(&self, error: StreamError) -> RepositoryError {
+        match distrust_on_stream(&error) {
+            Some(source) => lost(LinkError::Distrust {
+                address: self.address.clone(),
+                source,
+            }),
+            None => error.into(),
+        }
+    }
+
+    fn ask<Q: Body, A: Body>(&mut self, question: &Q) -> Result<A> {
+        self.say(question)?;
+        self.answer()
+    }
 }
 
 impl Link {
-    /// Connects.
+    /// Connects, and greets without waiting for the answer: whoever asks something first meets it.
     pub fn connect(options: LinkOptions) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(NET_THREADS)
@@ -100,16 +183,44 @@ impl Link {
             .map_err(|error| lost(LinkError::Socket(error)))?;
         let config = transport::client_config(options.tls.clone())
             .map_err(|error| lost(LinkError::Socket(error)))?;
+        let options = Arc::new(options);
         let addresses = resolve(&options.address)?;
-        let mut connections = Vec::new();
-        for _ in 0..options.connections.max(1) {
-            connections.push(connect_one(&runtime, &config, &addresses, &options)?);
-        }
+        // All at once: far away, each costs round trips.
+        let connecting: Vec<_> = (0..options.connections.max(1))
+            .map(|_| {
+                let (config, addresses) = (config.clone(), addresses.clone());
+                let (options, handle) = (options.clone(), runtime.handle().clone());
+                runtime.spawn(async move {
+                    let (endpoint, connection) = connect_one(&config, &addresses, &options).await?;
+                    greet(handle, endpoint, connection, &options).await
+                })
+            })
+            .collect();
+        let connections = connecting.into_iter().map(|connecting| {
+            let connected = runtime.block_on(connecting);
+            connected.expect("connecting does not panic")
+        });
+        let connections = connections.collect::<Result<_>>()?;
         Ok(Self {
             connections,
             next: AtomicUsize::new(0),
+            upload: Throttle::new(options.limits.upload.clone()),
+            download: Throttle::new(options.limits.download.clone()),
             runtime: Some(runtime),
+            dial: None,
         })
+    }
+
+    /// Goes through `dial`, which has a repository open.
+    pub fn over(dial: Box<dyn Dial>) -> Self {
+        Self {
+            connections: Vec::new(),
+            next: AtomicUsize::new(0),
+            upload: Throttle::new(Rules::default()),
+            download: Throttle::new(Rules::default()),
+            runtime: None,
+            dial: Some(dial),
+        }
     }
 
     /// Opens a repository on every connection.
@@ -117,11 +228,12 @@ impl Link {
         let open = Open {
             name: name.to_string(),
         };
+        for linked in &self.connections {
+            linked.control.lock().say(&open)?;
+        }
         let mut config = Vec::new();
         for linked in &self.connections {
-            let mut control = linked.control.lock();
-            control.say(&open)?;
-            config = control.answer::<Opened>()?.config;
+            config = linked.control.lock().answer::<Opened>()?.config;
         }
         Ok(Config::decode(&config).map_err(StreamError::from)?)
     }
@@ -132,9 +244,7 @@ impl Link {
             name: name.to_string(),
             config: config.encode(),
         };
-        let mut control = self.connections[0].control.lock();
-        control.say(&create)?;
-        let Done = control.answer()?;
+        let Done = self.connections[0].control.lock().ask(&create)?;
         Ok(())
     }
 
@@ -143,16 +253,14 @@ impl Link {
         let renew = Renew {
             request: request.to_vec(),
         };
-        let mut control = self.connections[0].control.lock();
-        control.say(&renew)?;
-        Ok(control.answer::<Renewed>()?.answer)
+        let renewed: Renewed = self.connections[0].control.lock().ask(&renew)?;
+        Ok(renewed.answer)
     }
 
     /// Asks something about the server itself.
     pub fn inquire<Q: Body, R: serde::de::DeserializeOwned>(&self, question: &Q) -> Result<R> {
-        let mut control = self.connections[0].control.lock();
-        control.say(question)?;
-        parse(&control.answer::<Report>()?.json)
+        let report: Report = self.connections[0].control.lock().ask(question)?;
+        parse(&report.json)
     }
 
     /// Asks one question about the repository.
@@ -168,23 +276,52 @@ impl Link {
         self.converse_on(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A new stream, on the connection whose turn it is.
-    pub async fn open_stream(&self) -> Result<(SendStream, RecvStream), StreamError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
-        Ok(self.connections[number].connection.open_bi().await?)
-    }
-
     /// A new stream on a certain connection.
     pub fn converse_on(&self, number: usize) -> Result<Conversation, StreamError> {
+        if let Some(dial) = &self.dial {
+            return Ok(Conversation::over(dial.open_stream(number)?));
+        }
         let linked = &self.connections[number % self.connections.len()];
-        let handle = self.handle().clone();
+        let handle = self
+            .handle()
+            .expect("it runs until the link is dropped")
+            .clone();
         let stream = handle.block_on(linked.connection.open_bi())?;
-        Ok(Conversation::new(handle, stream))
+        let throttle = self.upload.clone();
+        let flow = Flow::default();
+        let manners = Manners {
+            outgoing: Some(Pace { throttle, flow }),
+            ..Manners::default()
+        };
+        Ok(Conversation::new(handle, stream).with_manners(manners, None))
     }
 
-    /// What a connection's path is like.
-    pub fn path_stats(&self, number: usize) -> quinn::PathStats {
-        self.connections[number].connection.stats().path
+    /// The limit on what comes.
+    pub fn download(&self) -> Pace {
+        let throttle = self.download.clone();
+        let flow = Flow::default();
+        Pace { throttle, flow }
+    }
+
+    /// The runtime, if there is one.
+    pub fn runtime(&self) -> Option<&Handle> {
+        self.runtime.as_ref().map(Runtime::handle)
+    }
+
+    /// What a connection carried, and what its path is like.
+    pub fn stats(&self, number: usize) -> quinn::ConnectionStats {
+        self.connections[number].connection.stats()
+    }
+
+    /// What all connections carried.
+    pub fn traffic(&self) -> Traffic {
+        let mut traffic = Traffic::default();
+        for linked in &self.connections {
+            let stats = linked.connection.stats();
+            traffic.sent_bytes += stats.udp_tx.bytes;
+            traffic.received_bytes += stats.udp_rx.bytes;
+        }
+        traffic
     }
 
     /// Connections.
@@ -192,29 +329,45 @@ impl Link {
         self.connections.len()
     }
 
-    /// The runtime that drives the connections.
-    pub fn handle(&self) -> &Handle {
-        let runtime = self.runtime.as_ref();
-        runtime.expect("it runs until the link is dropped").handle()
+    /// The runtime that drives the connections, if they are QUIC's.
+    pub fn handle(&self) -> Option<&Handle> {
+        self.runtime.as_ref().map(Runtime::handle)
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        for linked in &self.connections {
-            linked.connection.close(VarInt::from_u32(0), b"done");
-        }
         if let Some(runtime) = self.runtime.take() {
-            // Without this, the server would learn of the end only by a timeout.
-            for linked in &self.connections {
-                let _ = runtime.block_on(async {
-                    tokio::time::timeout(CLOSE_TIMEOUT, linked.endpoint.wait_idle()).await
-                });
-            }
+            let connections = self.connections.iter().map(|linked| &linked.connection);
+            runtime.block_on(close(connections));
             self.connections.clear();
             runtime.shutdown_background();
         }
     }
+}
+
+/// Ends connections and waits until that was sent: without hearing of it, the server would hold them for open
+/// until a timeout. What is far away is not waited for.
+async fn close<'c>(connections: impl Iterator<Item = &'c Connection>) {
+    let sent = |connection: &Connection| connection.stats().udp_tx.datagrams;
+    let closing: Vec<_> = connections
+        .map(|connection| {
+            Closing::Done.close(connection, "done");
+            // Nothing but the end is sent from here on. Had it gone out before this line, the answer, which
+            // comes at once, would say so.
+            (connection, sent(connection))
+        })
+        .collect();
+    let closed = async {
+        for (connection, sent_before) in closing {
+            while sent(connection) == sent_before
+                && connection.stats().frame_rx.connection_close == 0
+            {
+                tokio::time::sleep(CLOSE_POLL).await;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
 }
 
 /// Sends the request of a machine without a certificate and returns the answer.
@@ -229,13 +382,10 @@ pub fn exchange(options: &LinkOptions, request: &[u8]) -> Result<Vec<u8>> {
         address: options.address.clone(),
     };
     for address in resolve(&options.address)? {
-        match connect_to(&runtime, &config, address, options) {
-            Ok((endpoint, connection)) => {
+        match runtime.block_on(connect_to(&config, address, options)) {
+            Ok((_endpoint, connection)) => {
                 let answer = runtime.block_on(exchange_over(&connection, request))?;
-                connection.close(VarInt::from_u32(0), b"done");
-                runtime.block_on(async {
-                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
-                });
+                runtime.block_on(close(std::iter::once(&connection)));
                 return Ok(answer);
             }
             Err(error) => failure = error,
@@ -262,6 +412,11 @@ pub fn parse<R: serde::de::DeserializeOwned>(json: &str) -> Result<R> {
 }
 
 fn lost(error: LinkError) -> RepositoryError {
+    if let LinkError::Connect { source, .. } = &error
+        && let Some(failure) = refusal_of(source)
+    {
+        return RepositoryError::Remote(failure);
+    }
     RepositoryError::Connection(Box::new(error))
 }
 
@@ -284,28 +439,24 @@ fn resolve(address: &ServerAddress) -> Result<Vec<SocketAddr>> {
 }
 
 /// The first address that answers.
-fn connect_one(
-    runtime: &Runtime,
+async fn connect_one(
     config: &quinn::ClientConfig,
     addresses: &[SocketAddr],
     options: &LinkOptions,
-) -> Result<Linked> {
+) -> Result<(Endpoint, Connection)> {
     let mut failure = LinkError::Silent {
         address: options.address.clone(),
     };
     for address in addresses {
-        match connect_to(runtime, config, *address, options) {
-            Ok((endpoint, connection)) => {
-                return greet(runtime, endpoint, connection, &options.program);
-            }
+        match connect_to(config, *address, options).await {
+            Ok(connected) => return Ok(connected),
             Err(error) => failure = error,
         }
     }
     Err(lost(failure))
 }
 
-fn connect_to(
-    runtime: &Runtime,
+async fn connect_to(
     config: &quinn::ClientConfig,
     to: SocketAddr,
     options: &LinkOptions,
@@ -315,40 +466,42 @@ fn connect_to(
         SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
     };
     let address = || options.address.clone();
-    let _entered = runtime.enter();
     let endpoint = transport::endpoint(from, None).map_err(LinkError::Socket)?;
     let connecting = endpoint
         .connect_with(config.clone(), to, &options.server_name)
         .map_err(|error| LinkError::Socket(io::Error::other(error)))?;
-    let connected =
-        runtime.block_on(async { tokio::time::timeout(CONNECT_TIMEOUT, connecting).await });
-    match connected {
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok((endpoint, connection)),
-        Ok(Err(source)) => Err(LinkError::Connect {
-            address: address(),
-            source,
+        Ok(Err(source)) => Err(match distrust(Side::Client, &source) {
+            Some(source) => LinkError::Distrust {
+                address: address(),
+                source,
+            },
+            None => LinkError::Connect {
+                address: address(),
+                source,
+            },
         }),
         Err(_) => Err(LinkError::Silent { address: address() }),
     }
 }
 
-fn greet(
-    runtime: &Runtime,
+async fn greet(
+    handle: Handle,
     endpoint: Endpoint,
     connection: Connection,
-    program: &str,
+    options: &LinkOptions,
 ) -> Result<Linked> {
-    let stream = runtime.block_on(connection.open_bi());
-    let mut control =
-        Conversation::new(runtime.handle().clone(), stream.map_err(StreamError::from)?);
-    control.say(&Hello::ours(program))?;
-    let welcome: Welcome = control.answer()?;
-    if welcome.version != VERSION {
-        return Err(lost(LinkError::Version(welcome.version)));
-    }
+    let (mut send, recv) = connection.open_bi().await.map_err(StreamError::from)?;
+    let hello = Hello::ours(&options.program).frame();
+    send.write_all(&hello).await.map_err(StreamError::from)?;
     Ok(Linked {
         connection,
-        control: Mutex::new(control),
-        endpoint,
+        control: Mutex::new(Control {
+            stream: Conversation::new(handle, (send, recv)),
+            is_welcome: false,
+            address: options.address.clone(),
+        }),
+        _endpoint: endpoint,
     })
 }

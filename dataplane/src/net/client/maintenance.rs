@@ -13,9 +13,10 @@ use undercroft_format::wire::message::{
 use undercroft_format::wire::snapshots::HOLDS_MAX;
 use undercroft_format::wire::upkeep;
 
+use super::judge;
 use super::link::parse;
 use super::repository::RemoteRepository;
-use crate::net::conversation::{Frame, StreamError, expect, read_frame};
+use crate::net::conversation::{StreamError, Waited, expect};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
@@ -27,7 +28,7 @@ use crate::repository::stats::Stats;
 use crate::repository::verify::{VerifyOptions, VerifyReport};
 
 /// How long a wish to stop may go unnoticed.
-const LISTEN_EVERY: Duration = Duration::from_millis(100);
+pub(super) const LISTEN_EVERY: Duration = Duration::from_millis(100);
 
 impl RemoteRepository {
     fn figures<Q: Body, R: DeserializeOwned>(&self, question: &Q) -> Result<R> {
@@ -38,24 +39,17 @@ impl RemoteRepository {
     fn long<Q: Body, R: DeserializeOwned>(&self, question: &Q, progress: &Progress) -> Result<R> {
         let mut stream = self.link().converse()?;
         stream.say(question)?;
-        let handle = stream.handle().clone();
         let mut told = upkeep::Progress::default();
         let mut is_stopped = false;
         loop {
-            let mut next = std::pin::pin!(read_frame(&mut stream.recv));
-            let frame: Frame = loop {
-                let waited = handle
-                    .block_on(async { tokio::time::timeout(LISTEN_EVERY, next.as_mut()).await });
-                match waited {
-                    Ok(frame) => break frame?.ok_or(StreamError::NoAnswer)?,
-                    Err(_) if progress.is_stopping() && !is_stopped => {
+            let frame = match stream.read_within(LISTEN_EVERY)? {
+                Waited::For(frame) => frame.ok_or(StreamError::NoAnswer)?,
+                Waited::InVain => {
+                    if progress.is_stopping() && !is_stopped {
                         is_stopped = true;
-                        let stop = Stop.frame();
-                        handle
-                            .block_on(stream.send.write_all(&stop))
-                            .map_err(StreamError::from)?;
+                        stream.say(&Stop)?;
                     }
-                    Err(_) => {}
+                    continue;
                 }
             };
             match frame.0 {
@@ -67,7 +61,7 @@ impl RemoteRepository {
 }
 
 /// Counters only grow: adds what is new.
-fn advance(progress: &Progress, told: &mut upkeep::Progress, now: upkeep::Progress) {
+pub(super) fn advance(progress: &Progress, told: &mut upkeep::Progress, now: upkeep::Progress) {
     for (counter, then, now) in [
         (&progress.total_bytes, told.total_bytes, now.total_bytes),
         (&progress.done_bytes, told.done_bytes, now.done_bytes),
@@ -122,20 +116,29 @@ impl Maintenance for Arc<RemoteRepository> {
     fn verify(
         &self,
         asked: &VerifyOptions,
-        _: &rayon::ThreadPool,
+        threads: &rayon::ThreadPool,
         progress: &Progress,
     ) -> Result<VerifyReport> {
-        let json = options(asked)?;
-        self.long(&upkeep::Verify { json }, progress)
+        let verify = upkeep::Verify {
+            json: options(asked)?,
+        };
+        match asked.deep && self.config().is_encrypted() {
+            true => judge::long(self, &verify, self.keys()?, threads, progress),
+            false => self.long(&verify, progress),
+        }
     }
 
     fn repair(
         &self,
         deep: bool,
-        _: &rayon::ThreadPool,
+        threads: &rayon::ThreadPool,
         progress: &Progress,
     ) -> Result<RepairReport> {
-        self.long(&Repair { is_deep: deep }, progress)
+        let repair = Repair { is_deep: deep };
+        match deep && self.config().is_encrypted() {
+            true => judge::long(self, &repair, self.keys()?, threads, progress),
+            false => self.long(&repair, progress),
+        }
     }
 
     fn stats(&self) -> Result<Stats> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use parking_lot::Mutex;
-use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId};
 use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN};
@@ -16,7 +16,8 @@ use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameT
 use super::expected::ExpectedMaps;
 use super::link::Link;
 use crate::io::{Buffer, BufferPool, Engine};
-use crate::net::conversation::{Conversation, StreamError, expect, of_exact, read_frame};
+use crate::net::bandwidth::Pace;
+use crate::net::conversation::{Conversation, QuicStream, StreamError, expect, of_exact};
 use crate::net::convert::error_of;
 use crate::repository::error::{RecordProblem, RepositoryError, Result};
 use crate::repository::local_records::FETCH_LEN_MAX;
@@ -52,25 +53,31 @@ impl RemoteRecords {
         ids: &[ObjectId],
         take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
     ) -> Result<()> {
-        let fetched = async { fetch_each(self.link.open_stream().await?, kind, ids, take).await };
-        Ok(self.link.handle().block_on(fetched)?)
+        let paced = self
+            .link
+            .runtime()
+            .map(|runtime| (runtime, self.link.download()));
+        Ok(fetch_each(self.link.converse()?, paced, kind, ids, take)?)
     }
 }
 
 /// Asks for objects of one kind on a new stream and gives each to `take`.
-async fn fetch_each(
-    (mut send, mut recv): (SendStream, RecvStream),
+fn fetch_each(
+    mut stream: Conversation,
+    paced: Option<(&Handle, Pace)>,
     kind: ObjectKind,
     ids: &[ObjectId],
     mut take: impl FnMut(usize, Result<(Located, Vec<u8>)>),
 ) -> Result<(), StreamError> {
     let ids = ids.to_vec();
     let count = ids.len();
-    send.write_all(&FetchRequest { kind, ids }.frame()).await?;
-    // The stream is gone only if the server does not want to hear any more; it says why.
-    let _ = send.finish();
+    stream.say(&FetchRequest { kind, ids })?;
+    stream.finish();
     for _ in 0..count {
-        let (frame, mut body) = read_frame(&mut recv).await?.ok_or(StreamError::NoAnswer)?;
+        let (frame, mut body) = stream.read()?.ok_or(StreamError::NoAnswer)?;
+        if let Some((runtime, pace)) = &paced {
+            runtime.block_on(pace.take(body.len()));
+        }
         match frame {
             FrameType::Record => {
                 let prefix = &body[..body.len().min(RECORD_PREFIX_LEN)];
@@ -133,18 +140,25 @@ impl Records for RemoteRecords {
         if ids.is_empty() {
             return;
         }
+        // Without a runtime, each is asked for alone.
+        let Some(handle) = self.link.runtime() else {
+            return;
+        };
         let link = self.link.clone();
-        self.expected
-            .fetch(self.link.handle(), ids.clone(), async move {
-                let mut found = Vec::new();
-                let (send, recv) = link.open_stream().await?;
-                fetch_each((send, recv), ObjectKind::SegmentMap, &ids, |_, record| {
+        self.expected.fetch(handle, ids.clone(), move || {
+            let mut found = Vec::new();
+            fetch_each(
+                link.converse()?,
+                link.runtime().map(|runtime| (runtime, link.download())),
+                ObjectKind::SegmentMap,
+                &ids,
+                |_, record| {
                     // Asking for what is missing alone tells why.
                     found.extend(record);
-                })
-                .await?;
-                Ok(found)
-            });
+                },
+            )?;
+            Ok(found)
+        });
     }
 
     fn fetch_ahead_len(&self) -> usize {
@@ -167,7 +181,7 @@ impl Records for RemoteRecords {
 /// Each batch is one request on a stream of its own; streams are used again.
 struct RemoteFetch<'a> {
     records: &'a RemoteRecords,
-    idle: Arc<Mutex<Vec<Conversation>>>,
+    idle: Arc<Mutex<Vec<QuicStream>>>,
     under_way: usize,
     done: Sender<(Batch, Buffer)>,
     batches: Receiver<(Batch, Buffer)>,
@@ -191,25 +205,18 @@ impl Fetch for RemoteFetch<'_> {
     fn submit(&mut self, mut batch: Batch, mut buffer: Buffer) {
         self.under_way += 1;
         let reused = self.idle.lock().pop();
-        let stream = match reused {
-            Some(stream) => Ok(stream),
-            None => self.records.link.converse(),
-        };
+        let fresh = || self.records.link.converse().ok()?.into_quic().ok();
         let (idle, done) = (self.idle.clone(), self.done.clone());
-        self.records.link.handle().spawn(async move {
-            // What could not be fetched is asked for alone, which tells why.
-            let fetched = match stream {
-                Ok(mut stream) => {
-                    let fetched = fetch_into(&mut stream, &mut batch, &mut buffer).await;
-                    if fetched.is_ok() {
-                        idle.lock().push(stream);
-                    }
-                    fetched
-                }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = fetched {
-                tracing::debug!(%error, "a batch could not be fetched");
+        let pace = self.records.link.download();
+        // What could not be fetched is asked for alone, which tells why.
+        let Some(mut stream) = reused.or_else(fresh) else {
+            let _ = done.send((batch, buffer));
+            return;
+        };
+        stream.handle.clone().spawn(async move {
+            match fetch_into(&mut stream, &pace, &mut batch, &mut buffer).await {
+                Ok(()) => idle.lock().push(stream),
+                Err(error) => tracing::debug!(%error, "a batch could not be fetched"),
             }
             // Nobody waits any more if the restore failed.
             let _ = done.send((batch, buffer));
@@ -228,7 +235,8 @@ impl Fetch for RemoteFetch<'_> {
 
 /// Asks for a batch and lets the payloads flow into `buffer`.
 async fn fetch_into(
-    stream: &mut Conversation,
+    stream: &mut QuicStream,
+    pace: &Pace,
     batch: &mut Batch,
     buffer: &mut Buffer,
 ) -> Result<(), StreamError> {
@@ -274,6 +282,7 @@ async fn fetch_into(
         }
         let payload = &mut buffer[at..at + len];
         stream.recv.read_exact(payload).await.map_err(of_exact)?;
+        pace.take(len).await;
         let wanted = batch.wanted.get_mut(prefix.tag as usize);
         if let Some(wanted) = wanted
             && wanted.id == prefix.header.info.id

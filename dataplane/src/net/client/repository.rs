@@ -14,13 +14,13 @@ use super::snapshot_files::SnapshotFiles;
 use crate::io::Engine;
 use crate::net::address::RepositoryName;
 use crate::net::conversation::Conversation;
-use crate::repository::Repository;
 use crate::repository::entropy::{Entropy, SystemEntropy};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Unlock};
 use crate::repository::objects::Objects;
 use crate::repository::session::{Begun, SessionRequest};
 use crate::repository::snapshots::Snapshots;
+use crate::repository::{Repository, Traffic};
 
 /// A repository that a server owns.
 pub struct RemoteRepository {
@@ -54,8 +54,20 @@ impl RemoteRepository {
             (Some(_), false) => return Err(RepositoryError::NotEncrypted.into()),
             (unlock, _) => Some(Arc::new(Keys::unlock(&config, unlock.as_ref())?)),
         };
+        let entropy = Arc::new(SystemEntropy);
+        Ok(Self::assemble(link, config, keys, engine, entropy))
+    }
+
+    /// The repository that `link` has opened and whose config and keys are known.
+    pub fn assemble(
+        link: Link,
+        config: Config,
+        keys: Option<Arc<Keys>>,
+        engine: Arc<dyn Engine>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Arc<Self> {
         let link = Arc::new(link);
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             objects: Objects::new(Arc::new(RemoteRecords::new(link.clone(), &config))),
             snapshots: Snapshots::new(
                 Arc::new(SnapshotFiles::new(link.clone())),
@@ -63,11 +75,11 @@ impl RemoteRepository {
                 keys.clone(),
             ),
             engine,
-            entropy: Arc::new(SystemEntropy),
+            entropy,
             config,
             keys,
             link,
-        }))
+        })
     }
 
     /// The connections.
@@ -114,6 +126,10 @@ impl Repository for RemoteRepository {
 
     fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        Some(self.link.traffic())
     }
 
     fn begin(self: Arc<Self>, request: &SessionRequest) -> Result<Begun> {

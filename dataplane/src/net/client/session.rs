@@ -1,29 +1,32 @@
 //! A session at a server.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
 use undercroft_format::lock::LockEnd;
 use undercroft_format::pack::{ObjectKind, RecordHeader};
 use undercroft_format::snapshot::Snapshot;
-use undercroft_format::wire::failure::FailureCode;
+use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType, IDS_MAX};
 use undercroft_format::wire::lane::{
     Answers, AskObjects, AskSegments, Attach, Distrust, Flush, PushBuilder, SegmentDone,
 };
+use undercroft_format::wire::reference::SegmentsUnchanged;
 use undercroft_format::wire::session::{
     Abandon, Acknowledged, Begin, Begun, Commit, Ended, Finished, Pin, Pinned, Published,
 };
 use undercroft_format::wire::upkeep::Done;
 
 use super::lane::{Claims, Lane};
+use super::reference::{Reference, Unchanged};
 use super::repository::RemoteRepository;
-use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::net::conversation::{Conversation, Frame, QuicStream, StreamError, expect, read_frame};
 use crate::repository::Repository;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::{Keys, Sealer};
@@ -34,6 +37,7 @@ use crate::repository::session::{
     self, Committed, DoneSegment, DoneSegments, Held, SegmentPlace, Session, SessionRequest,
 };
 use crate::repository::snapshots::StoredSnapshot;
+use crate::simulate::worker_number;
 
 /// Lanes at most: workers share one beyond that.
 const LANES_MAX: usize = 32;
@@ -45,20 +49,38 @@ pub struct RemoteSession {
     sealer: Option<Sealer>,
     attach: Attach,
     finished: Vec<DoneSegments>,
-    labels: Vec<String>,
     /// A snapshot that the server keeps for the session, and that is likely to be much alike.
-    reference: Mutex<Option<Arc<StoredSnapshot>>>,
+    reference: Option<Reference>,
+    unchanged: Unchanged,
     lock: Option<LockEnd>,
     claims: Claims,
     lanes: Vec<Mutex<Option<Lane>>>,
     control: Mutex<Control>,
-    acknowledged: Arc<AtomicU64>,
+    news: Arc<News>,
 }
 
-/// The session's own stream: a task of the runtime reads it, because acknowledgements come at any time.
-struct Control {
-    send: SendStream,
-    answers: Receiver<Result<Frame, StreamError>>,
+/// What the server told that was not asked for.
+#[derive(Default)]
+struct News {
+    /// Segments that are durable.
+    acknowledged: AtomicU64,
+    /// It is going to shut down.
+    is_draining: AtomicBool,
+}
+
+/// The session's own stream, on which acknowledgements come at any time.
+enum Control {
+    /// A task of the runtime reads it.
+    Listening {
+        handle: Handle,
+        send: SendStream,
+        answers: Receiver<Result<Frame, StreamError>>,
+    },
+    /// It is read when an answer is due.
+    Asking {
+        stream: Conversation,
+        news: Arc<News>,
+    },
 }
 
 impl RemoteSession {
@@ -89,15 +111,11 @@ impl RemoteSession {
                 .ok_or(StreamError::Unexpected(FrameType::Finished))?
                 .extend(segments);
         };
-        let reference = match begun.reference {
-            Some(id) => Some(repository.snapshots().read(id)?),
-            None => None,
-        };
         // Not the session's id, which a server could give out twice and which a resume uses again: a key
         // must never meet the same nonce.
         let sealing = SessionId::from_bytes(repository.entropy().array()?);
-        let acknowledged = Arc::<AtomicU64>::default();
-        let control = Control::new(stream, acknowledged.clone());
+        let news = Arc::<News>::default();
+        let control = Control::new(stream, news.clone());
         Ok(session::Begun::Open(Box::new(Self {
             sealer: keys.sealer(sealing),
             keys,
@@ -106,24 +124,20 @@ impl RemoteSession {
                 epoch: begun.epoch,
             },
             finished,
-            labels: request
-                .disks
-                .iter()
-                .map(|disk| disk.label.clone())
-                .collect(),
-            reference: Mutex::new(reference.map(Arc::new)),
+            reference: begun.reference.map(|_| Reference::new(request.disks.len())),
+            unchanged: Unchanged::default(),
             lock: request.lock,
             claims: Claims::default(),
             lanes: (0..LANES_MAX).map(|_| Mutex::default()).collect(),
             control: Mutex::new(control),
-            acknowledged,
+            news,
             repository,
         })))
     }
 
     /// Does something on the lane of this thread.
     fn on_lane<T>(&self, work: impl FnOnce(&mut Lane) -> Result<T, StreamError>) -> Result<T> {
-        let number = rayon::current_thread_index().unwrap_or(0) % LANES_MAX;
+        let number = worker_number() % LANES_MAX;
         let mut lane = self.lanes[number].lock();
         let opened = match &mut *lane {
             Some(lane) => Ok(lane),
@@ -152,7 +166,7 @@ impl RemoteSession {
         }
         tracing::info!(
             session = %self.attach.session,
-            segments = self.acknowledged.load(Ordering::Relaxed),
+            segments = self.news.acknowledged.load(Ordering::Relaxed),
             "interrupted; so many segments are known to be kept"
         );
         RepositoryError::Interrupted {
@@ -188,31 +202,21 @@ impl RemoteSession {
         Ok(stored)
     }
 
-    /// Whether the reference has this map at this place.
-    fn is_in_reference(&self, place: SegmentPlace, map: SegmentMapId) -> Result<bool> {
-        let label = self.labels.get(usize::from(place.disk));
-        let reference = self.reference.lock().clone();
-        let reference = reference.as_ref().zip(label);
-        let disk = reference.and_then(|(stored, label)| stored.snapshot.disk(label));
-        let Some(disk) = disk.filter(|disk| disk.segment_size == self.config().segment_size) else {
-            return Ok(false);
-        };
-        let number = place.number.0;
-        let mut is_same = false;
-        self.objects()
-            .visit_tree(disk.tree(), number..number + 1, &mut |_, there| {
-                is_same = there == map;
-                Ok(())
-            })?;
-        Ok(is_same)
+    /// Tells of segments that are as they are in the reference.
+    fn tell_unchanged(&self, unchanged: Vec<SegmentsUnchanged>) -> Result<()> {
+        unchanged.into_iter().try_for_each(|segments| {
+            let frame = segments.frame();
+            self.on_lane(|lane| lane.send(frame, std::iter::empty()))
+        })
     }
 
     /// Waits until everything that was sent on any lane was taken in.
     fn flush(&self) -> Result<()> {
+        self.tell_unchanged(self.unchanged.take())?;
         let mut lanes: Vec<_> = self.lanes.iter().map(|lane| lane.lock()).collect();
         let flush = |lanes: &mut Vec<parking_lot::MutexGuard<'_, Option<Lane>>>| {
-            let mut open: Vec<&mut Lane> =
-                lanes.iter_mut().filter_map(|lane| lane.as_mut()).collect();
+            let lanes = lanes.iter_mut().filter_map(|lane| lane.as_mut());
+            let mut open: Vec<&mut Lane> = lanes.filter(|lane| !lane.is_answered()).collect();
             open.iter_mut()
                 .try_for_each(|lane| lane.begin_ask(&Flush))?;
             open.iter_mut().try_for_each(|lane| {
@@ -226,7 +230,7 @@ impl RemoteSession {
     fn conclude<Q: Body>(&self, last: &Q) -> Result<Ended> {
         self.control
             .lock()
-            .ask(&self.repository, last)
+            .ask(last)
             .map_err(|error| self.interrupted_at(error, Q::KIND == FrameType::Commit))
     }
 }
@@ -278,14 +282,17 @@ impl Session for RemoteSession {
         let pin = Pin {
             snapshot: parent.id,
         };
-        let answer = self.control.lock().ask(&self.repository, &pin);
+        let answer = self.control.lock().ask(&pin);
         let Pinned { is_there } = answer.map_err(|error| self.interrupted(error))?;
         Ok(is_there)
     }
 
     fn holds_segment(&self, place: SegmentPlace, map: SegmentMapId) -> Result<Held> {
-        if self.is_in_reference(place, map)? {
-            return Ok(Held::Whole);
+        if let Some(reference) = &self.reference {
+            let ask = |question| self.on_lane(|lane| lane.ask(&question, &self.claims));
+            if reference.has(place, map, ask)? {
+                return Ok(Held::Whole);
+            }
         }
         let question = AskSegments { ids: vec![map] };
         let Answers { known } = self.on_lane(|lane| lane.ask(&question, &self.claims))?;
@@ -315,7 +322,9 @@ impl Session for RemoteSession {
 
     fn distrust(&self, kind: ObjectKind, ids: &[ObjectId]) -> Result<()> {
         // It may have what is damaged in common with the parent, and answers without asking.
-        *self.reference.lock() = None;
+        if let Some(reference) = &self.reference {
+            reference.distrust();
+        }
         for ids in ids.chunks(IDS_MAX as usize) {
             let ids = ids.to_vec();
             let Done = self.on_lane(|lane| lane.ask(&Distrust { kind, ids }, &self.claims))?;
@@ -337,6 +346,11 @@ impl Session for RemoteSession {
     }
 
     fn segment_done(&self, place: SegmentPlace, done: DoneSegment) -> Result<()> {
+        if let Some(reference) = &self.reference
+            && reference.is_known_to_have(place, &done)
+        {
+            return self.tell_unchanged(self.unchanged.add(place, done.data_bytes));
+        }
         let frame = SegmentDone { place, done }.frame();
         self.on_lane(|lane| lane.send(frame, std::iter::empty()))
     }
@@ -355,39 +369,91 @@ impl Session for RemoteSession {
         })
     }
 
+    fn going_on(&self) -> Result<()> {
+        if !self.news.is_draining.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let text = "the server is shutting down";
+        Err(self.interrupted(StreamError::Failed(Failure::new(
+            FailureCode::Draining,
+            text,
+        ))))
+    }
+
     fn abandon(self: Box<Self>) -> Result<PackerFigures> {
         self.flush()?;
+        if self.news.is_draining.load(Ordering::Relaxed) {
+            // It is gone on with when the server is back.
+            return Ok(self.sealed());
+        }
         Ok(figures(&self.conclude(&Abandon)?))
     }
 }
 
 impl Control {
-    fn new(stream: Conversation, acknowledged: Arc<AtomicU64>) -> Self {
-        let (frames, answers) = channel();
-        let handle = stream.handle().clone();
-        let Conversation { send, recv, .. } = stream;
-        handle.spawn(read_control(recv, acknowledged, frames));
-        Self { send, answers }
+    fn new(stream: Conversation, news: Arc<News>) -> Self {
+        match stream.into_quic() {
+            Ok(QuicStream {
+                handle, send, recv, ..
+            }) => {
+                let (frames, answers) = channel();
+                handle.spawn(read_control(recv, news, frames));
+                Self::Listening {
+                    handle,
+                    send,
+                    answers,
+                }
+            }
+            Err(stream) => Self::Asking { stream, news },
+        }
     }
 
-    fn ask<Q: Body, A: Body>(
-        &mut self,
-        repository: &RemoteRepository,
-        question: &Q,
-    ) -> Result<A, StreamError> {
-        let frame = question.frame();
-        repository
-            .link()
-            .handle()
-            .block_on(self.send.write_all(&frame))?;
-        let answer = self.answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
-        expect(&answer)
+    fn ask<Q: Body, A: Body>(&mut self, question: &Q) -> Result<A, StreamError> {
+        match self {
+            Self::Listening {
+                handle,
+                send,
+                answers,
+            } => {
+                handle.block_on(send.write_all(&question.frame()))?;
+                let answer = answers.recv().unwrap_or(Err(StreamError::NoAnswer))?;
+                expect(&answer)
+            }
+            Self::Asking { stream, news } => {
+                stream.say(question)?;
+                loop {
+                    let frame = stream.read()?.ok_or(StreamError::NoAnswer)?;
+                    if !is_news(&frame, news) {
+                        return expect(&frame);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Notes what was not asked for; false if the frame is an answer.
+fn is_news((kind, body): &Frame, news: &News) -> bool {
+    match kind {
+        FrameType::Acknowledged => match Acknowledged::decode(body) {
+            Ok(Acknowledged { places }) => {
+                let count = places.len() as u64;
+                news.acknowledged.fetch_add(count, Ordering::Relaxed);
+                true
+            }
+            Err(_) => false,
+        },
+        FrameType::Draining => {
+            news.is_draining.store(true, Ordering::Relaxed);
+            true
+        }
+        _ => false,
     }
 }
 
 async fn read_control(
     mut recv: RecvStream,
-    acknowledged: Arc<AtomicU64>,
+    news: Arc<News>,
     frames: std::sync::mpsc::Sender<Result<Frame, StreamError>>,
 ) {
     loop {
@@ -397,10 +463,9 @@ async fn read_control(
             Err(error) => Err(error),
         };
         let is_last = frame.is_err();
-        if let Ok((FrameType::Acknowledged, body)) = &frame
-            && let Ok(Acknowledged { places }) = Acknowledged::decode(body)
+        if let Ok(frame) = &frame
+            && is_news(frame, &news)
         {
-            acknowledged.fetch_add(places.len() as u64, Ordering::Relaxed);
             continue;
         }
         // Nobody listens once the session is dropped.

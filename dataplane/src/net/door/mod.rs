@@ -1,10 +1,15 @@
 //! The door of a daemon: a socket that others connect to, from the first packet to a peer that is known.
 //!
 //! What comes after that is the daemon's own: it gives the door a [`Handler`] for admitted peers. Peers
-//! that are yet to be enrolled are dealt with here. `admission` is the way in, `reset_key` a secret that
+//! that are yet to be enrolled are dealt with here. `admission` is the way in, [`limiter`] decides who may try it and
+//! how often, `guests` sees to it that those inside still may be, `figures` counts, `reset_key` is a secret that
 //! outlives the process.
 
 mod admission;
+mod figures;
+mod guests;
+pub mod limiter;
+mod rate;
 mod reset_key;
 
 use std::io;
@@ -16,6 +21,10 @@ use quinn::{Connection, Endpoint};
 use tokio::runtime::Handle;
 
 use self::admission::Admission;
+pub use self::figures::DoorFigures;
+use self::guests::Guests;
+pub use self::limiter::Limits;
+pub use self::rate::Rate;
 use super::closing::Closing;
 use super::transport::{self, ServerSide};
 use super::trust::tls::{Protocols, server_config};
@@ -39,6 +48,8 @@ pub struct DoorOptions {
     pub protocols: Protocols,
     /// The file of the secret for resets: made if there is none, the same whenever this daemon runs.
     pub reset_key: PathBuf,
+    /// Whom it keeps out.
+    pub limits: Limits,
 }
 
 /// A daemon cannot listen.
@@ -67,6 +78,7 @@ pub enum DoorError {
 /// A socket that lets peers in.
 pub struct Door {
     endpoint: Endpoint,
+    figures: DoorFigures,
 }
 
 impl Door {
@@ -81,7 +93,8 @@ impl Door {
         runtime: &Handle,
     ) -> Result<Self, DoorError> {
         let tls = server_config(&authority, options.protocols)?;
-        let config = transport::server_config(tls).map_err(DoorError::Tls)?;
+        let config =
+            transport::server_config(tls, options.limits.unfinished).map_err(DoorError::Tls)?;
         let reset_key = reset_key::load_or_make(&options.reset_key)?;
         let address = options.listen;
         let endpoint = {
@@ -89,18 +102,28 @@ impl Door {
             transport::endpoint(address, Some(ServerSide { config, reset_key }))
                 .map_err(|source| DoorError::Listen { address, source })?
         };
+        let figures = DoorFigures::default();
+        let guests = Guests::new(options.limits);
+        runtime.spawn(guests.clone().review(authority.clone()));
         let admission = Admission {
             authority,
             protocols: options.protocols,
             handler,
+            figures: figures.clone(),
+            guests,
         };
         runtime.spawn(Arc::new(admission).accept(endpoint.clone()));
-        Ok(Self { endpoint })
+        Ok(Self { endpoint, figures })
     }
 
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// What it counts.
+    pub fn figures(&self) -> &DoorFigures {
+        &self.figures
     }
 
     /// Lets nobody in any more, and closes every connection: the daemon shuts down.

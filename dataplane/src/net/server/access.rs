@@ -64,8 +64,5 @@ impl Caller {
 
 /// A refusal as a failure.
 pub fn denied<T>(result: Result<T, crate::net::trust::Denied>) -> Result<T, Failure> {
-    result.map_err(|denied| {
-        tracing::warn!(%denied, "refused");
-        Failure::new(FailureCode::Denied, denied.to_string())
-    })
+    result.map_err(|denied| Failure::new(FailureCode::Denied, denied.to_string()))
 }

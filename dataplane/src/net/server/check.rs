@@ -28,7 +28,6 @@ impl RecordChecker {
                 "the record of object {} is refused: {problem}",
                 header.info.id
             );
-            tracing::warn!("{text}");
             Failure::new(FailureCode::BadRecord, text)
         };
         header.check_payload(payload).map_err(|error| bad(&error))?;

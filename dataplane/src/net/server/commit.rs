@@ -161,7 +161,5 @@ fn new_maps(
 }
 
 fn refuse(text: impl Into<String>) -> Failure {
-    let failure = Failure::new(FailureCode::Unpublishable, text);
-    tracing::warn!("{}", failure.text);
-    failure
+    Failure::new(FailureCode::Unpublishable, text)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::runtime::Handle;
+use tracing::Instrument;
 use undercroft_format::wire::VERSION;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType};
@@ -19,7 +20,10 @@ use super::access::{Caller, denied};
 use super::listener::Shared;
 use super::served::Served;
 use super::{fetch, lane, roots, session, upkeep};
-use crate::net::conversation::{Conversation, Frame, StreamError, expect, read_frame};
+use crate::net::closing::Closing;
+use crate::net::conversation::{Conversation, Frame, StreamError, expect};
+use crate::net::manners::{Held, Manners};
+use crate::net::refusal;
 use crate::net::status::ConnectionStatus;
 use crate::net::trust::{Authority, Object, PeerIdentity, RenewRequest, Verb};
 use crate::repository::Repository;
@@ -59,8 +63,10 @@ impl Broken {
         match self {
             Self::Failure(failure) => Some(failure),
             Self::Stream(error @ (StreamError::Frame(_) | StreamError::Unexpected(_))) => {
-                tracing::warn!("a peer broke the protocol: {error}");
                 Some(Failure::new(FailureCode::Protocol, error.to_string()))
+            }
+            Self::Stream(error @ StreamError::NoRoom) => {
+                Some(Failure::new(FailureCode::Busy, error.to_string()))
             }
             Self::Stream(_) => None,
         }
@@ -97,15 +103,27 @@ pub async fn serve(
     peer: PeerIdentity,
 ) {
     let address = connection.remote_address();
+    let span = refusal::connection_span(&peer, address);
     let number = shared.connected(ConnectionStatus {
         peer: peer.name.to_string(),
         role: peer.role.to_string(),
         address: address.to_string(),
         repository: None,
     });
-    if let Err(broken) = control(&shared, &connection, &authority, peer, number).await {
-        tracing::info!(%address, ?broken, "a connection ended");
-    }
+    let control = async {
+        match control(&shared, &connection, &authority, peer, number).await {
+            Ok(()) => tracing::info!("disconnected"),
+            Err(Broken::Stream(error)) => {
+                tracing::info!(%error, "a connection ended");
+                // Whoever breaks the protocol here is told nothing but the end.
+                if let Some(failure) = Broken::Stream(error).failure() {
+                    shared.figures().failures.note(&failure);
+                }
+            }
+            Err(Broken::Failure(failure)) => shared.figures().failures.note(&failure),
+        }
+    };
+    control.instrument(span).await;
     shared.disconnected(number);
 }
 
@@ -118,7 +136,10 @@ async fn control(
     number: u64,
 ) -> Ending {
     let (mut send, mut recv) = soon(async { Ok(connection.accept_bi().await?) }).await?;
-    let hello: Hello = expect(&soon(next(&mut recv)).await?)?;
+    let manners = shared.bounds.manners(number);
+    let (hello, held) = soon(next(&manners, &mut recv)).await?;
+    let hello: Hello = expect(&hello)?;
+    drop(held);
     let agreed = hello
         .common_version()
         .map_err(|error| Failure::new(FailureCode::Protocol, error.to_string()));
@@ -136,9 +157,25 @@ async fn control(
             return Err(failure.into());
         }
     }
-    tracing::info!(peer = %peer.name, program = hello.program, "connected");
+    tracing::info!(program = hello.program, "connected");
     let mut is_open = false;
-    while let Some(frame) = read_frame(&mut recv).await? {
+    loop {
+        let read = manners.read(&mut recv);
+        let read = match is_open {
+            true => read.await?,
+            false => match tokio::time::timeout(shared.bounds.silence, read).await {
+                Ok(read) => read?,
+                Err(_) => {
+                    let text = "nothing was asked for: connect again when there is something to do";
+                    tracing::warn!(reason = text, "a connection is ended");
+                    Closing::Silent.close(connection, text);
+                    return Ok(());
+                }
+            },
+        };
+        let Some((frame, _held)) = read else {
+            return Ok(());
+        };
         if frame.0 == FrameType::Open && is_open {
             return Err(StreamError::Unexpected(FrameType::Open).into());
         }
@@ -152,22 +189,27 @@ async fn control(
                 if let Some((served, caller)) = opened {
                     is_open = true;
                     shared.opened(number, caller.repository.as_str());
+                    let span = tracing::Span::current();
+                    span.record("repository", caller.repository.as_str());
                     let streams = Streams {
                         shared: shared.clone(),
                         served,
                         caller: Arc::new(caller),
+                        manners: manners.clone(),
                     };
-                    tokio::spawn(streams.serve(connection.clone()));
+                    tokio::spawn(streams.serve(connection.clone()).instrument(span));
                 }
                 send.write_all(&frame).await.map_err(StreamError::from)?;
             }
             Err(broken) => match broken.failure() {
-                Some(failure) => say(&mut send, &failure).await?,
+                Some(failure) => {
+                    shared.figures().failures.note(&failure);
+                    say(&mut send, &failure).await?;
+                }
                 None => return Ok(()),
             },
         }
     }
-    Ok(())
 }
 
 /// What is said on the first stream.
@@ -247,14 +289,16 @@ struct Streams {
     shared: Arc<Shared>,
     served: Arc<Served>,
     caller: Arc<Caller>,
+    manners: Manners,
 }
 
 impl Streams {
     async fn serve(self, connection: Connection) {
         while let Ok(stream) = connection.accept_bi().await {
             let (shared, served) = (self.shared.clone(), self.served.clone());
-            let caller = self.caller.clone();
-            tokio::spawn(begin_stream(shared, served, caller, stream));
+            let (caller, manners) = (self.caller.clone(), self.manners.clone());
+            let begin = begin_stream(shared, served, caller, manners, stream);
+            tokio::spawn(begin.in_current_span());
         }
     }
 }
@@ -264,31 +308,71 @@ async fn begin_stream(
     shared: Arc<Shared>,
     served: Arc<Served>,
     caller: Arc<Caller>,
-    (send, mut recv): (SendStream, RecvStream),
+    manners: Manners,
+    (mut send, mut recv): (SendStream, RecvStream),
 ) {
-    let Ok(first) = soon(next(&mut recv)).await else {
-        return;
+    let (first, held) = match soon(next(&manners, &mut recv)).await {
+        Ok(first) => first,
+        Err(error) => return unbegun(&shared, error, send).await,
+    };
+    let conversation = refusal::conversation_span(first.0);
+    let busy = match shared.conversing(caller.peer.name.as_str()) {
+        Ok(busy) => busy,
+        Err(failure) => {
+            conversation.in_scope(|| shared.figures().failures.note(&failure));
+            // The peer may be gone.
+            let _ = soon(say(&mut send, &failure)).await;
+            return;
+        }
     };
     let handle = Handle::current();
     let thread = move || {
-        let _busy = shared.conversing();
-        let mut on = Conversing {
+        let _entered = conversation.entered();
+        let _busy = busy;
+        let _running = shared.figures().conversing(first.0);
+        let on = Conversing {
             shared,
             served,
             caller,
-            stream: Conversation::new(handle, (send, recv)),
+            stream: Conversation::new(handle, (send, recv)).with_manners(manners, held),
         };
-        if let Err(broken) = converse(&mut on, &first) {
-            tracing::debug!(?broken, "a conversation ended early");
-            if let Some(failure) = broken.failure() {
-                // The peer may be gone.
-                let _ = on.stream.say(&failure);
-            }
-        }
-        on.stream.finish();
+        attend(on, &first);
     };
     // What a conversation panics with is on standard error; the others go on.
     let _ = tokio::task::spawn_blocking(thread).await;
+}
+
+/// Ends a stream whose first frame did not come, or was none.
+async fn unbegun(shared: &Shared, error: StreamError, mut send: SendStream) {
+    let is_silent = matches!(error, StreamError::NoAnswer | StreamError::Truncated);
+    if let Some(failure) = Broken::Stream(error).failure() {
+        shared.figures().failures.note(&failure);
+        // The peer may be gone.
+        let _ = say(&mut send, &failure).await;
+    } else if is_silent {
+        tracing::warn!(
+            reason = "silent",
+            "a stream was opened, and nothing was said"
+        );
+    }
+}
+
+/// Holds a conversation to its end.
+pub fn attend(mut on: Conversing, first: &Frame) {
+    if let Err(broken) = converse(&mut on, first) {
+        tracing::debug!(?broken, "a conversation ended early");
+        if let Broken::Stream(reason @ StreamError::Stalled) = &broken {
+            tracing::warn!(%reason, "a conversation is given up");
+            return on.stream.give_up();
+        }
+        if let Some(failure) = broken.failure() {
+            on.shared.figures().failures.note(&failure);
+            on.served.figures().failed(failure.code);
+            // The peer may be gone.
+            let _ = on.stream.say(&failure);
+        }
+    }
+    on.stream.finish();
 }
 
 /// What kind of conversation it is, says its first frame.
@@ -326,8 +410,11 @@ fn draining() -> Failure {
 }
 
 /// Waits for a frame that must come.
-async fn next(recv: &mut RecvStream) -> Result<Frame, StreamError> {
-    read_frame(recv).await?.ok_or(StreamError::NoAnswer)
+async fn next(
+    manners: &Manners,
+    recv: &mut RecvStream,
+) -> Result<(Frame, Option<Held>), StreamError> {
+    manners.read(recv).await?.ok_or(StreamError::NoAnswer)
 }
 
 /// A peer that takes too long is given up: half-open connections cost nothing for long.

@@ -1,5 +1,7 @@
 //! Gives records out, many in one read, in the order in which they lie.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use undercroft_format::id::ObjectId;
 use undercroft_format::pack::{ObjectKind, RECORD_HEADER_LEN, RecordHeader};
@@ -7,6 +9,9 @@ use undercroft_format::wire::fetch::{Fetch, RECORD_PREFIX_LEN, RecordPrefix, Unf
 use undercroft_format::wire::frame::{Body, FRAME_HEADER_LEN, FrameHeader, FrameType};
 
 use super::connection::{Broken, Conversing, Ending};
+use super::fetch_room::Share;
+use crate::clock::Stopwatch;
+use crate::io::Buffer;
 use crate::net::conversation::{Conversation, StreamError, expect};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
@@ -30,10 +35,12 @@ pub fn converse(on: &mut Conversing, request: Fetch) -> Ending {
             ObjectKind::Chunk => Verb::ReadData,
             ObjectKind::SegmentMap | ObjectKind::Node => Verb::ReadMaps,
         })?;
+        let span = tracing::trace_span!("fetch", ?kind, records = ids.len());
+        let _entered = span.entered();
         let mut out = Out::default();
         if kind == ObjectKind::Chunk && ids.len() > 1 {
             if batches.is_none() {
-                let fetch = records.fetch(&**repository.engine(), on.served.fetch_pool());
+                let fetch = records.fetch(&**repository.engine(), on.served.fetch_room().pool());
                 batches = Some(fetch.map_err(|error| failure_of(&error))?);
             }
             let batches = batches.as_mut().expect("just made");
@@ -45,6 +52,9 @@ pub fn converse(on: &mut Conversing, request: Fetch) -> Ending {
             }
         }
         out.send(&mut on.stream)?;
+        on.served
+            .figures()
+            .fetched(out.records, out.stored, out.plain);
         if let Some(frame) = on.stream.read()? {
             request = Some(expect(&frame)?);
         }
@@ -76,17 +86,22 @@ fn fetch_batch(
         .map_err(|error| failure_of(&error))?;
     let mut buffer = None;
     if batch.fetch_len > 0 {
-        let room = on.served.fetch_pool().acquire(batch.fetch_len);
-        batches.submit(batch, room);
+        let room = on.served.fetch_room();
+        let (share, empty) = room.acquire(on.caller.peer.name.as_str(), batch.fetch_len);
+        batches.submit(batch, empty);
         let (done, filled) = batches.wait().expect("one is under way");
         batch = done;
-        buffer = Some(filled);
+        buffer = Some(Lent {
+            since: Stopwatch::start(),
+            buffer: filled,
+            _share: share,
+        });
     }
     for wanted in &batch.wanted {
         let tag = wanted.tag as u32;
         match (&buffer, wanted.located, wanted.fetched) {
-            (Some(buffer), Some(located), Some(Fetched::Record(at))) => {
-                let record = &buffer[at..at + located.info.record_len() as usize];
+            (Some(lent), Some(located), Some(Fetched::Record(at))) => {
+                let record = &lent.buffer[at..at + located.info.record_len() as usize];
                 match check_record(record, located.pack, located.position, &located.info) {
                     Ok(_) => out.record(tag, &located, &record[RECORD_HEADER_LEN..]),
                     // It may have been moved by a collection since it was looked up.
@@ -95,14 +110,36 @@ fn fetch_batch(
             }
             _ => out.alone(records, tag, wanted.id, ObjectKind::Chunk),
         }
-        out.send_if_full(&mut on.stream)?;
+        out.send_while_lent(&mut on.stream, &mut buffer)?;
     }
     Ok(())
 }
 
+/// A buffer that others wait for.
+struct Lent {
+    since: Stopwatch,
+    buffer: Buffer,
+    _share: Share,
+}
+
+impl Lent {
+    fn time_left(&self) -> Duration {
+        LENT_FOR.saturating_sub(self.since.elapsed())
+    }
+}
+
+/// How long a buffer is lent to a client that reads slowly. What it did not read by then is read again from the
+/// disk, record by record: it can wait, and those who want the buffer cannot.
+const LENT_FOR: Duration = Duration::from_secs(3);
+
 /// Frames on their way to the stream.
 #[derive(Default)]
-struct Out(Vec<u8>);
+struct Out {
+    frames: Vec<u8>,
+    records: u64,
+    stored: u64,
+    plain: u64,
+}
 
 impl Out {
     fn record(&mut self, tag: u32, located: &Located, payload: &[u8]) {
@@ -116,10 +153,13 @@ impl Out {
             kind: FrameType::Record,
             len: (RECORD_PREFIX_LEN + payload.len()) as u32,
         };
-        self.0.reserve(FRAME_HEADER_LEN + header.len as usize);
-        self.0.extend_from_slice(&header.encode());
-        self.0.extend_from_slice(&prefix.encode());
-        self.0.extend_from_slice(payload);
+        self.frames.reserve(FRAME_HEADER_LEN + header.len as usize);
+        self.frames.extend_from_slice(&header.encode());
+        self.frames.extend_from_slice(&prefix.encode());
+        self.frames.extend_from_slice(payload);
+        self.records += 1;
+        self.stored += u64::from(located.info.stored_len);
+        self.plain += u64::from(located.info.plain_len);
     }
 
     /// Reads one record by itself, or says why it cannot be had.
@@ -132,20 +172,41 @@ impl Out {
 
     fn unfetched(&mut self, tag: u32, error: &RepositoryError) {
         let failure = failure_of(error);
-        self.0
+        self.frames
             .extend_from_slice(&Unfetched { tag, failure }.frame());
     }
 
     fn send_if_full(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
-        if self.0.len() < PIECE_LEN {
+        if self.frames.len() < PIECE_LEN {
             return Ok(());
         }
         self.send(stream)
     }
 
+    /// The same, and gives the buffer back if that takes too long.
+    fn send_while_lent(
+        &mut self,
+        stream: &mut Conversation,
+        lent: &mut Option<Lent>,
+    ) -> Result<(), StreamError> {
+        let Some(left) = lent.as_ref().map(Lent::time_left) else {
+            return self.send_if_full(stream);
+        };
+        if self.frames.len() < PIECE_LEN {
+            return Ok(());
+        }
+        let mut piece = Bytes::from(std::mem::take(&mut self.frames));
+        if stream.write_within(&mut piece, left)? {
+            return Ok(());
+        }
+        *lent = None;
+        stream.write(piece.into())
+    }
+
     fn send(&mut self, stream: &mut Conversation) -> Result<(), StreamError> {
-        let piece = Bytes::from(std::mem::take(&mut self.0));
-        let handle = stream.handle().clone();
-        Ok(handle.block_on(stream.send.write_chunk(piece))?)
+        match self.frames.is_empty() {
+            true => Ok(()),
+            false => stream.write(std::mem::take(&mut self.frames)),
+        }
     }
 }

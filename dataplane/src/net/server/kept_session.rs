@@ -1,5 +1,6 @@
 //! A session that the server keeps: its books, what it wrote, and who listens to its acknowledgements.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
@@ -10,6 +11,7 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::Ledger;
 use undercroft_format::wire::session::{Begin, DoneSegment, Epoch, SegmentPlace};
 
+use super::repository_figures::{Asked, RepositoryFigures};
 use crate::clock::Stopwatch;
 use crate::net::convert::{failure_of, failure_of_ledger};
 use crate::net::status::SessionStatus;
@@ -42,13 +44,23 @@ pub struct KeptSession {
     ledger: Mutex<Ledger>,
     store: RwLock<Option<SessionStore>>,
     policy: CheckpointPolicy,
+    figures: Arc<RepositoryFigures>,
     /// Held while what was pushed is made durable.
     checkpoint: Mutex<LastCheckpoint>,
     listener: Mutex<Option<(Epoch, Sender<Vec<SegmentPlace>>)>>,
     /// Snapshots that stay until the session ends.
     pinned: Mutex<Vec<StoredSnapshot>>,
+    /// One of them, likely to be much alike.
+    reference: Mutex<Option<Arc<StoredSnapshot>>>,
     peer: Mutex<Option<String>>,
     pushed_bytes: AtomicU64,
+}
+
+/// When the session's file is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Write {
+    IfSettled,
+    Always,
 }
 
 struct LastCheckpoint {
@@ -58,7 +70,12 @@ struct LastCheckpoint {
 
 impl KeptSession {
     /// The session of `ledger`, which writes to `store`.
-    pub fn new(ledger: Ledger, store: SessionStore, policy: CheckpointPolicy) -> Self {
+    pub fn new(
+        ledger: Ledger,
+        store: SessionStore,
+        policy: CheckpointPolicy,
+        figures: Arc<RepositoryFigures>,
+    ) -> Self {
         // Whatever ends the process, the session can be gone on with.
         store.keep_file(true);
         Self {
@@ -66,12 +83,14 @@ impl KeptSession {
             ledger: Mutex::new(ledger),
             store: RwLock::new(Some(store)),
             policy,
+            figures,
             checkpoint: Mutex::new(LastCheckpoint {
                 since: Stopwatch::start(),
                 pushed_bytes: 0,
             }),
             listener: Mutex::new(None),
             pinned: Mutex::default(),
+            reference: Mutex::default(),
             peer: Mutex::default(),
             pushed_bytes: AtomicU64::new(0),
         }
@@ -90,10 +109,13 @@ impl KeptSession {
     /// A new client goes on with it.
     pub fn resume(&self, request: &Begin) -> Result<Epoch, Failure> {
         let epoch = self.ledger.lock().resume(request);
-        let epoch = epoch.map_err(|error| failure_of_ledger(&error))?;
-        // What the last client called done counts if it can be made durable.
-        self.make_durable()?;
-        Ok(epoch)
+        epoch.map_err(|error| failure_of_ledger(&error))
+    }
+
+    /// Writes down that a new client goes on, before it hears of its epoch: a server that crashed must not
+    /// give it out again. What the last client called done counts if it can be made durable.
+    pub fn settle_in(&self) -> Result<(), Failure> {
+        self.make_durable(Write::Always)
     }
 
     /// Names the client, and tells it of what becomes durable.
@@ -110,7 +132,7 @@ impl KeptSession {
         }
         drop(listener);
         self.ledger.lock().detach(epoch, now_ms);
-        if let Err(failure) = self.make_durable() {
+        if let Err(failure) = self.make_durable(Write::IfSettled) {
             tracing::warn!(session = %self.id, "what was pushed is not durable: {}", failure.text);
         }
     }
@@ -141,13 +163,17 @@ impl KeptSession {
         let taken = open(&store)?.append_all(records);
         let stored = taken.map_err(|error| failure_of(&error))?;
         self.pushed_bytes.fetch_add(stored, Ordering::Relaxed);
+        self.figures.pushed(records, stored);
         Ok(())
     }
 
     /// See [`SessionStore::probe`].
     pub fn probe(&self, epoch: Epoch, ids: &[ObjectId]) -> Result<Vec<bool>, Failure> {
         let store = self.store(epoch)?;
-        open(&store)?.probe(ids).map_err(|error| failure_of(&error))
+        let known = open(&store)?.probe(ids);
+        let known = known.map_err(|error| failure_of(&error))?;
+        self.figures.answered(Asked::Objects, &known);
+        Ok(known)
     }
 
     /// See [`SessionStore::holds_segments`].
@@ -157,9 +183,10 @@ impl KeptSession {
         maps: &[SegmentMapId],
     ) -> Result<Vec<bool>, Failure> {
         let store = self.store(epoch)?;
-        open(&store)?
-            .holds_segments(maps)
-            .map_err(|error| failure_of(&error))
+        let known = open(&store)?.holds_segments(maps);
+        let known = known.map_err(|error| failure_of(&error))?;
+        self.figures.answered(Asked::Segments, &known);
+        Ok(known)
     }
 
     /// See [`SessionStore::distrust`].
@@ -186,6 +213,16 @@ impl KeptSession {
         Ok(is_there)
     }
 
+    /// Names the snapshot that the client of the present epoch was told of, and that stays.
+    pub fn set_reference(&self, reference: Option<StoredSnapshot>) {
+        *self.reference.lock() = reference.map(Arc::new);
+    }
+
+    /// The snapshot that the client was told of.
+    pub fn reference(&self) -> Option<Arc<StoredSnapshot>> {
+        self.reference.lock().clone()
+    }
+
     /// Snapshots that stay until the session ends.
     pub fn pinned(&self) -> Vec<StoredSnapshot> {
         self.pinned.lock().clone()
@@ -200,12 +237,17 @@ impl KeptSession {
     ) -> Result<(), Failure> {
         let noted = self.ledger.lock().done(epoch, place, done);
         noted.map_err(|error| failure_of_ledger(&error))?;
+        self.figures.finished_segment();
         let is_due = match self.checkpoint.try_lock() {
             Some(last) => self.is_due(&last),
             // Somebody is at it.
             None => false,
         };
-        if is_due { self.make_durable() } else { Ok(()) }
+        if is_due {
+            self.make_durable(Write::IfSettled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes durable what has waited long enough.
@@ -214,7 +256,11 @@ impl KeptSession {
             .checkpoint
             .try_lock()
             .is_some_and(|last| self.is_due(&last));
-        if is_due { self.make_durable() } else { Ok(()) }
+        if is_due {
+            self.make_durable(Write::IfSettled)
+        } else {
+            Ok(())
+        }
     }
 
     fn is_due(&self, last: &LastCheckpoint) -> bool {
@@ -225,23 +271,39 @@ impl KeptSession {
 
     /// Makes durable what was pushed, finishes the segments that are then complete, writes that down, and
     /// acknowledges it: in this order.
-    fn make_durable(&self) -> Result<(), Failure> {
+    fn make_durable(&self, write: Write) -> Result<(), Failure> {
         let mut last = self.checkpoint.lock();
         last.since = Stopwatch::start();
         last.pushed_bytes = self.pushed_bytes.load(Ordering::Relaxed);
         let pending = self.ledger.lock().pending();
-        if pending.is_empty() {
+        if pending.is_empty() && write == Write::IfSettled {
             return Ok(());
         }
         let store = self.store.read();
         let store = open(&store)?;
-        store.checkpoint().map_err(|error| failure_of(&error))?;
-        let durable = durable_of(store, &pending)?;
+        let took = Stopwatch::start();
+        let settled = self.settle(store, &pending, write);
+        self.figures.checkpoint(&took, &settled);
+        settled
+    }
+
+    fn settle(
+        &self,
+        store: &SessionStore,
+        pending: &[(SegmentPlace, DoneSegment)],
+        write: Write,
+    ) -> Result<(), Failure> {
+        let span = tracing::debug_span!("packer", session = %self.id, segments = pending.len());
+        let _entered = span.entered();
+        if !pending.is_empty() {
+            store.checkpoint().map_err(|error| failure_of(&error))?;
+        }
+        let durable = durable_of(store, pending)?;
         let (settled, file) = {
             let mut ledger = self.ledger.lock();
             (ledger.settle(&durable), ledger.encode())
         };
-        if settled.is_empty() {
+        if settled.is_empty() && write == Write::IfSettled {
             return Ok(());
         }
         store

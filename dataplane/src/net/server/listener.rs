@@ -3,41 +3,49 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use quinn::Connection;
 use tokio::runtime::Runtime;
 use undercroft_format::config::Config;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 
+use super::bounds::{Bounds, ServerLimits};
 use super::connection;
+use super::conversations::{Busy, CONVERSATIONS_MAX, Conversations};
+use super::figures::ServerFigures;
 use super::kept_session::CheckpointPolicy;
 use super::served::Served;
+use super::take_up::take_up;
+use super::watched::Watched;
 use crate::clock::Stopwatch;
 use crate::io::{Engine, LocalStorage};
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
-use crate::net::door::{Door, DoorError, DoorOptions, Handler};
+use crate::net::door::{Door, DoorError, DoorOptions, Handler, Limits};
 use crate::net::status::{ConnectionStatus, ServerStatus, SessionStatus};
 use crate::net::trust::floor::ServerTime;
 use crate::net::trust::tls::REPOSITORY;
 use crate::net::trust::{Authority, PeerIdentity};
+use crate::observe::Observed;
 use crate::progress::Progress;
 use crate::repository::error::RepositoryError;
-use crate::repository::open::{OpenNote, publish_config};
+use crate::repository::open::{Access, OpenNote, OpenOptions, publish_config};
 
 /// Threads that drive sockets and connections. The work is done elsewhere.
 const NET_THREADS: usize = 2;
-/// Conversations at once: each has a thread.
-const CONVERSATIONS_MAX: usize = 1024;
+/// Threads for what is not a conversation: answers on first streams, enrolments, looking after it all.
+const OTHER_THREADS: usize = 64;
 /// How often leases are looked at and what waits is made durable.
 const TICK: Duration = Duration::from_secs(1);
 /// The authority is looked after once in so many ticks.
 const UPKEEP_TICKS: u64 = 60;
+/// How long clients have to finish the segments that they have begun when the server shuts down.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long conversations have to end when the server shuts down.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The file of the secret for resets: no repository's name begins with a dot.
@@ -61,6 +69,10 @@ pub struct ServerOptions {
     pub lease: Duration,
     /// When what was pushed is made durable.
     pub checkpoint: CheckpointPolicy,
+    /// Whom the door keeps out.
+    pub door: Limits,
+    /// What it puts up with from those inside.
+    pub limits: ServerLimits,
     /// Is told of what happens when a repository is opened.
     pub note: Box<dyn Fn(&RepositoryName, &OpenNote) + Send + Sync>,
 }
@@ -80,6 +92,7 @@ pub enum ServerError {
 /// A running server.
 pub struct Server {
     shared: Arc<Shared>,
+    authority: Arc<Authority>,
     door: Door,
     runtime: Runtime,
 }
@@ -90,7 +103,7 @@ impl Server {
         let threads = |error: Box<dyn std::error::Error + Send + Sync>| ServerError::Threads(error);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(NET_THREADS)
-            .max_blocking_threads(CONVERSATIONS_MAX)
+            .max_blocking_threads(CONVERSATIONS_MAX + OTHER_THREADS)
             .thread_name("undercroft-net")
             .enable_all()
             .build()
@@ -104,6 +117,7 @@ impl Server {
             listen: options.listen,
             protocols: REPOSITORY,
             reset_key: options.store.join(RESET_KEY),
+            limits: options.door,
         };
         let shared = Arc::new(Shared::new(options, pool, authority.time().clone()));
         let peers = Arc::new(Peers {
@@ -111,9 +125,12 @@ impl Server {
             authority: authority.clone(),
         });
         let door = Door::open(door, authority.clone(), peers, runtime.handle())?;
-        runtime.spawn(tick(shared.clone(), authority));
+        runtime.spawn(tick(shared.clone(), authority.clone()));
+        let waking = shared.clone();
+        runtime.spawn_blocking(move || take_up(&waking, &waking.options.store));
         Ok(Self {
             shared,
+            authority,
             door,
             runtime,
         })
@@ -124,14 +141,23 @@ impl Server {
         self.door.address()
     }
 
-    /// Lets nobody in any more, makes durable what was pushed, and closes the repositories. Sessions can be
+    /// The server as those see it who watch it.
+    pub fn watched(&self) -> Arc<dyn Observed> {
+        let (shared, authority) = (self.shared.clone(), self.authority.clone());
+        Arc::new(Watched::new(shared, authority, self.door.figures().clone()))
+    }
+
+    /// Begins nothing new, lets clients finish what they have begun, makes durable what was pushed, and closes
+    /// the repositories. Sessions can be
     /// gone on with once a server is back.
     pub fn drain(self) -> Vec<RepositoryError> {
         let shared = &self.shared;
         shared.draining.store(true, Ordering::SeqCst);
         shared.stop_long_work();
+        // Their conversations tell them.
+        shared.wait_for_clients(FINISH_TIMEOUT);
         self.door.close();
-        shared.wait_for_conversations(DRAIN_TIMEOUT);
+        shared.conversations.wait_for_all(DRAIN_TIMEOUT);
         let served: Vec<_> = shared.served.lock().drain().collect();
         let failures = served.iter().filter_map(|(_, served)| served.close().err());
         let failures = failures.collect();
@@ -165,6 +191,7 @@ async fn tick(shared: Arc<Shared>, authority: Arc<Authority>) {
         if shared.is_draining() {
             return;
         }
+        shared.figures.beat(shared.now_ms());
         let (shared, authority) = (shared.clone(), authority.clone());
         let ticked = tokio::task::spawn_blocking(move || {
             shared.tick();
@@ -189,14 +216,21 @@ pub struct Shared {
     connections: Mutex<BTreeMap<u64, ConnectionStatus>>,
     next_connection: AtomicU64,
     draining: AtomicBool,
-    conversations: Mutex<usize>,
-    conversation_ended: Condvar,
+    /// Limits on those who are inside.
+    pub bounds: Bounds,
+    conversations: Arc<Conversations>,
     long_work: Mutex<Vec<Weak<Progress>>>,
+    figures: ServerFigures,
 }
 
 impl Shared {
-    fn new(options: ServerOptions, threads: rayon::ThreadPool, time: Arc<ServerTime>) -> Self {
+    pub(super) fn new(
+        options: ServerOptions,
+        threads: rayon::ThreadPool,
+        time: Arc<ServerTime>,
+    ) -> Self {
         Self {
+            bounds: Bounds::new(&options.limits),
             options,
             time,
             threads,
@@ -205,9 +239,9 @@ impl Shared {
             connections: Mutex::default(),
             next_connection: AtomicU64::new(0),
             draining: AtomicBool::new(false),
-            conversations: Mutex::default(),
-            conversation_ended: Condvar::new(),
+            conversations: Arc::default(),
             long_work: Mutex::default(),
+            figures: ServerFigures::default(),
         }
     }
 
@@ -224,6 +258,16 @@ impl Shared {
     /// The program and its version.
     pub fn program(&self) -> &str {
         &self.options.program
+    }
+
+    /// What it counts.
+    pub fn figures(&self) -> &ServerFigures {
+        &self.figures
+    }
+
+    /// The directory whose directories are the repositories.
+    pub fn store(&self) -> &Path {
+        &self.options.store
     }
 
     /// For long CPU work.
@@ -255,19 +299,12 @@ impl Shared {
         self.connections.lock().remove(&number);
     }
 
-    /// Counts a conversation until what is returned is dropped.
-    pub fn conversing(self: &Arc<Self>) -> Busy {
-        *self.conversations.lock() += 1;
-        Busy(self.clone())
-    }
-
-    fn wait_for_conversations(&self, at_most: Duration) {
-        let clock = Stopwatch::start();
-        let mut running = self.conversations.lock();
-        while *running > 0 && clock.elapsed() < at_most {
-            self.conversation_ended
-                .wait_for(&mut running, Duration::from_millis(100));
-        }
+    /// Counts a conversation of `identity` until what is returned is dropped.
+    ///
+    /// # Errors
+    /// If there are too many.
+    pub fn conversing(&self, identity: &str) -> Result<Busy, Failure> {
+        self.conversations.begin(identity)
     }
 
     /// Notes long work, which is stopped when the server shuts down.
@@ -277,6 +314,15 @@ impl Shared {
         works.push(Arc::downgrade(progress));
         if self.is_draining() {
             progress.stop();
+        }
+    }
+
+    /// Waits until no client holds a session.
+    fn wait_for_clients(&self, at_most: Duration) {
+        let clock = Stopwatch::start();
+        let is_held = || self.sessions().iter().any(|session| session.is_attached);
+        while clock.elapsed() < at_most && is_held() {
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -308,14 +354,19 @@ impl Shared {
             return Ok(served.clone());
         }
         let root = self.options.store.join(name.as_str());
+        let options = OpenOptions {
+            unlock: None,
+            access: Access::Own(self.options.owner.clone()),
+            engine: self.options.engine.clone(),
+        };
         let opened = Served::open(
             name.clone(),
             &root,
-            &self.options.owner,
-            self.options.engine.clone(),
+            &options,
             self.options.checkpoint,
             self.now_ms(),
             self.time.clone(),
+            self.figures.repositories.of(name.as_str()),
         );
         let (opened, notes) = opened.map_err(|error| match error {
             RepositoryError::NotARepository { .. } => Failure::new(
@@ -360,6 +411,7 @@ impl Shared {
                 .map(|of| of.session_statuses().len() as u64)
                 .sum(),
             is_draining: self.is_draining(),
+            limits: self.bounds.status(),
         }
     }
 
@@ -376,15 +428,5 @@ impl Shared {
         for served in served {
             served.tick(self.now_ms(), self.lease_ms());
         }
-    }
-}
-
-/// A conversation that runs.
-pub struct Busy(Arc<Shared>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        *self.0.conversations.lock() -= 1;
-        self.0.conversation_ended.notify_all();
     }
 }

@@ -1,6 +1,6 @@
 //! A repository that the server owns, with its sessions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::ledger::{LEDGER_LEN_MAX, Ledger};
 use undercroft_format::wire::session::{Begin, Epoch, Published};
 
+use super::fetch_room::FetchRoom;
 use super::kept_session::{CheckpointPolicy, KeptSession};
 use super::published::PublishedSessions;
-use crate::io::{BufferPool, Engine};
+use super::repository_figures::{RepositoryFigures, SessionEvent};
 use crate::net::address::RepositoryName;
 use crate::net::convert::failure_of;
 use crate::net::status::SessionStatus;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::keys::Keys;
 use crate::repository::layout;
-use crate::repository::local_records::FETCH_LEN_MAX;
 use crate::repository::local_session::SessionStore;
-use crate::repository::open::{Access, OpenNote, OpenOptions, open_local};
+use crate::repository::open::{OpenNote, OpenOptions, open_local};
 use crate::repository::retention::RetentionClock;
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::{LocalRepository, Repository};
@@ -29,8 +29,6 @@ use crate::repository::{LocalRepository, Repository};
 /// Bytes that a session's packer writes at once. Five such buffers per session are memory that grows with
 /// the number of clients, so they are an eighth of what a single local backup takes.
 const WRITE_LEN: usize = 512 << 10;
-/// Batches that are read for restores at once, whatever the number of clients.
-const FETCHES: usize = 4;
 /// Sessions of one repository at once.
 const SESSIONS_MAX: usize = 256;
 
@@ -46,41 +44,51 @@ pub enum Began {
 pub struct Served {
     name: RepositoryName,
     repository: Arc<LocalRepository>,
-    sessions: Mutex<HashMap<SessionId, Arc<KeptSession>>>,
+    sessions: Mutex<BTreeMap<SessionId, Arc<KeptSession>>>,
     published: PublishedSessions,
-    fetch_pool: Arc<BufferPool>,
+    fetch_room: FetchRoom,
     policy: CheckpointPolicy,
+    figures: Arc<RepositoryFigures>,
 }
 
 impl Served {
-    /// Opens the repository in the directory `root` as its owner, and takes up the sessions that an
+    /// Opens the repository in the directory `root` by `options`, which own it, and takes up the sessions that an
     /// earlier server left.
     pub fn open(
         name: RepositoryName,
         root: &Path,
-        owner: &str,
-        engine: Arc<dyn Engine>,
+        options: &OpenOptions,
         policy: CheckpointPolicy,
         now_ms: u64,
         time: Arc<dyn RetentionClock>,
+        figures: Arc<RepositoryFigures>,
     ) -> Result<(Arc<Self>, Vec<OpenNote>)> {
-        let options = OpenOptions {
-            unlock: None,
-            access: Access::Own(owner.to_owned()),
-            engine,
-        };
-        let (repository, notes) = open_local(root, &options)?;
+        let (repository, notes) = open_local(root, options)?;
         repository.snapshots().keep_time_by(time);
+        Ok((Self::of(name, repository, policy, now_ms, figures)?, notes))
+    }
+
+    /// Takes up the sessions that an earlier server left in `repository`.
+    pub fn of(
+        name: RepositoryName,
+        repository: Arc<LocalRepository>,
+        policy: CheckpointPolicy,
+        now_ms: u64,
+        figures: Arc<RepositoryFigures>,
+    ) -> Result<Arc<Self>> {
         let served = Self {
             name,
             repository,
             sessions: Mutex::default(),
             published: PublishedSessions::default(),
-            fetch_pool: BufferPool::new(FETCHES * FETCH_LEN_MAX),
+            fetch_room: FetchRoom::default(),
             policy,
+            figures,
         };
         served.take_up_sessions(now_ms)?;
-        Ok((Arc::new(served), notes))
+        let served = Arc::new(served);
+        served.figures.opened(&served);
+        Ok(served)
     }
 
     fn take_up_sessions(&self, now_ms: u64) -> Result<()> {
@@ -114,8 +122,8 @@ impl Served {
             let Ok(ledger) = Ledger::decode(&bytes, now_ms) else {
                 continue;
             };
-            let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &bytes)?;
-            let session = KeptSession::new(ledger, store, self.policy);
+            let store = SessionStore::take_up(&self.repository, id, WRITE_LEN);
+            let session = KeptSession::new(ledger, store, self.policy, self.figures.clone());
             if let Err(failure) = session.recheck() {
                 tracing::warn!(session = %id, "a session cannot be taken up: {}", failure.text);
                 continue;
@@ -123,6 +131,11 @@ impl Served {
             self.sessions.lock().insert(id, Arc::new(session));
         }
         Ok(())
+    }
+
+    /// What is counted of it.
+    pub fn figures(&self) -> &Arc<RepositoryFigures> {
+        &self.figures
     }
 
     /// The repository.
@@ -136,8 +149,8 @@ impl Served {
     }
 
     /// Where fetched records lie until they are sent.
-    pub fn fetch_pool(&self) -> &Arc<BufferPool> {
-        &self.fetch_pool
+    pub fn fetch_room(&self) -> &FetchRoom {
+        &self.fetch_room
     }
 
     /// How sessions ended that published a snapshot.
@@ -160,10 +173,16 @@ impl Served {
             let id = SessionId::from_bytes(self.repository.entropy().array()?);
             let ledger = Ledger::begin(id, request);
             let store = SessionStore::begin(&self.repository, id, WRITE_LEN, &ledger.encode())?;
-            Ok(KeptSession::new(ledger, store, self.policy))
+            Ok(KeptSession::new(
+                ledger,
+                store,
+                self.policy,
+                self.figures.clone(),
+            ))
         };
         let session = Arc::new(begin().map_err(|error| failure_of(&error))?);
         self.sessions.lock().insert(session.id(), session.clone());
+        self.figures.session(SessionEvent::Begun, 1);
         Ok(Began::Open(session, Epoch(1)))
     }
 
@@ -178,7 +197,10 @@ impl Served {
             Ok((session, epoch?))
         });
         match resumed {
-            Ok((session, epoch)) => Ok(Began::Open(session, epoch)),
+            Ok((session, epoch)) => {
+                self.figures.session(SessionEvent::Resumed, 1);
+                Ok(Began::Open(session, epoch))
+            }
             Err(failure) if failure.code == FailureCode::NoSuchSession => {
                 let snapshots = self.repository.snapshots();
                 let published = self.published.find(snapshots, id, &request.vm);
@@ -212,10 +234,12 @@ impl Served {
         for session in sessions {
             if session.lapse(now_ms, lease_ms) {
                 tracing::info!(session = %session.id(), "a session's lease lapsed");
+                self.figures.session(SessionEvent::Lapsed, 1);
                 self.remove(session.id());
                 session.discard();
             } else if let Err(failure) = session.tick() {
-                tracing::warn!(session = %session.id(), "{}", failure.text);
+                let (session, text) = (session.id(), failure.text);
+                tracing::warn!(%session, text, "what was pushed is not durable");
             }
         }
     }

@@ -2,22 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
-use quinn::SendStream;
-use tokio::runtime::Handle;
 use undercroft_format::lock::LockEnd;
 use undercroft_format::wire::failure::Failure;
-use undercroft_format::wire::frame::{Body, FrameType};
+use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::session::{
-    Abandon, Acknowledged, Begin, Begun, Commit, Ended, Epoch, Finished, Pin, Pinned, SEGMENTS_MAX,
-    SegmentPlace,
+    Abandon, Acknowledged, Begin, Begun, Commit, Draining, Ended, Epoch, Finished, Pin, Pinned,
+    SEGMENTS_MAX, SegmentPlace,
 };
 
 use super::commit::Candidate;
 use super::connection::{Broken, Conversing, Ending};
 use super::kept_session::KeptSession;
+use super::repository_figures::SessionEvent;
 use super::served::Began;
-use crate::net::conversation::{StreamError, expect, read_frame};
+use crate::clock::Stopwatch;
+use crate::net::conversation::{Conversation, Frame, StreamError, Waited, expect};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
 use crate::repository::Repository;
@@ -36,6 +37,7 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
         Began::Open(session, epoch) => (session, epoch),
         Began::Published(published) => return Ok(on.stream.say(&published)?),
     };
+    name_span(&session);
     let begun = begin(on, &session, epoch, request.resume.is_some());
     let ended = begun.and_then(|()| serve(on, &session, epoch));
     match ended {
@@ -43,6 +45,13 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
         Ok(false) | Err(_) => session.detach(epoch, on.shared.now_ms()),
     }
     ended.map(|_| ())
+}
+
+/// Says in every line of the log from here on whose session it is.
+pub fn name_span(session: &KeptSession) {
+    let span = tracing::Span::current();
+    span.record("session", tracing::field::display(session.id()));
+    span.record("vm", session.vm());
 }
 
 /// A lock that cannot be had is refused before any data is read.
@@ -61,6 +70,7 @@ fn begin(
     is_resumed: bool,
 ) -> Result<(), Broken> {
     if is_resumed {
+        session.settle_in()?;
         for (disk, finished) in (0..).zip(session.finished()) {
             let finished: Vec<_> = finished.into_iter().collect();
             for segments in finished.chunks(SEGMENTS_MAX) {
@@ -74,13 +84,15 @@ fn begin(
     let failed = |error: RepositoryError| failure_of(&error);
     let reference = on.served.reference_for(session).map_err(failed)?;
     let reference = match reference {
-        Some(stored) if session.pin(epoch, &stored)? => Some(stored.id),
+        Some(stored) if session.pin(epoch, &stored)? => Some(stored),
         _ => None,
     };
+    let id = reference.as_ref().map(|stored| stored.id);
+    session.set_reference(reference);
     on.stream.say(&Begun {
         session: session.id(),
         epoch,
-        reference,
+        reference: id,
     })?;
     Ok(())
 }
@@ -89,13 +101,18 @@ fn begin(
 fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Result<bool, Broken> {
     let (listener, acknowledgements) = channel();
     session.attach(epoch, on.caller.peer.name.to_string(), listener);
-    let handle = on.stream.handle().clone();
+    let shared = on.shared.clone();
+    let mut is_told = false;
     // Answers and acknowledgements share the stream, so that both go through one thread.
     loop {
-        acknowledge(&handle, &mut on.stream.send, &acknowledgements)?;
-        // Waiting is interrupted for acknowledgements, reading is not: what is read stays in step.
-        let next = read_frame(&mut on.stream.recv);
-        let Some(frame) = wait(&handle, next, &acknowledgements, &mut on.stream.send)? else {
+        let mut tell = |stream: &mut Conversation| {
+            if shared.is_draining() && !is_told {
+                is_told = true;
+                stream.say(&Draining)?;
+            }
+            acknowledge(stream, &acknowledgements)
+        };
+        let Some(frame) = next_frame(&mut on.stream, &mut tell)? else {
             return Ok(false);
         };
         match frame.0 {
@@ -111,10 +128,16 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                     on.caller.check_vm(Verb::LockUntil, &session.vm())?;
                 }
                 session.check(epoch)?;
+                let took = Stopwatch::start();
                 let candidate = Candidate::new(&on.served, session, &on.caller, snapshot)?;
-                let published = session.end(epoch, |store| {
-                    candidate.publish(&on.served, session, store, lock)
-                });
+                let published = {
+                    let span = tracing::info_span!("commit", snapshot = %candidate.id());
+                    let _entered = span.entered();
+                    session.end(epoch, |store| {
+                        candidate.publish(&on.served, session, store, lock)
+                    })
+                };
+                on.served.figures().commit(&took, &published);
                 let ended = published.map(|(figures, locked_until)| Ended {
                     packs: figures.packs,
                     pack_bytes: figures.bytes,
@@ -126,7 +149,8 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                 }
                 on.served.remove(session.id());
                 let ended = ended?;
-                tracing::info!(snapshot = %candidate.id(), vm = session.vm(), "published");
+                on.served.figures().session(SessionEvent::Committed, 1);
+                tracing::info!(snapshot = %candidate.id(), "published");
                 on.stream.say(&ended)?;
                 return Ok(true);
             }
@@ -135,6 +159,7 @@ fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Resul
                 on.caller.check_vm(Verb::Abandon, &session.vm())?;
                 let (figures, ()) = session.end(epoch, |_| Ok(()))?;
                 on.served.remove(session.id());
+                on.served.figures().session(SessionEvent::Abandoned, 1);
                 on.stream.say(&Ended {
                     packs: figures.packs,
                     pack_bytes: figures.bytes,
@@ -164,37 +189,30 @@ fn pin(
 }
 
 /// How often acknowledgements are looked for while the client is silent.
-const ACKNOWLEDGE_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(200);
 
-fn wait<T>(
-    handle: &Handle,
-    next: impl Future<Output = Result<T, StreamError>>,
-    acknowledgements: &Receiver<Vec<SegmentPlace>>,
-    send: &mut SendStream,
-) -> Result<T, StreamError> {
-    let mut next = std::pin::pin!(next);
+/// The client's next frame; `tell` is called meanwhile, again and again.
+fn next_frame(
+    stream: &mut Conversation,
+    tell: &mut dyn FnMut(&mut Conversation) -> Result<(), StreamError>,
+) -> Result<Option<Frame>, StreamError> {
     loop {
-        let waited =
-            handle.block_on(async { tokio::time::timeout(ACKNOWLEDGE_EVERY, next.as_mut()).await });
-        match waited {
-            Ok(done) => return done,
-            Err(_) => acknowledge(handle, send, acknowledgements)?,
+        tell(stream)?;
+        if let Waited::For(frame) = stream.read_within(ACKNOWLEDGE_EVERY)? {
+            return Ok(frame);
         }
     }
 }
 
 fn acknowledge(
-    handle: &Handle,
-    send: &mut SendStream,
+    stream: &mut Conversation,
     acknowledgements: &Receiver<Vec<SegmentPlace>>,
 ) -> Result<(), StreamError> {
     for places in acknowledgements.try_iter() {
         for places in places.chunks(SEGMENTS_MAX) {
-            let frame = Acknowledged {
+            stream.say(&Acknowledged {
                 places: places.to_vec(),
-            }
-            .frame();
-            handle.block_on(send.write_all(&frame))?;
+            })?;
         }
     }
     Ok(())

@@ -10,13 +10,18 @@ use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::upkeep::{self, Collect, Repair, Report, Verify};
 
 use super::connection::{Broken, Conversing, Ending};
-use crate::net::conversation::{StreamError, read_frame};
+use super::judge;
+use super::repository_figures::Work;
+use crate::net::conversation::{StreamError, Waited};
 use crate::net::convert::failure_of;
 use crate::net::trust::Verb;
 use crate::progress::Progress;
 use crate::repository::LocalRepository;
 use crate::repository::error::Result as RepositoryResult;
+use crate::repository::judge::Depth;
 use crate::repository::maintenance::Maintenance;
+use crate::repository::repair::repair_at;
+use crate::repository::verify::{VerifyOptions, verify_at};
 
 /// How long a wish to stop, or the end of the work, may go unnoticed.
 const LISTEN_EVERY: Duration = Duration::from_millis(20);
@@ -27,7 +32,7 @@ const TELL_EVERY: u32 = 25;
 pub fn collect(on: &mut Conversing, request: Collect) -> Ending {
     on.caller.check_repository(Verb::Collect)?;
     let options = parse(&request.json)?;
-    long(on, move |repository, _, progress| {
+    long(on, Work::Collect, move |repository, _, progress| {
         repository.collect(&options, progress)
     })
 }
@@ -35,8 +40,23 @@ pub fn collect(on: &mut Conversing, request: Collect) -> Ending {
 /// Checks what is stored.
 pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
     on.caller.check_repository(Verb::Verify)?;
-    let options = parse(&request.json)?;
-    long(on, move |repository, threads, progress| {
+    let options: VerifyOptions = parse(&request.json)?;
+    if options.deep && on.served.keys().is_none() {
+        return judge::long(
+            on,
+            Work::Verify,
+            move |repository, judge, threads, progress| {
+                verify_at(
+                    repository,
+                    &options,
+                    Depth::Judged(judge),
+                    threads,
+                    progress,
+                )
+            },
+        );
+    }
+    long(on, Work::Verify, move |repository, threads, progress| {
         repository.verify(&options, threads, progress)
     })
 }
@@ -44,7 +64,17 @@ pub fn verify(on: &mut Conversing, request: Verify) -> Ending {
 /// Sets damage aside.
 pub fn repair(on: &mut Conversing, request: Repair) -> Ending {
     on.caller.check_repository(Verb::Repair)?;
-    long(on, move |repository, threads, progress| {
+    if request.is_deep && on.served.keys().is_none() {
+        tracing::warn!("a repair sets aside what only the peer's key shows");
+        return judge::long(
+            on,
+            Work::Repair,
+            move |repository, judge, threads, progress| {
+                repair_at(repository, Depth::Judged(judge), threads, progress)
+            },
+        );
+    }
+    long(on, Work::Repair, move |repository, threads, progress| {
         repository.repair(request.is_deep, threads, progress)
     })
 }
@@ -71,11 +101,13 @@ pub fn pack_bytes(on: &mut Conversing) -> Ending {
 /// Does `work` on a thread of its own while this one tells of its progress and listens for a wish to stop.
 fn long<R: Serialize + Send>(
     on: &mut Conversing,
+    kind: Work,
     work: impl FnOnce(&Arc<LocalRepository>, &rayon::ThreadPool, &Progress) -> RepositoryResult<R>
     + Send,
 ) -> Ending {
     let progress = Arc::<Progress>::default();
     on.shared.long_work(&progress);
+    on.served.figures().works(kind, &progress);
     let repository = on.served.repository().clone();
     let shared = on.shared.clone();
     let result = std::thread::scope(|scope| {
@@ -101,24 +133,22 @@ fn long<R: Serialize + Send>(
         }
         worker.join().expect("upkeep does not panic")
     });
+    let outcome = match &result {
+        Ok(_) => "done",
+        Err(_) => "failed",
+    };
+    on.served.figures().worked(kind, outcome, 1);
     let result = result.map_err(|error| failure_of(&error))?;
     report(on, &result)
 }
 
 /// Waits a while for a wish to stop.
 fn listen(on: &mut Conversing, progress: &Progress) -> Result<(), StreamError> {
-    let handle = on.stream.handle().clone();
-    // Cut short within a frame, the next would be read askew; but all that a client sends is `Stop`, which
-    // is a header alone, and a second one changes nothing.
-    let waited = handle.block_on(async {
-        tokio::time::timeout(LISTEN_EVERY, read_frame(&mut on.stream.recv)).await
-    });
-    match waited {
-        Ok(Ok(Some((FrameType::Stop, _)))) => progress.stop(),
-        Ok(Ok(Some((kind, _)))) => return Err(StreamError::Unexpected(kind)),
-        Ok(Ok(None)) => std::thread::sleep(LISTEN_EVERY),
-        Ok(Err(error)) => return Err(error),
-        Err(_) => {}
+    match on.stream.read_within(LISTEN_EVERY)? {
+        Waited::For(Some((FrameType::Stop, _))) => progress.stop(),
+        Waited::For(Some((kind, _))) => return Err(StreamError::Unexpected(kind)),
+        Waited::For(None) => std::thread::sleep(LISTEN_EVERY),
+        Waited::InVain => {}
     }
     Ok(())
 }

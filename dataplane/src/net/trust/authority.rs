@@ -218,7 +218,8 @@ impl Authority {
     }
 
     /// Revokes all certificates of a name, or the one of a serial number. Returns those that were live.
-    /// Whoever is connected stays so until the server asks [`Authority::admit`] again.
+    /// Whoever is connected stays so until the server asks [`Authority::admit`] again, which it does all the
+    /// time.
     ///
     /// # Errors
     /// [`TrustError::NoSuchIdentity`] if there is none, live or not.

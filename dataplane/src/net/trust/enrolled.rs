@@ -167,9 +167,19 @@ impl Enrolled {
         now >= self.not_after
     }
 
-    /// The settings to connect with, to the name [`SERVER_NAME`](super::SERVER_NAME).
+    /// The settings to connect to a repository server with, to the name
+    /// [`SERVER_NAME`](super::SERVER_NAME).
     pub fn client_config(&self, clock: &Arc<dyn WallClock>) -> Result<ClientConfig> {
-        tls::enrolled_config(&self.authority, self.certified()?, clock)
+        self.client_config_for(clock, tls::REPOSITORY)
+    }
+
+    /// As [`client_config`](Self::client_config), to a daemon that speaks `protocols`.
+    pub fn client_config_for(
+        &self,
+        clock: &Arc<dyn WallClock>,
+        protocols: tls::Protocols,
+    ) -> Result<ClientConfig> {
+        tls::enrolled_config(&self.authority, self.certified()?, clock, protocols)
     }
 
     pub(super) fn certified(&self) -> Result<Arc<CertifiedKey>> {

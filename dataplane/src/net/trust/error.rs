@@ -47,7 +47,7 @@ pub enum TrustError {
         mode: u32,
     },
     /// There is no authority.
-    #[error("{} holds no authority: `undercroft repository tokens` or `undercroft repository serve` makes one", path.display())]
+    #[error("{} holds no authority: `undercroft repository serve` or `undercroft proxy serve` makes one", path.display())]
     NoAuthority {
         /// Where it was looked for.
         path: PathBuf,
@@ -65,7 +65,7 @@ pub enum TrustError {
         path: PathBuf,
     },
     /// This machine was not enrolled with that server.
-    #[error("{} holds no certificate for this server: enrol with a token, which `undercroft repository tokens` makes on the server", path.display())]
+    #[error("{} holds no certificate for this server: enrol with a token, which `undercroft repository tokens` makes on the server, `undercroft proxy tokens` on a proxy", path.display())]
     NotEnrolled {
         /// Where it was looked for.
         path: PathBuf,

@@ -71,8 +71,15 @@ pub enum HandshakeError {
         "the client does not trust this server's authority: it has a token or a certificate of another server"
     )]
     Distrusted,
+    /// At the server: its certificate is not valid by the client's clock.
+    #[error(
+        "this server's certificate is not valid at the client's time: set the clocks of both machines; if they are right, restart the server, which renews its certificate"
+    )]
+    Untimely,
     /// The two have no protocol in common.
-    #[error("the two ends have no protocol in common: use the same version of undercroft on both")]
+    #[error(
+        "the two ends have no protocol in common: one is a repository server and the other wants a proxy, or the other way round; otherwise use the same version of undercroft on both"
+    )]
     Protocol,
 }
 
@@ -108,14 +115,38 @@ impl HandshakeError {
                 _ => None,
             },
             Side::Server => match alert {
-                AlertDescription::CertificateExpired
-                | AlertDescription::UnknownCA
+                AlertDescription::CertificateExpired => Some(Self::Untimely),
+                AlertDescription::UnknownCA
                 | AlertDescription::DecryptError
                 | AlertDescription::BadCertificate
                 | AlertDescription::UnsupportedCertificate => Some(Self::Distrusted),
                 _ => None,
             },
         }
+    }
+
+    /// What the TLS alert with the number `alert` means at `side`, which sent it itself; `None` if it is not
+    /// about trust.
+    pub fn of_own_alert(side: Side, alert: u8) -> Option<Self> {
+        let alert = AlertDescription::from(alert);
+        let is_certificates = matches!(
+            alert,
+            AlertDescription::UnknownCA
+                | AlertDescription::DecryptError
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateUnknown
+        );
+        Some(match (side, alert) {
+            (_, AlertDescription::NoApplicationProtocol) => Self::Protocol,
+            (Side::Client, AlertDescription::CertificateExpired) => Self::ServerExpired,
+            (Side::Client, _) if is_certificates => Self::WrongServer,
+            (Side::Server, AlertDescription::CertificateExpired) => Self::ClientExpired,
+            (Side::Server, AlertDescription::CertificateRevoked) => Self::ClientRevoked,
+            (Side::Server, AlertDescription::AccessDenied) => Self::ClientNotListed,
+            (Side::Server, _) if is_certificates => Self::ForeignClient,
+            _ => return None,
+        })
     }
 
     fn of_certificate(side: Side, problem: &CertificateError) -> Option<Self> {

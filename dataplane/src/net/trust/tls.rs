@@ -28,6 +28,8 @@ use super::verify_server::TokenAuthority;
 
 /// The protocol of peers with a certificate.
 pub const ALPN: &[u8] = b"undercroft/1";
+/// The protocol of peers with a certificate of a proxy.
+pub const ALPN_PROXY: &[u8] = b"undercroft-proxy/1";
 /// The protocol of enrolment, for peers without one.
 pub const ALPN_ENROL: &[u8] = b"undercroft-enrol/1";
 
@@ -43,6 +45,12 @@ pub struct Protocols {
 /// What a repository server speaks.
 pub const REPOSITORY: Protocols = Protocols {
     peers: ALPN,
+    enrolment: ALPN_ENROL,
+};
+
+/// What a proxy speaks. Enrolment is the same everywhere.
+pub const PROXY: Protocols = Protocols {
+    peers: ALPN_PROXY,
     enrolment: ALPN_ENROL,
 };
 
@@ -125,11 +133,13 @@ pub(super) fn enrolment_config(
     Ok(finish_client(config, ALPN_ENROL))
 }
 
-/// The settings of an enrolled client: the server must have the pinned authority.
+/// The settings of an enrolled client, which speaks `protocols`: the server must have the pinned
+/// authority.
 pub(super) fn enrolled_config(
     authority: &CertificateDer<'static>,
     certified: Arc<CertifiedKey>,
     clock: &Arc<dyn WallClock>,
+    protocols: Protocols,
 ) -> Result<ClientConfig> {
     let roots = root(authority).map_err(TrustError::certificate("pinning an authority"))?;
     let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
@@ -138,7 +148,7 @@ pub(super) fn enrolled_config(
     let config = client_builder(clock)?
         .with_webpki_verifier(verifier)
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-    Ok(finish_client(config, ALPN))
+    Ok(finish_client(config, protocols.peers))
 }
 
 /// The one authority, as a root.

@@ -86,6 +86,16 @@ verbs! {
     Stats = "read a repository's figures", Repository;
     /// Create a repository.
     Create = "create a repository", Repository;
+    /// Have a proxy back up a VM.
+    RunBackup = "run backups", Vm;
+    /// Have a proxy restore a VM's snapshot.
+    RunRestore = "run restores", Vm;
+    /// Follow and cancel the tasks of a proxy that oneself submitted.
+    OwnTasks = "look after its own tasks", Itself;
+    /// Follow and cancel the tasks of others, too.
+    AllTasks = "look after the tasks of others", Server;
+    /// Have a proxy take no tasks, or take them again.
+    Suspend = "suspend or resume a proxy", Server;
     /// See what the server does.
     Status = "read the server's status", Server;
     /// See who is connected and what is in flight.
@@ -111,8 +121,8 @@ impl fmt::Display for Verb {
 /// True if `role` may do `verb` within its scope. There is no other place where a role is asked for.
 pub const fn allows(role: Role, verb: Verb) -> bool {
     use Verb::{
-        Abandon, Ask, BeginSession, Commit, Enrol, List, LockUntil, Push, ReadData, ReadMaps,
-        ReadSnapshot, Renew, ResumeSession,
+        Abandon, Ask, BeginSession, Commit, Enrol, List, LockUntil, OwnTasks, Push, ReadData,
+        ReadMaps, ReadSnapshot, Renew, ResumeSession, RunBackup, RunRestore,
     };
     match role {
         Role::Admin => true,
@@ -127,12 +137,14 @@ pub const fn allows(role: Role, verb: Verb) -> bool {
                 | Commit
                 | Abandon
                 | LockUntil
+                | RunBackup
+                | OwnTasks
                 | Enrol
                 | Renew
         ),
         Role::Restore => matches!(
             verb,
-            List | ReadSnapshot | ReadMaps | ReadData | Enrol | Renew
+            List | ReadSnapshot | ReadMaps | ReadData | RunRestore | OwnTasks | Enrol | Renew
         ),
     }
 }
@@ -163,6 +175,11 @@ mod tests {
         (Verb::RebuildIndex, false, false, true),
         (Verb::Stats, false, false, true),
         (Verb::Create, false, false, true),
+        (Verb::RunBackup, true, false, true),
+        (Verb::RunRestore, false, true, true),
+        (Verb::OwnTasks, true, true, true),
+        (Verb::AllTasks, false, false, true),
+        (Verb::Suspend, false, false, true),
         (Verb::Status, false, false, true),
         (Verb::Sessions, false, false, true),
         (Verb::Tokens, false, false, true),

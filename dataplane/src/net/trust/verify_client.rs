@@ -39,11 +39,11 @@ impl EnrolledClients {
 
     fn check_registry(&self, certificate: &CertificateDer<'_>) -> Result<(), CertificateError> {
         let peer = identity_of(std::slice::from_ref(certificate)).map_err(|error| {
-            tracing::warn!(%error, "a peer was not let in");
+            tracing::warn!(reason = %error, "a peer was not let in");
             CertificateError::ApplicationVerificationFailure
         })?;
         self.authority.admit(&peer).map_err(|refusal| {
-            tracing::warn!(name = %peer.name, serial = %peer.serial, %refusal, "a peer was not let in");
+            tracing::warn!(peer = %peer.name, serial = %peer.serial, reason = %refusal, "a peer was not let in");
             match refusal {
                 Refusal::Revoked { .. } => CertificateError::Revoked,
                 Refusal::Expired { .. } => CertificateError::Expired,

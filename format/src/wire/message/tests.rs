@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::{ObjectId, PackId, SegmentMapId, SessionId, SnapshotId};
+use crate::id::{ObjectId, PackId, SegmentMapId, SessionId, SnapshotId, TaskId};
 use crate::lock::LockEnd;
 use crate::pack::{Encoding, ObjectKind, RecordHeader, RecordInfo};
 use crate::trust::time::UnixMs;
@@ -15,6 +15,8 @@ use crate::wire::failure::FailureCode;
 use crate::wire::fetch::RecordPrefix;
 use crate::wire::judge::JudgeBuilder;
 use crate::wire::lane::PushBuilder;
+use crate::wire::proxy::Ending;
+use crate::wire::reference::{ShortId, UnchangedSegment};
 use crate::wire::session::{DiskState, DoneSegment, Epoch, SegmentPlace};
 
 fn text() -> impl Strategy<Value = String> {
@@ -195,6 +197,7 @@ fn message() -> impl Strategy<Value = Message> {
         (proptest::option::of(lock_end()), vec(any::<u8>(), 0..300))
             .prop_map(|(lock, snapshot)| Message::Commit(Commit { lock, snapshot })),
         Just(Message::Abandon(Abandon)),
+        Just(Message::Draining(Draining)),
         ended().prop_map(Message::Ended),
         (snapshot(), ended())
             .prop_map(|(snapshot, ended)| Message::Published(Published { snapshot, ended })),
@@ -214,6 +217,35 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Flush(Flush)),
         (kind(), vec(object(), 0..9))
             .prop_map(|(kind, ids)| Message::Distrust(Distrust { kind, ids })),
+        (any::<u16>(), 0..1_u64 << 40, 0..=4096_u16).prop_map(|(disk, first, count)| {
+            Message::AskReference(AskReference {
+                disk,
+                first: SegmentNumber(first),
+                count,
+            })
+        }),
+        vec(proptest::option::of(object()), 0..9).prop_map(|maps| {
+            let maps = maps.into_iter();
+            let short = |map: Option<_>| map.map_or(ShortId::default(), ShortId::of);
+            Message::ReferenceMaps(ReferenceMaps {
+                maps: maps.map(|map| short(map.map(SegmentMapId::from))).collect(),
+            })
+        }),
+        (
+            any::<u16>(),
+            proptest::collection::btree_map(0..1_u64 << 40, 0..1_u32 << 26, 0..9)
+        )
+            .prop_map(|(disk, segments)| {
+                let segments = segments.into_iter();
+                let segments = segments.map(|(number, data_bytes)| UnchangedSegment {
+                    number: SegmentNumber(number),
+                    data_bytes,
+                });
+                Message::SegmentsUnchanged(SegmentsUnchanged {
+                    disk,
+                    segments: segments.collect(),
+                })
+            }),
         vec(record(), 0..5).prop_map(|records| {
             let mut builder = PushBuilder::default();
             for (header, payload) in &records {
@@ -302,7 +334,43 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Status(Status)),
         Just(Message::Sessions(Sessions)),
     ];
-    prop_oneof![beginning, sessions, lanes, fetches, upkeep]
+    let id = || any::<[u8; 16]>().prop_map(TaskId::from_bytes);
+    let ending = proptest::sample::select(vec![
+        Ending::Done,
+        Ending::Damage,
+        Ending::Failed,
+        Ending::Cancelled,
+    ]);
+    let proxies = prop_oneof![
+        (id(), crate::wire::task::tests::any_task())
+            .prop_map(|(id, task)| Message::Submit(Submit { id, task })),
+        any::<bool>().prop_map(|is_new| Message::Accepted(Accepted { is_new })),
+        (id(), any::<u32>())
+            .prop_map(|(id, notes_seen)| Message::Follow(Follow { id, notes_seen })),
+        text().prop_map(|text| Message::TaskNote(TaskNote { text })),
+        (any::<bool>(), text(), any::<[u64; 5]>()).prop_map(|(is_running, waits_for, figures)| {
+            let [total_bytes, done_bytes, read_bytes, new_bytes, stored_bytes] = figures;
+            Message::TaskProgress(TaskProgress {
+                is_running,
+                waits_for,
+                total_bytes,
+                done_bytes,
+                read_bytes,
+                new_bytes,
+                stored_bytes,
+            })
+        }),
+        (ending, text(), text()).prop_map(|(ending, json, text)| Message::TaskOver(TaskOver {
+            ending,
+            json,
+            text
+        })),
+        id().prop_map(|id| Message::CancelTask(CancelTask { id })),
+        Just(Message::ListTasks(ListTasks)),
+        id().prop_map(|id| Message::ShowTask(ShowTask { id })),
+        any::<bool>().prop_map(|is_suspended| Message::Suspend(Suspend { is_suspended })),
+    ];
+    prop_oneof![beginning, sessions, lanes, fetches, upkeep, proxies]
 }
 
 proptest! {

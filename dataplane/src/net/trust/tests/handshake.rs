@@ -57,7 +57,12 @@ fn a_client_of_another_authority_is_not_let_in() {
     let foreign = other.enrolled(Role::Admin, "admin");
     // It trusts this server, and shows what the other one gave it.
     let certified = foreign.certified().unwrap();
-    let config = tls::enrolled_config(world.authority.certificate(), certified, &world.clock());
+    let config = tls::enrolled_config(
+        world.authority.certificate(),
+        certified,
+        &world.clock(),
+        tls::REPOSITORY,
+    );
     assert_eq!(
         connect(&world, config.unwrap()),
         failed(
@@ -213,7 +218,12 @@ fn a_client_certificate_makes_no_server_and_a_server_certificate_no_client() {
     );
 
     let own = world.authority.server().certified.clone();
-    let config = tls::enrolled_config(world.authority.certificate(), own, &world.clock());
+    let config = tls::enrolled_config(
+        world.authority.certificate(),
+        own,
+        &world.clock(),
+        tls::REPOSITORY,
+    );
     assert_eq!(
         connect(&world, config.unwrap()),
         failed(

@@ -1,0 +1,90 @@
+//! What a server puts up with from those whom it let in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::net::bandwidth::{Flow, Pace, Rules, Throttle};
+use crate::net::manners::{FrameRoom, Manners};
+use crate::net::status::LimitStatus;
+use crate::net::transport::IDLE_TIMEOUT;
+
+/// Limits that an operator may set.
+#[derive(Clone, Debug)]
+pub struct ServerLimits {
+    /// How long nothing may move where something has to: in the middle of a frame, or of an answer.
+    pub stall: Duration,
+    /// How long a connection may do without a repository before it says what it wants.
+    pub silence: Duration,
+    /// The bandwidth of records that come.
+    pub incoming: Rules,
+    /// The bandwidth of records that go.
+    pub outgoing: Rules,
+}
+
+impl Default for ServerLimits {
+    /// A connection that is cut off for less than its own timeout has not stalled.
+    fn default() -> Self {
+        Self {
+            stall: IDLE_TIMEOUT,
+            silence: IDLE_TIMEOUT,
+            incoming: Rules::default(),
+            outgoing: Rules::default(),
+        }
+    }
+}
+
+/// The limits at work.
+pub struct Bounds {
+    stall: Duration,
+    /// See [`ServerLimits::silence`].
+    pub silence: Duration,
+    incoming: Arc<Throttle>,
+    outgoing: Arc<Throttle>,
+}
+
+impl Bounds {
+    /// Of a server that begins.
+    pub fn new(limits: &ServerLimits) -> Self {
+        Self {
+            stall: limits.stall,
+            silence: limits.silence,
+            incoming: Throttle::new(limits.incoming.clone()),
+            outgoing: Throttle::new(limits.outgoing.clone()),
+        }
+    }
+
+    /// How the streams of a connection are read and written; `number` is the connection's.
+    pub fn manners(&self, number: u64) -> Manners {
+        let pace = |throttle: &Arc<Throttle>| {
+            let throttle = throttle.clone();
+            let flow = Flow(number);
+            (!throttle.rules().rules().is_empty()).then_some(Pace { throttle, flow })
+        };
+        Manners {
+            stall: Some(self.stall),
+            room: Some(FrameRoom::default()),
+            incoming: pace(&self.incoming),
+            outgoing: pace(&self.outgoing),
+        }
+    }
+
+    /// For an administrator.
+    pub fn status(&self) -> Vec<LimitStatus> {
+        let directions = [("in", &self.incoming), ("out", &self.outgoing)];
+        let limited = directions
+            .into_iter()
+            .filter(|(_, throttle)| !throttle.rules().rules().is_empty());
+        limited
+            .map(|(direction, throttle)| LimitStatus {
+                direction: direction.to_owned(),
+                bytes_per_second: throttle.rate().map(|rate| rate.per_second()),
+                rules: throttle
+                    .rules()
+                    .rules()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,138 @@
+//! From requests to tasks, and back on the proxy.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use undercroft_control::SnapshotSpec;
+use undercroft_dataplane::repository::open::Location;
+use undercroft_format::id::SessionId;
+use undercroft_format::wire::task::{BackupTask, RestoreTask, Task, TaskDisk};
+
+use crate::backup_job::{DiskRequest, Request, is_stdin};
+use crate::failure::Problem;
+use crate::nbd_source::check_no_export;
+use crate::restore_run;
+use crate::settings::Settings;
+
+/// The task that `request` is.
+pub fn backup(
+    settings: &Settings,
+    request: Request,
+    parent: Option<&SnapshotSpec>,
+    resume: Option<SessionId>,
+) -> anyhow::Result<Task> {
+    let disks = request.disks.into_iter().map(|disk| {
+        check_no_export(&disk.source)?;
+        Ok(TaskDisk {
+            source: path_text(&disk.source)?,
+            changed_blocks: disk.changed_blocks.as_deref().map(path_text).transpose()?,
+            label: disk.label,
+            lineage: disk.lineage,
+        })
+    });
+    checked(Task::Backup(BackupTask {
+        repository: repository(settings)?,
+        vm: request.vm,
+        disks: disks.collect::<anyhow::Result<_>>()?,
+        parent: parent.map(ToString::to_string),
+        metadata: request.metadata.as_deref().map(path_text).transpose()?,
+        tags: request.tags,
+        resume,
+        lock: request.lock,
+        time_zone: time_zone(settings),
+    }))
+}
+
+/// The task that `request` is.
+pub fn restore(settings: &Settings, request: &restore_run::Request) -> anyhow::Result<Task> {
+    checked(Task::Restore(RestoreTask {
+        repository: repository(settings)?,
+        snapshot: request.snapshot.to_string(),
+        disk: request.disk.clone(),
+        target: target_text(&request.to)?,
+        overwrite: request.overwrite,
+        allow_damage: request.allow_damage,
+        time_zone: time_zone(settings),
+    }))
+}
+
+/// The request that a task is.
+pub fn backup_request(task: &BackupTask) -> Request {
+    let disks = task.disks.iter().map(|disk| DiskRequest {
+        label: disk.label.clone(),
+        source: PathBuf::from(&disk.source),
+        changed_blocks: disk.changed_blocks.as_ref().map(PathBuf::from),
+        lineage: disk.lineage.clone(),
+    });
+    Request {
+        vm: task.vm.clone(),
+        disks: disks.collect(),
+        metadata: task.metadata.as_ref().map(PathBuf::from),
+        tags: task.tags.clone(),
+        lock: task.lock,
+    }
+}
+
+/// The request that a task is.
+pub fn restore_request(task: &RestoreTask) -> anyhow::Result<restore_run::Request> {
+    Ok(restore_run::Request {
+        snapshot: task.snapshot.parse()?,
+        disk: task.disk.clone(),
+        to: task.target.clone(),
+        overwrite: task.overwrite,
+        allow_damage: task.allow_damage,
+    })
+}
+
+fn checked(task: Task) -> anyhow::Result<Task> {
+    task.check()
+        .context(Problem::usage("this is too much for one task of a proxy"))?;
+    Ok(task)
+}
+
+/// Only what both machines reach.
+fn repository(settings: &Settings) -> anyhow::Result<String> {
+    match settings.location()? {
+        Location::Remote(address) => Ok(address.to_string()),
+        Location::Local(root) => Err(Problem::usage(format!(
+            "the repository {} is a directory: a proxy works with repositories behind a server",
+            root.display()
+        ))
+        .hint("name it by --repo quic://HOST:PORT/NAME")
+        .into()),
+    }
+}
+
+fn time_zone(settings: &Settings) -> Option<String> {
+    settings.time_zone.iana_name().map(str::to_owned)
+}
+
+fn target_text(target: &str) -> anyhow::Result<String> {
+    // What ends in a slash means a directory.
+    path_text(Path::new(target))?;
+    Ok(target.to_owned())
+}
+
+fn path_text(path: &Path) -> anyhow::Result<String> {
+    if is_stdin(path) {
+        return Err(Problem::usage(
+            "a proxy has no standard input or output: name a file or a device of its machine",
+        )
+        .hint("or run the command where the data are, without --proxy")
+        .into());
+    }
+    let text = path.to_str().ok_or_else(|| {
+        Problem::usage(format!(
+            "the path {} is not UTF-8: a proxy cannot be told of it",
+            path.display()
+        ))
+    })?;
+    if !path.is_absolute() {
+        return Err(Problem::usage(format!(
+            "the path {text} is relative: a proxy has no current directory of yours"
+        ))
+        .hint("give the absolute path on the proxy's machine")
+        .into());
+    }
+    Ok(text.to_owned())
+}
