@@ -17,7 +17,7 @@ use crate::settings::Settings;
 /// Back up the disks of a virtual machine as one snapshot
 ///
 /// All disks become one snapshot, or none does. A SOURCE is a raw file, a block device, an NBD export as
-/// in nbd://HOST[:PORT]/EXPORT, nbds://... (TLS) or nbd+unix:///EXPORT?socket=PATH, or `-` for a stream on
+/// in `nbd://HOST[:PORT]/EXPORT`, `nbds://...` (TLS) or `nbd+unix:///EXPORT?socket=PATH`, or `-` for a stream on
 /// standard input. What the repository has already is not stored again, so a backup that was
 /// interrupted goes on where it stopped when it is run again.
 ///
