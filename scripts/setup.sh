@@ -38,6 +38,11 @@ sfdisk fdisk
 losetup mount
 unshare util-linux
 perl perl
+nbdkit nbdkit
+nbdcopy libnbd-bin
+nbd-server nbd-server
+qemu-nbd qemu-utils
+certtool gnutls-bin
 ip iproute2
 nft nftables
 conntrack conntrack

@@ -15,6 +15,7 @@ use undercroft_format::lock::LockEnd;
 use undercroft_format::snapshot::NAME_LEN_MAX;
 
 use crate::failure::Problem;
+use crate::nbd_source::{is_nbd, open_export, shown_source};
 use crate::settings::Settings;
 use crate::signals::Stoppable;
 
@@ -64,7 +65,7 @@ fn is_seekable(path: &Path) -> bool {
         let kind = meta.file_type();
         kind.is_file() || kind.is_block_device()
     };
-    !is_stdin(path) && fs::metadata(path).is_ok_and(is_disk)
+    is_nbd(path) || (!is_stdin(path) && fs::metadata(path).is_ok_and(is_disk))
 }
 
 fn plan_with(
@@ -103,7 +104,7 @@ fn plan_disk(disk: DiskRequest, source: Source) -> anyhow::Result<DiskJob> {
     let path = disk.source;
     let mut job = DiskJob {
         source,
-        source_name: shorten(path.display().to_string(), VALUE_LEN_MAX),
+        source_name: shorten(shown_source(&path), VALUE_LEN_MAX),
         label: disk.label,
         changed_blocks: None,
         lineage: Vec::new(),
@@ -156,7 +157,8 @@ pub fn complete_states(job: &mut BackupJob) {
 pub fn can_begin_anew(request: &Request) -> bool {
     request.disks.iter().all(|disk| {
         let path = &disk.source;
-        !is_stdin(path) && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo())
+        is_nbd(path)
+            || (!is_stdin(path) && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo()))
     })
 }
 
@@ -252,6 +254,9 @@ pub fn is_stdin(path: &Path) -> bool {
 }
 
 fn open_source(path: &Path, repository: Option<&Path>) -> anyhow::Result<Source> {
+    if is_nbd(path) {
+        return open_export(path);
+    }
     if is_stdin(path) {
         // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
         let stdin = io::stdin()

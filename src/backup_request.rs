@@ -8,6 +8,7 @@ use undercroft_format::lock::LockEnd;
 
 use crate::backup_job::{DiskRequest, Request, check_label, is_stdin};
 use crate::failure::Problem;
+use crate::nbd_source::export_name;
 
 /// Label of a stream on standard input.
 const STREAM_LABEL: &str = "stream";
@@ -99,6 +100,8 @@ fn stem_label(source: &Path) -> String {
     if is_stdin(source) {
         return STREAM_LABEL.to_owned();
     }
+    let export = export_name(source);
+    let source = export.as_deref().map_or(source, Path::new);
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
     // What stands before the first '=' of --changed-blocks is a label.
     stem.replace('=', "_")
@@ -183,5 +186,7 @@ mod tests {
         );
         assert_eq!(labels(&[], &["-"]), ["stream"]);
         assert_eq!(labels(&[], &["a=b.raw"]), ["a_b"]);
+        assert_eq!(labels(&[], &["nbd://host:1/vm/root.raw"]), ["root"]);
+        assert_eq!(labels(&[], &["nbd://host"]), ["disk0"]);
     }
 }

@@ -16,6 +16,7 @@ mod cli;
 mod failure;
 mod lock_end;
 mod logging;
+mod nbd_source;
 mod progress;
 mod proxy;
 mod remote;

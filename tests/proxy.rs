@@ -326,6 +326,11 @@ fn paths_outside_of_the_roots_are_refused() {
         let mut backup = proxied.backup(&served, "admin", "vm", path.as_ref());
         fail_with(&mut backup, 2);
     }
+    let export = "root=nbds://host//3f9c%3Fsession_id=OpaqueRef:secret";
+    let mut backup = proxied.backup(&served, "admin", "vm", &disk.path);
+    let text = fail_with(backup.args(["--disk", export]), 2);
+    assert!(text.contains("is an NBD export"), "{text}");
+    assert!(!text.contains("secret"), "{text}");
     succeed(&mut proxied.backup(&served, "admin", "vm", &disk.path));
     for path in [
         served.path("other.raw"),

@@ -4,6 +4,7 @@
 //! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
+//! - [`nbd`]: disks over NBD
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
@@ -13,6 +14,7 @@ pub mod clock;
 pub mod ingest;
 pub mod io;
 pub mod measure;
+pub mod nbd;
 pub mod net;
 pub mod observe;
 pub mod progress;

@@ -14,6 +14,7 @@ use undercroft_format::id::{
     ChunkId, NodeId, ObjectId, PackId, RepositoryId, SegmentMapId, SessionId, SnapshotId, node_id,
 };
 use undercroft_format::maptree::{NodeStore, Tree, update};
+use undercroft_format::nbd::wire::{CHUNK_MAGIC, OPTION_REPLY_MAGIC, SIMPLE_REPLY_MAGIC};
 use undercroft_format::pack::{
     Encoding, ObjectKind, PackHeader, PackKind, RecordHeader, RecordInfo, SealPrefix, Toc, TocEntry,
 };
@@ -416,6 +417,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
                 b"fastcdc-v2020".to_vec(),
             ],
         ),
+        ("nbd", nbd_seeds()),
         ("codec", vec![all_varints]),
         (
             "config",
@@ -550,4 +552,65 @@ fn write_seeds(dir: &std::path::Path) {
             std::fs::write(dir.join(number.to_string()), seed).expect("a seed can be written");
         }
     }
+}
+
+/// Two bytes say what the rest is for and how it is cut; then what a server says.
+fn nbd_seeds() -> Vec<Vec<u8>> {
+    let reply = |option: u32, kind: u32, data: &[u8]| {
+        let numbers = [option, kind, data.len() as u32];
+        let numbers = numbers.iter().flat_map(|number| number.to_be_bytes());
+        let magic = OPTION_REPLY_MAGIC.to_be_bytes().into_iter();
+        let mut bytes: Vec<u8> = magic.chain(numbers).collect();
+        bytes.extend_from_slice(data);
+        bytes
+    };
+    let chunk = |flags: u16, kind: u16, cookie: u64, body: &[u8]| {
+        let mut bytes = CHUNK_MAGIC.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&flags.to_be_bytes());
+        bytes.extend_from_slice(&kind.to_be_bytes());
+        bytes.extend_from_slice(&cookie.to_be_bytes());
+        bytes.extend_from_slice(&(body.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(body);
+        bytes
+    };
+    let export = [&[0, 0][..], &(1_u64 << 20).to_be_bytes(), &[1, 3]].concat();
+    let modern = [
+        b"\x01\x07NBDMAGICIHAVEOPT\0\x03".to_vec(),
+        reply(8, 1, b""),
+        reply(10, 4, b"\0\0\0\x01base:allocation"),
+        reply(10, 1, b""),
+        reply(7, 3, &[0, 3, 0, 0, 2, 0, 0, 0, 16, 0, 2, 0, 0, 0]),
+        reply(7, 3, &export),
+        reply(7, 1, b""),
+    ];
+    let old = [
+        b"\x01\x40NBDMAGICIHAVEOPT\0\x01".to_vec(),
+        reply(8, 1 << 31 | 1, b"no"),
+        reply(7, 1 << 31 | 1, b""),
+        [&export[2..], &[0; 124]].concat(),
+    ];
+    let status = [&[0, 0, 0, 1, 0, 16, 0, 0, 0, 0, 0, 3][..]].concat();
+    let structured = [
+        vec![2, 9],
+        chunk(0, 1, 1, &[0; 8 + 16]),
+        chunk(1, 5, 4, &status),
+        chunk(1, 2, 1, &[0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 16]),
+        chunk(1, 32769, 2, b"\0\0\0\x05\0\x03bad"),
+    ];
+    let simple = [
+        vec![3, 9],
+        SIMPLE_REPLY_MAGIC.to_be_bytes().to_vec(),
+        vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        vec![7; 32],
+        SIMPLE_REPLY_MAGIC.to_be_bytes().to_vec(),
+        vec![0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 2],
+    ];
+    vec![
+        modern.concat(),
+        old.concat(),
+        structured.concat(),
+        simple.concat(),
+        b"\0\x01nbds://[::1]:7/a%20b?tls-hostname=n&x-connections=2".to_vec(),
+        b"\0\x01nbd+unix:///e?socket=%2Frun%2Fs".to_vec(),
+    ]
 }

@@ -8,7 +8,8 @@
 //! In the order in which data flows:
 //!
 //! - [`units`], [`id`]: positions, lengths and names as types
-//! - [`source`]: what hypervisors hand over; [`ranges`]: what an increment reads
+//! - [`source`]: what hypervisors hand over; [`nbd`]: how disks are read over the network
+//! - [`ranges`]: what an increment reads
 //! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
@@ -24,6 +25,7 @@ pub mod extent;
 pub mod id;
 pub mod lock;
 pub mod maptree;
+pub mod nbd;
 pub mod pack;
 pub mod partition;
 pub mod ranges;

@@ -16,14 +16,15 @@ use crate::settings::Settings;
 
 /// Back up the disks of a virtual machine as one snapshot
 ///
-/// All disks become one snapshot, or none does. A SOURCE is a raw file, a block device, or `-` for a
-/// stream on standard input. What the repository has already is not stored again, so a backup that was
+/// All disks become one snapshot, or none does. A SOURCE is a raw file, a block device, an NBD export as
+/// in `nbd://HOST[:PORT]/EXPORT`, `nbds://...` (TLS) or `nbd+unix:///EXPORT?socket=PATH`, or `-` for a stream on
+/// standard input. What the repository has already is not stored again, so a backup that was
 /// interrupted goes on where it stopped when it is run again.
 ///
 /// With --changed-blocks and --parent only what changed since the parent is read. A bitmap that does not
 /// fit leads to a full read and a reason code, never to wrong data.
 ///
-/// With --proxy the disks are those of the proxy's machine, named by absolute paths. Ctrl-C then cancels the
+/// With --proxy the disks are files and block devices of the proxy's machine, named by absolute paths. Ctrl-C then cancels the
 /// task; if only the connection breaks, it goes on.
 ///
 /// JSON: what `undercroft snapshots` prints for a snapshot, and waits (source_percent, cpu_percent,

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Context;
 
 use crate::failure::Problem;
+use crate::nbd_source::check_no_export;
 
 /// The directories.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +52,7 @@ impl Bounds {
 
     /// The file or block device that `path` leads to, if it may be read.
     pub fn readable(&self, path: &Path) -> anyhow::Result<PathBuf> {
+        check_no_export(path)?;
         check_absolute(path)?;
         if self.reads.is_empty() {
             return Err(Problem::new(
@@ -257,6 +259,10 @@ mod tests {
         for path in ["-", "disk", "../disk", "/dev/zero", "/"] {
             assert!(bounds.readable(Path::new(path)).is_err(), "{path}");
         }
+        let export = Path::new("nbds://host//3f9c%3Fsession_id=secret");
+        let refused = bounds.readable(export).unwrap_err().to_string();
+        assert!(refused.contains("is an NBD export"), "{refused}");
+        assert!(!refused.contains("secret"), "{refused}");
         for path in ["-", "disk", "/dev/null"] {
             assert!(bounds.check_writable(Path::new(path)).is_err(), "{path}");
         }

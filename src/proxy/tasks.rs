@@ -10,6 +10,7 @@ use undercroft_format::wire::task::{BackupTask, RestoreTask, Task, TaskDisk};
 
 use crate::backup_job::{DiskRequest, Request, is_stdin};
 use crate::failure::Problem;
+use crate::nbd_source::check_no_export;
 use crate::restore_run;
 use crate::settings::Settings;
 
@@ -21,6 +22,7 @@ pub fn backup(
     resume: Option<SessionId>,
 ) -> anyhow::Result<Task> {
     let disks = request.disks.into_iter().map(|disk| {
+        check_no_export(&disk.source)?;
         Ok(TaskDisk {
             source: path_text(&disk.source)?,
             changed_blocks: disk.changed_blocks.as_deref().map(path_text).transpose()?,

@@ -93,8 +93,8 @@ impl DiskReader<'_> {
     ) -> Result<()> {
         let _entered = tracing::debug_span!("reader").entered();
         let queue = self
-            .engine
-            .queue(self.pool, QUEUE_DEPTH)
+            .source
+            .queue(self.engine, self.pool, QUEUE_DEPTH)
             .map_err(RepositoryError::io("starting I/O for", "the source"))?;
         let mut run = Running {
             reader: self,
@@ -305,7 +305,8 @@ impl Running<'_> {
         if let Err(error) = done.result {
             let tries = &mut self.waiting[place].4;
             *tries += 1;
-            if *tries > RETRIES_MAX || error.source.kind() == io::ErrorKind::UnexpectedEof {
+            let is_final = *tries > RETRIES_MAX || self.reader.source.retries_itself();
+            if is_final || error.source.kind() == io::ErrorKind::UnexpectedEof {
                 let what = format!("the source at byte {}", error.file_offset);
                 return Err(RepositoryError::io("reading", &what)(error.source));
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use undercroft_format::partition::{PARTITION_HEAD_LEN, grid_phase};
 use undercroft_format::units::DiskLength;
 
-use crate::io::{BlockFile, OsFile};
+use crate::io::{BlockFile, BufferPool, Engine, OsFile, Queue};
 
 /// Where a disk's bytes come from.
 pub enum Source {
@@ -57,6 +57,16 @@ pub struct DiskSource {
     file: Arc<dyn BlockFile>,
     size: DiskLength,
     direct: bool,
+    reads: Option<Arc<dyn Reads>>,
+}
+
+/// Serves the reads of a disk that is no file of the system. It retries by itself: what it reports is final.
+pub trait Reads: fmt::Debug + Send + Sync {
+    /// Makes a queue, under the terms of [`Queue`].
+    ///
+    /// # Errors
+    /// What the system says.
+    fn queue(&self) -> io::Result<Box<dyn Queue>>;
 }
 
 /// A source could not be opened.
@@ -88,7 +98,39 @@ impl DiskSource {
             size: DiskLength::new(file.len()?),
             file,
             direct,
+            reads: None,
         })
+    }
+
+    /// A disk elsewhere: `file` answers what is small, `reads` does the work.
+    pub fn remote(file: Arc<dyn BlockFile>, size: u64, reads: Arc<dyn Reads>) -> Self {
+        Self {
+            file,
+            size: DiskLength::new(size),
+            direct: true,
+            reads: Some(reads),
+        }
+    }
+
+    /// A queue for reads of this disk: of `engine`, unless it is elsewhere.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn queue(
+        &self,
+        engine: &dyn Engine,
+        pool: &Arc<BufferPool>,
+        depth: u32,
+    ) -> io::Result<Box<dyn Queue>> {
+        match &self.reads {
+            Some(reads) => reads.queue(),
+            None => engine.queue(pool, depth),
+        }
+    }
+
+    /// True if a read that failed need not be tried again.
+    pub fn retries_itself(&self) -> bool {
+        self.reads.is_some()
     }
 
     /// Size of the disk.

@@ -1,0 +1,28 @@
+//! Disks read over NBD: sockets and TLS around the machines of [`undercroft_format::nbd`].
+//!
+//! ```text
+//! reader > queue > client > connections > transport
+//! ```
+//!
+//! One thread drives all connections of an export, the one that plans the reads: sockets do not block, a
+//! payload is received straight into its place in the segment's buffer, and block status is asked between
+//! reads in flight. A connection that is lost is made anew, the export is compared with what it was, and
+//! what was in flight is asked again.
+//!
+//! - `client`: all of an export's connections, requests and retries; `books`: what is to be read and
+//!   where it goes
+//! - `connection`: one connection; `transport`: its bytes, in clear or under TLS
+//! - `connect`: from an address to an open export; `tls`: who is trusted
+//! - `source`: an export as a disk of a backup
+
+mod books;
+mod client;
+mod connect;
+mod connection;
+mod error;
+mod source;
+mod tls;
+mod transport;
+
+pub use error::NbdError;
+pub use source::{NbdOptions, open};

@@ -1,0 +1,126 @@
+//! An export as a disk of a backup.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use undercroft_format::nbd::uri::NbdUri;
+
+use super::client::Client;
+use super::connect::Endpoint;
+use super::error::NbdError;
+use crate::ingest::source::{DiskSource, Reads};
+use crate::io::{BlockFile, Done, Queue, Transfer};
+
+/// How an export is read.
+#[derive(Clone, Copy, Debug)]
+pub struct NbdOptions {
+    /// Tells whether the user asked to stop: waits end then.
+    pub is_stopping: fn() -> bool,
+}
+
+/// Opens the export that `uri` names.
+///
+/// # Errors
+/// [`NbdError`]: what was attempted, at which server, and what it said.
+pub fn open(uri: NbdUri, options: NbdOptions) -> Result<DiskSource, NbdError> {
+    let client = Client::open(Endpoint::new(uri)?, options)?;
+    let size = client.export().size;
+    let file = Arc::new(NbdFile {
+        size,
+        client: Arc::new(Mutex::new(client)),
+    });
+    Ok(DiskSource::remote(file.clone(), size, file))
+}
+
+struct NbdFile {
+    size: u64,
+    client: Arc<Mutex<Client>>,
+}
+
+impl fmt::Debug for NbdFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NbdFile({} bytes)", self.size)
+    }
+}
+
+impl Reads for NbdFile {
+    fn queue(&self) -> io::Result<Box<dyn Queue>> {
+        let mut client = self.client.lock();
+        client.grow();
+        Ok(Box::new(NbdQueue(self.client.clone())))
+    }
+}
+
+impl BlockFile for NbdFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let len = (self.size.saturating_sub(offset)).min(buf.len() as u64) as usize;
+        let read = self.client.lock().read(offset, &mut buf[..len]);
+        read.map_err(io::Error::other)?;
+        Ok(len)
+    }
+
+    fn write_all_at(&self, _buf: &[u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.size)
+    }
+
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn preallocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn punch(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn next_data(&self, offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+        let found = self.client.lock().next_data(offset, end.min(self.size));
+        found.map_err(io::Error::other)
+    }
+
+    fn advise_dont_need(&self) {}
+}
+
+/// Reads of a backup. Dropping it gives up what is in flight.
+struct NbdQueue(Arc<Mutex<Client>>);
+
+impl Queue for NbdQueue {
+    fn submit(&mut self, transfer: Transfer) {
+        self.0.lock().submit(transfer);
+    }
+
+    fn wait(&mut self) -> Option<Done> {
+        self.0.lock().wait(true)
+    }
+
+    fn try_wait(&mut self) -> Option<Done> {
+        self.0.lock().wait(false)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.lock().in_flight()
+    }
+
+    fn depth(&self) -> u32 {
+        self.0.lock().depth()
+    }
+}
+
+impl Drop for NbdQueue {
+    fn drop(&mut self) {
+        self.0.lock().abandon();
+    }
+}
