@@ -364,7 +364,6 @@ fn questions(scratch: &Path, ids: usize) {
 
     let (session, attach) = begin(&link);
     let mut lane = lane(&link, 0, &attach);
-    let half = QUESTION_IDS / 2;
     let scatter = |n: usize| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % ids;
     ask(
         &mut lane,
@@ -375,7 +374,6 @@ fn questions(scratch: &Path, ids: usize) {
     ask(&mut lane, "scattered in runs of 16", &net, |n| {
         known[(scatter(n / 16) + n % 16) % ids]
     });
-    let _ = half;
     drop(lane);
     abandon(session);
 }
