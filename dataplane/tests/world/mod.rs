@@ -1,7 +1,9 @@
 //! A real server on loopback, and clients that are enrolled at it.
 #![allow(dead_code, reason = "each story uses a part of it")]
 
+use std::env::temp_dir;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,8 +41,20 @@ impl World {
 
     /// Starts one that is set up as `adjust` says.
     pub fn start_with(lease: Duration, adjust: impl FnOnce(&mut ServerOptions)) -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        create_local(&dir.path().join("main"), &CreateOptions::default()).expect("a repository");
+        // Only tests have one of their own.
+        let scratch = option_env!("CARGO_TARGET_TMPDIR").map_or_else(temp_dir, PathBuf::from);
+        Self::start_in(&scratch, &CreateOptions::default(), lease, adjust)
+    }
+
+    /// Starts one whose store is made within `scratch`, and its repository as `create` says.
+    pub fn start_in(
+        scratch: &Path,
+        create: &CreateOptions,
+        lease: Duration,
+        adjust: impl FnOnce(&mut ServerOptions),
+    ) -> Self {
+        let dir = tempfile::tempdir_in(scratch).expect("a directory");
+        create_local(&dir.path().join("main"), create).expect("a repository");
         let authority = Authority::open_or_create(
             &dir.path().join("trust"),
             Arc::new(SystemClock),
@@ -128,13 +142,22 @@ impl World {
 
     /// A connection of somebody who is enrolled.
     pub fn connect(&self, enrolled: &Enrolled) -> Result<Link, RepositoryError> {
+        self.connect_by(enrolled, 1)
+    }
+
+    /// So many connections of somebody who is enrolled.
+    pub fn connect_by(
+        &self,
+        enrolled: &Enrolled,
+        connections: usize,
+    ) -> Result<Link, RepositoryError> {
         let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
         Link::connect(LinkOptions {
             address: self.address.to_string().parse().expect("an address"),
             tls: enrolled.client_config(&clock).expect("TLS"),
             server_name: SERVER_NAME.to_owned(),
             program: "test".into(),
-            connections: 1,
+            connections,
             limits: LinkLimits::default(),
         })
     }
