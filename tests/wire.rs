@@ -150,7 +150,6 @@ fn a_backup_goes_on_when_a_killed_server_is_back() {
     assert!(output.status.success(), "{text}");
     served.assert_restores("vm@latest", &image.bytes);
     succeed(served.undercroft().args(["verify", "--deep"]));
-    assert!(served.sessions().is_empty());
 }
 
 /// A client is killed; another one goes on and reads only what was not finished.
