@@ -216,6 +216,17 @@ fn assert_documented(exposed: &Exposition, daemon: &str) {
 }
 
 #[test]
+fn a_repository_that_somebody_makes_up_has_no_figures() {
+    let watched = Watched::start();
+    let address = format!("{}/madeup", watched.served.address());
+    let mut list = support::undercroft(Path::new(&address));
+    list.env("UNDERCROFT_CONFIG", watched.served.path("admin.config"));
+    let told = fail_with(list.arg("snapshots"), 1);
+    assert!(told.contains("no repository madeup"), "{told}");
+    assert!(!watched.scrape().label_values().contains("madeup"));
+}
+
+#[test]
 fn a_refusal_is_logged_once_with_its_reason_and_whose_it_is() {
     let watched = Watched::start();
     watched.served.enroll_as("reader", "restore", "*");

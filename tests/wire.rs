@@ -211,6 +211,15 @@ fn roles_and_scopes_are_enforced() {
         command
     };
     succeed(&mut backup("proxy", "web01"));
+    let mut tokens = Command::new(env!("CARGO_BIN_EXE_undercroft"));
+    tokens.args(["repository", "tokens", "--role", "restore"]);
+    tokens.args(["--repository", "other", "--store"]);
+    let made = json(tokens.arg(served.path("store")));
+    let token = made["token"].as_str().expect("a token");
+    served.enroll("elsewhere", "restore", token);
+    let text = fail_with(served.undercroft_as("elsewhere").arg("snapshots"), 1);
+    let why = "in repository main, which is out of its scope: enrol with a token";
+    assert!(text.contains(why), "{text}");
     let text = fail_with(&mut backup("proxy", "db01"), 1);
     assert!(text.contains("out of its scope"), "{text}");
     let text = fail_with(&mut backup("operator", "vm"), 1);

@@ -3,7 +3,7 @@
 use undercroft_format::wire::failure::{Failure, FailureCode};
 
 use crate::net::address::RepositoryName;
-use crate::net::trust::{Object, PeerIdentity, Verb, allows};
+use crate::net::trust::{Object, PeerIdentity, Verb};
 
 /// A peer that is let in, and the repository that its connection is for.
 #[derive(Clone, Debug)]
@@ -28,15 +28,7 @@ impl Caller {
     /// Checks that the caller's role includes `verb`, where the object cannot be told: records are asked
     /// for by ids, which nobody can guess; who knows one has read the snapshot or the map that names it.
     pub fn check_role(&self, verb: Verb) -> Result<(), Failure> {
-        if allows(self.peer.role, verb) && self.peer.scope.has_repository(self.repository.as_str())
-        {
-            return Ok(());
-        }
-        let text = format!(
-            "{} has the role {}, which may not {verb}",
-            self.peer.name, self.peer.role
-        );
-        Err(Failure::new(FailureCode::Denied, text))
+        denied(self.peer.check_within(verb, &self.repository))
     }
 
     /// True if the VM's snapshots are shown to the caller.

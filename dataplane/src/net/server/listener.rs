@@ -354,6 +354,14 @@ impl Shared {
             return Ok(served.clone());
         }
         let root = self.options.store.join(name.as_str());
+        let absent = || {
+            let text = format!("the server has no repository {name}");
+            Failure::new(FailureCode::NoSuchRepository, text)
+        };
+        // Names that somebody makes up leave no trace, not even in figures.
+        if !root.is_dir() {
+            return Err(absent());
+        }
         let options = OpenOptions {
             unlock: None,
             access: Access::Own(self.options.owner.clone()),
@@ -369,10 +377,7 @@ impl Shared {
             self.figures.repositories.of(name.as_str()),
         );
         let (opened, notes) = opened.map_err(|error| match error {
-            RepositoryError::NotARepository { .. } => Failure::new(
-                FailureCode::NoSuchRepository,
-                format!("the server has no repository {name}"),
-            ),
+            RepositoryError::NotARepository { .. } => absent(),
             error => failure_of(&error),
         })?;
         notes

@@ -76,13 +76,7 @@ impl PeerIdentity {
     /// # Panics
     /// If `object` lacks what the verb is done to: see [`Verb::reach`].
     pub fn check(&self, verb: Verb, object: Object<'_>) -> Result<(), Denied> {
-        if !allows(self.role, verb) {
-            return Err(Denied::Role {
-                name: self.name.clone(),
-                role: self.role,
-                verb,
-            });
-        }
+        self.check_role(verb)?;
         match verb.reach() {
             Reach::Itself => Ok(()),
             Reach::Listing => self.check_repository(verb, object),
@@ -99,6 +93,30 @@ impl PeerIdentity {
                 self.scope.has_all_vms() && self.scope.has_all_repositories(),
             ),
         }
+    }
+
+    /// Checks that this peer's role includes `verb` and `repository` is in its scope, whatever the VM.
+    ///
+    /// # Errors
+    /// [`Denied`], as for [`check`](Self::check).
+    pub fn check_within(&self, verb: Verb, repository: &RepositoryName) -> Result<(), Denied> {
+        self.check_role(verb)?;
+        let object = Object {
+            repository: Some(repository),
+            vm: None,
+        };
+        self.check_repository(verb, object)
+    }
+
+    fn check_role(&self, verb: Verb) -> Result<(), Denied> {
+        if allows(self.role, verb) {
+            return Ok(());
+        }
+        Err(Denied::Role {
+            name: self.name.clone(),
+            role: self.role,
+            verb,
+        })
     }
 
     fn check_repository(&self, verb: Verb, object: Object<'_>) -> Result<(), Denied> {
