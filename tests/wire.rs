@@ -238,6 +238,12 @@ fn roles_and_scopes_are_enforced() {
     succeed(&mut restore("operator", "vm@latest"));
     fail_with(&mut restore("operator", "web01@latest"), 1);
     fail_with(&mut restore("proxy", "web01@latest"), 1);
+    // What one may not read is not damaged.
+    let _ = std::fs::remove_file(&target);
+    let mut allowing = restore("proxy", "web01@latest");
+    let text = fail_with(allowing.arg("--allow-damage"), 1);
+    assert!(text.contains("may not read a snapshot's data"), "{text}");
+    assert!(!target.exists(), "nothing half-written is left");
     for words in [
         &["gc"][..],
         &["verify"],

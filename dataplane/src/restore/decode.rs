@@ -15,8 +15,14 @@ use crate::repository::pack_reader::check_record;
 use crate::repository::record::RecordDecoder;
 use crate::repository::records::{Fetched, Wanted};
 
-/// A part of a disk that could not be decoded.
-pub type Undecoded = (DiskRange, RepositoryError);
+/// Parts of a disk that could not be decoded, and the one reason why.
+#[derive(Debug)]
+pub struct Undecoded {
+    /// The parts.
+    pub ranges: Vec<DiskRange>,
+    /// Why.
+    pub error: RepositoryError,
+}
 
 /// Decodes segments. One per thread.
 #[derive(Default)]
@@ -39,9 +45,20 @@ pub struct Outcome {
     pub undecoded: Vec<Undecoded>,
 }
 
+impl Outcome {
+    /// That of a segment which cannot be gone on with, because of what is no damage.
+    fn given_up(undecoded: Undecoded) -> Self {
+        Self {
+            undecoded: vec![undecoded],
+            ..Self::default()
+        }
+    }
+}
+
 impl SegmentDecoder {
     /// Decodes a segment into `out`, from records in `fetched` or read now. Zero extents are left to
-    /// whoever writes.
+    /// whoever writes. Damage costs what is damaged; any other error, which the next chunk would meet as
+    /// well, the segment.
     pub fn decode(
         &mut self,
         plan: &SegmentPlan,
@@ -55,10 +72,13 @@ impl SegmentDecoder {
         for wanted in &plan.batch.wanted {
             let uses = &plan.uses[wanted.tag];
             if let Err(error) = self.chunk(wanted, uses, fetched, objects, keys, out) {
+                if !error.is_damage() {
+                    return Outcome::given_up(undecoded(plan, uses, error));
+                }
                 for place in uses {
                     damaged.push(local(place.at, place.len));
                 }
-                outcome.undecoded.extend(ranges_of(plan, uses, error));
+                outcome.undecoded.push(undecoded(plan, uses, error));
             }
         }
         for (at, extent) in plan.map.placed() {
@@ -120,7 +140,10 @@ impl SegmentDecoder {
                         }
                     }
                 }
-                Err(error) => outcome.undecoded.extend(ranges_of(plan, uses, error)),
+                Err(error) if error.is_damage() => {
+                    outcome.undecoded.push(undecoded(plan, uses, error));
+                }
+                Err(error) => return Outcome::given_up(undecoded(plan, uses, error)),
             }
         }
         outcome.write.sort_unstable();
@@ -236,19 +259,15 @@ fn push(ranges: &mut Vec<DiskRange>, range: DiskRange) {
     }
 }
 
-fn ranges_of(plan: &SegmentPlan, uses: &[Use], error: RepositoryError) -> Vec<Undecoded> {
-    let text = describe(&error);
-    let mut first = Some(error);
-    uses.iter()
-        .map(|place| {
-            let start = plan.range.start + u64::from(place.at);
-            let range = DiskRange::new(start, start + u64::from(place.len));
-            let error = first
-                .take()
-                .unwrap_or_else(|| RepositoryError::SessionFailed(text.clone()));
-            (range, error)
-        })
-        .collect()
+fn undecoded(plan: &SegmentPlan, uses: &[Use], error: RepositoryError) -> Undecoded {
+    let ranges = uses.iter().map(|place| {
+        let start = plan.range.start + u64::from(place.at);
+        DiskRange::new(start, start + u64::from(place.len))
+    });
+    Undecoded {
+        ranges: ranges.collect(),
+        error,
+    }
 }
 
 /// An error with its causes, as one line.

@@ -425,9 +425,10 @@ impl Restore<'_> {
             );
             match looked {
                 Ok(()) => {}
-                Err(error) if error.is_damage() => {
-                    self.undecoded(vec![(self.range_of(SegmentNumber(number)), error)])
-                }
+                Err(error) if error.is_damage() => self.undecoded(vec![Undecoded {
+                    ranges: vec![self.range_of(SegmentNumber(number))],
+                    error,
+                }]),
                 Err(error) => return Err(error),
             }
             if let Some((number, map)) = found {
@@ -438,11 +439,14 @@ impl Restore<'_> {
     }
 
     fn undecoded(&self, parts: Vec<Undecoded>) {
-        if self.options.allow_damage {
-            let parts = parts.iter().map(|(range, error)| (*range, describe(error)));
-            self.shared.undecoded.lock().extend(parts);
-        } else if let Some((_, error)) = parts.into_iter().next() {
-            self.shared.failure.lock().get_or_insert(error);
+        for Undecoded { ranges, error } in parts {
+            if self.options.allow_damage && error.is_damage() {
+                let text = describe(&error);
+                let damage = ranges.into_iter().map(|range| (range, text.clone()));
+                self.shared.undecoded.lock().extend(damage);
+            } else {
+                self.shared.failure.lock().get_or_insert(error);
+            }
         }
     }
 
@@ -476,7 +480,8 @@ impl Restore<'_> {
                 let start = plan.range.start;
                 let local =
                     |range: DiskRange| DiskRange::new(range.start - start, range.end - start);
-                zero.extend(undecoded.iter().map(|(range, _)| local(*range)));
+                let ranges = undecoded.iter().flat_map(|part| &part.ranges);
+                zero.extend(ranges.map(|range| local(*range)));
             }
             self.undecoded(undecoded);
         }
@@ -561,7 +566,10 @@ impl Fetcher<'_, '_, '_> {
         match map {
             Ok(map) => self.start(number, range, map),
             Err(error) if error.is_damage() && restore.options.allow_damage => {
-                restore.undecoded(vec![(range, error)]);
+                restore.undecoded(vec![Undecoded {
+                    ranges: vec![range],
+                    error,
+                }]);
                 if restore.in_place.is_none() {
                     self.send_zero(number, range);
                 }
