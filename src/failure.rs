@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use undercroft_control::{PolicyError, SelectError};
 use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::net::proxy::status::TaskFailure;
@@ -147,6 +148,26 @@ pub fn exit_code(result: anyhow::Result<Outcome>, program: &str, json: bool) -> 
     // Nobody is left to be told if this fails.
     let _ = io::stderr().write_all(text.as_bytes());
     ExitCode::from(report.exit_code)
+}
+
+/// Tells of a command line that was not understood, or shows the help that was asked for, and gives the exit
+/// code.
+pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || is_help || !json {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let mut parts = text.trim_end().split("\n\n");
+    let what = parts.next().unwrap_or_default();
+    let failure = TaskFailure {
+        error: what.strip_prefix("error: ").unwrap_or(what).to_owned(),
+        causes: Vec::new(),
+        hints: parts.map(|part| part.trim().to_owned()).collect(),
+        exit_code: 2,
+    };
+    let _ = io::stderr().write_all((failure.json() + "\n").as_bytes());
+    ExitCode::from(failure.exit_code)
 }
 
 /// Writes a warning to stderr, or tells whoever hears this thread's.
@@ -380,6 +401,12 @@ fn io_hint(error: &io::Error, in_repository: bool) -> Option<String> {
             Some("run as a user who may, or change the permissions".into())
         }
         io::ErrorKind::ReadOnlyFilesystem => Some("mount the file system for writing".into()),
+        io::ErrorKind::AddrInUse => {
+            Some("something listens there already: stop it, or give another port".into())
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            Some("give an address of this machine, or 0.0.0.0 for all of them".into())
+        }
         _ => None,
     }
 }

@@ -4,8 +4,8 @@
 //! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
 //! [`backup_run`] and [`restore_run`] do the work of the same names for any [`runner`], a command or a task of a
 //! [`proxy`]; [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
-//! [`failure`] errors and hints to stderr, [`logging`] what is done; [`service`] tells systemd how a daemon is,
-//! [`watch`] those who watch it.
+//! [`failure`] errors and hints to stderr, [`logging`] what is done; [`daemon`] is what daemons have in common,
+//! [`service`] tells systemd how one is, [`watch`] those who watch it.
 
 mod access;
 mod backup_job;
@@ -13,6 +13,7 @@ mod backup_request;
 mod backup_run;
 mod catalog;
 mod cli;
+mod daemon;
 mod failure;
 mod lock_end;
 mod logging;
@@ -37,7 +38,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wants_json = std::env::args_os().any(|word| word == "--json");
+            return failure::misused(&error, wants_json);
+        }
+    };
     let program = cli.global.program();
     let json = cli.global.json;
     failure::exit_code(cli.run(), &program, json)

@@ -135,8 +135,9 @@ pub fn ratio(part: u64, whole: u64) -> String {
 
 /// `number thing`, with an `s` where there is not exactly one.
 pub fn count(number: u64, thing: &str) -> String {
-    match number {
-        1 => format!("1 {thing}"),
+    match (number, thing.strip_suffix('y')) {
+        (1, _) => format!("1 {thing}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
         _ => format!("{number} {thing}s"),
     }
 }

@@ -862,6 +862,10 @@ fn failures_come_as_json_too() {
     for (args, code) in [
         (&["show", "web02@latest", "--json"][..], 1),
         (&["backup", "--vm", "x", "--json"], 2),
+        // What the command line does not understand.
+        (&["stats", "--json", "--limit-upload", "fast"], 2),
+        (&["gc", "--json", "--no-such-option"], 2),
+        (&["--json", "backup"], 2),
     ] {
         let run = bench.run(args);
         assert_eq!((run.code, &*run.stdout), (code, ""), "{args:?}");

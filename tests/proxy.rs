@@ -507,7 +507,7 @@ fn a_failed_task_fails_as_it_would_locally() {
     let mut second = std::process::Command::new(env!("CARGO_BIN_EXE_undercroft"));
     second.args(["proxy", "serve", "--listen", "127.0.0.1:0", "--state"]);
     let text = fail_with(second.arg(proxied.state()), 1);
-    assert!(text.contains("another proxy works with"), "{text}");
+    assert!(text.contains("another daemon works with"), "{text}");
 }
 
 fn start(command: &mut std::process::Command) -> Child {

@@ -6,7 +6,18 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use support::workspace;
+use support::served::Served;
+use support::{fail_with, workspace};
+
+#[test]
+fn two_servers_do_not_share_a_store() {
+    let served = Served::start();
+    let mut second = Command::new(env!("CARGO_BIN_EXE_undercroft"));
+    second.args(["repository", "serve", "--listen", "127.0.0.1:0", "--store"]);
+    let told = fail_with(second.arg(served.path("store")), 1);
+    assert!(told.contains("another daemon works with"), "{told}");
+    assert!(told.contains("--store DIR"), "{told}");
+}
 
 #[test]
 fn a_service_manager_is_told_when_the_server_listens_and_when_it_stops() {

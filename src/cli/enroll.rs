@@ -1,5 +1,6 @@
 //! `undercroft enroll`.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -12,7 +13,9 @@ use undercroft_dataplane::net::trust::{
 };
 use undercroft_dataplane::repository::entropy::SystemEntropy;
 
-use crate::failure::Outcome;
+use zeroize::Zeroizing;
+
+use crate::failure::{Outcome, Problem};
 use crate::remote::{PROGRAM, client_store};
 use crate::report::{self, line};
 use crate::settings::Settings;
@@ -20,8 +23,8 @@ use crate::settings::Settings;
 /// Get a certificate from a repository server or a proxy
 ///
 /// The token says which server is trusted and what the certificate is for; `undercroft repository tokens`
-/// makes one on the server, `undercroft proxy tokens` on a proxy, whose port is 7421. The certificate is kept in ~/.config/undercroft, or in UNDERCROFT_CONFIG, and
-/// renewed when its end is near.
+/// makes one on the server, `undercroft proxy tokens` on a proxy, whose port is 7421. The certificate is kept in
+/// ~/.config/undercroft, or in UNDERCROFT_CONFIG, and renewed when its end is near.
 ///
 /// JSON: server, name, role, directory.
 #[derive(clap::Args, Clone, Debug)]
@@ -30,14 +33,19 @@ pub struct Args {
     #[arg(value_name = "SERVER")]
     server: ServerAddress,
     /// The token
-    #[arg(long, value_name = "TOKEN")]
-    token: Token,
+    // Not parsed by the command line, whose errors repeat what was given: a token is a secret.
+    #[arg(long, value_name = "TOKEN", value_parser = secret)]
+    token: Zeroizing<String>,
     /// The role that the token is for: ingest, restore, admin
     #[arg(long, value_name = "ROLE")]
     role: Role,
     /// The name of this machine or person at the server (default: this host's name)
     #[arg(long, value_name = "NAME")]
     name: Option<IdentityName>,
+}
+
+fn secret(text: &str) -> Result<Zeroizing<String>, Infallible> {
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 #[derive(Serialize)]
@@ -49,6 +57,10 @@ struct Report {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let token: Token = args.token.parse().map_err(|error| {
+        let problem = Problem::usage("the token is none").hint("give it by --token, all of it");
+        anyhow::Error::new(error).context(problem)
+    })?;
     let store = client_store(&args.server)?;
     let name = match args.name {
         Some(name) => name,
@@ -62,7 +74,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
     let enrolled = enrol(
         &store,
-        &args.token,
+        &token,
         options,
         &clock,
         &SystemEntropy,

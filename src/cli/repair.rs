@@ -36,7 +36,8 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             settings,
             Activity {
                 name: "repair",
-                total_bytes: maintenance.pack_bytes()?,
+                // It is only for progress: what stands in the way, the work itself tells.
+                total_bytes: maintenance.pack_bytes().unwrap_or_default(),
             },
         )?;
         Ok(maintenance.repair(args.deep, &work.threads, &work.progress)?)

@@ -96,6 +96,12 @@ impl ServerAddress {
         };
         let rest = text.strip_prefix("quic://").unwrap_or(text);
         let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains("://") {
+            return Err(error("has another scheme than quic"));
+        }
+        if rest.contains('/') {
+            return Err(error("names a repository where a server is meant"));
+        }
         let (host, port) = match rest.strip_prefix('[') {
             Some(rest) => {
                 let (host, after) = rest

@@ -1,15 +1,10 @@
 //! `undercroft proxy serve`.
 
-use std::fs::{self, File, OpenOptions};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use rustix::fs::{FlockOperation, flock};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use undercroft_dataplane::ingest::backup::memory_of_segments;
 use undercroft_dataplane::net::address::PROXY_PORT;
 use undercroft_dataplane::net::proxy::machine::{cores, default_streams, memory};
@@ -18,18 +13,15 @@ use undercroft_dataplane::net::trust::SystemClock;
 
 use super::State;
 use crate::cli::repository::Place;
-use crate::cli::repository::serve::{first_token, say};
-use crate::failure::{Outcome, Problem, warn};
+use crate::daemon;
+use crate::failure::{Outcome, warn};
 use crate::proxy::bounds::Bounds;
 use crate::proxy::worker::TaskWorker;
 use crate::remote::PROGRAM;
-use crate::service;
 use crate::settings::Settings;
 use crate::watch::WatchArgs;
 use crate::work;
 
-/// One proxy works with a state.
-const LOCK: &str = "lock";
 /// The secret for resets.
 const RESET_KEY: &str = ".reset-key";
 /// What a task takes besides the segments that it reads or writes.
@@ -65,15 +57,10 @@ pub struct Args {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let state = args.state.dir();
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state)
-        .with_context(|| format!("making the directory {}", state.display()))?;
-    let _lock = lock(state)?;
+    let _occupied = daemon::occupy(state, "--state")?;
     let authority = Arc::new(args.state.open_or_create()?);
     let bounds = Bounds::new(&args.reads, &args.writes, &[state.to_owned()])?;
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("watching for signals")?;
+    let signals = daemon::signals()?;
     let threads = work::threads(settings)?;
     let streams = match args.streams {
         Some(streams) => streams.into(),
@@ -98,28 +85,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let server = ProxyServer::start(options, agent, authority.clone())?;
     let watched = args.watch.open(server.watched())?;
     let address = server.address().context("asking where the proxy listens")?;
-    say(&format!("Listening on {address}"))?;
-    if let Some(token) = first_token(&authority)? {
-        say(&format!(
-            "To enrol an administrator, once and within a day:\n  undercroft enroll quic://HOST:{} --role admin --token {token}",
-            address.port()
-        ))?;
-    }
-    if let Some(watched) = &watched {
-        say(&format!(
-            "Metrics and health on http://{}",
-            watched.address()
-        ))?;
-    }
-    service::is_ready(address);
-    signals.forever().next();
-    service::is_stopping();
-    say("Shutting down; once more to end at once")?;
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            signal_hook::low_level::exit(128 + signal);
-        }
-    });
+    daemon::attend(signals, address, &authority, watched.as_ref())?;
     match server.drain() {
         0 => {}
         left => warn(format_args!(
@@ -127,23 +93,4 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         )),
     }
     Ok(Outcome::Done)
-}
-
-fn lock(state: &Path) -> anyhow::Result<File> {
-    let path = state.join(LOCK);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-        rustix::io::Errno::WOULDBLOCK => anyhow::Error::new(
-            Problem::new(format!("another proxy works with {}", state.display()))
-                .hint("stop it, or name another directory by --state DIR"),
-        ),
-        errno => anyhow::Error::new(errno).context(format!("locking {}", path.display())),
-    })?;
-    Ok(file)
 }

@@ -1,26 +1,21 @@
 //! `undercroft repository serve`.
 
-use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use undercroft_dataplane::net::address::DEFAULT_PORT;
 use undercroft_dataplane::net::bandwidth::{Rule, Rules};
 use undercroft_dataplane::net::door::Limits;
 use undercroft_dataplane::net::door::limiter::CONNECTIONS_DEFAULT;
 use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerLimits, ServerOptions};
-use undercroft_dataplane::net::trust::authority::TOKEN_LIFETIME_DEFAULT;
-use undercroft_dataplane::net::trust::{Authority, Role, Scope, TokenOptions};
 
 use super::{Place, Store};
 use crate::access;
+use crate::daemon;
 use crate::failure::{Outcome, one_line, warn};
 use crate::remote::PROGRAM;
-use crate::service;
 use crate::settings::Settings;
 use crate::units::parse_duration;
 use crate::watch::WatchArgs;
@@ -67,10 +62,9 @@ pub struct Args {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    std::fs::create_dir_all(&args.store.dir)
-        .with_context(|| format!("making the store {}", args.store.dir.display()))?;
+    let _occupied = daemon::occupy(&args.store.dir, "--store")?;
     let authority = Arc::new(args.store.open_or_create()?);
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("watching for signals")?;
+    let signals = daemon::signals()?;
     let options = ServerOptions {
         listen: args.listen,
         store: args.store.dir.clone(),
@@ -96,28 +90,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let address = server
         .address()
         .context("asking where the server listens")?;
-    say(&format!("Listening on {address}"))?;
-    if let Some(token) = first_token(&authority)? {
-        say(&format!(
-            "To enrol an administrator, once and within a day:\n  undercroft enroll quic://HOST:{} --role admin --token {token}",
-            address.port()
-        ))?;
-    }
-    if let Some(watched) = &watched {
-        say(&format!(
-            "Metrics and health on http://{}",
-            watched.address()
-        ))?;
-    }
-    service::is_ready(address);
-    signals.forever().next();
-    service::is_stopping();
-    say("Shutting down; once more to end at once")?;
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            signal_hook::low_level::exit(128 + signal);
-        }
-    });
+    daemon::attend(signals, address, &authority, watched.as_ref())?;
     for error in server.drain() {
         warn(format_args!(
             "a repository was not closed cleanly and will be checked when it is opened next: {}",
@@ -125,26 +98,4 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         ));
     }
     Ok(Outcome::Done)
-}
-
-/// A token for the first administrator, if nobody was ever let in.
-pub fn first_token(authority: &Authority) -> anyhow::Result<Option<String>> {
-    if !authority.identities()?.is_empty() || !authority.tokens()?.is_empty() {
-        return Ok(None);
-    }
-    let (token, _) = authority.issue_token(&TokenOptions {
-        role: Role::Admin,
-        scope: Scope::everything(),
-        name: None,
-        lifetime: TOKEN_LIFETIME_DEFAULT,
-    })?;
-    Ok(Some(token.to_text().to_string()))
-}
-
-/// Whoever started the server may be waiting for the line.
-pub fn say(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{text}")
-        .and_then(|()| out.flush())
-        .context("writing to standard output")
 }
