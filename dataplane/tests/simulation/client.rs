@@ -119,6 +119,8 @@ impl Clients {
                     let is_expected = match &error {
                         RepositoryError::Interrupted { .. } => true,
                         RepositoryError::Connection(_) => true,
+                        // Published, and forgotten before it was looked at.
+                        RepositoryError::NoSuchSnapshot { .. } => true,
                         _ => matches!(
                             code,
                             Some(

@@ -210,10 +210,16 @@ impl Run {
 
     fn start_server(&mut self) {
         if let Err(error) = self.site.start() {
-            panic!(
-                "the server does not start: {}",
-                super::support::chain(&error)
+            let text = super::support::chain(&error);
+            let mut state = self.world.lock();
+            assert!(
+                state.books.has_disk_faults,
+                "the server does not start: {text}"
             );
+            // Who looks after it tries again.
+            state.note(format!("the server does not start: {text}"));
+            self.back_at = state.now + 1000;
+            return;
         }
         let (world, server) = (self.world.clone(), self.site.server.clone());
         let server = server.expect("it was just started");
@@ -307,6 +313,8 @@ impl Run {
     }
 
     fn trouble(&mut self) {
+        // A power failure within the last step is not to be taken back.
+        self.look_after_server();
         let kinds = if self.has_bad_disk { 14 } else { 11 };
         match self.world.below(kinds) {
             0..=2 => self.break_one(),

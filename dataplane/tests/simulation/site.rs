@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -69,10 +69,11 @@ impl Site {
     /// Starts the server on what is on the disk.
     pub fn start(&mut self) -> Result<(), RepositoryError> {
         let seed = self.world.lock().rng.next();
-        let current = Arc::new(Mutex::new(None::<Arc<LocalRepository>>));
+        // The repository owns the disk, which must not own the repository.
+        let current = Arc::new(Mutex::new(Weak::new()));
         let storage = self.interruptible(&current);
         let repository = self.open_as_owner(storage, seed)?;
-        *current.lock() = Some(repository.clone());
+        *current.lock() = Arc::downgrade(&repository);
         let clock = Arc::new(SetClock::new(UnixMs::from_millis(1)));
         let name = "main".parse().expect("a name");
         let server = UnpluggedServer::new(name, repository, LEASE, self.policy, clock)?;
@@ -105,10 +106,7 @@ impl Site {
     }
 
     /// The disk, with collections in the middle of whatever changes it.
-    fn interruptible(
-        &self,
-        current: &Arc<Mutex<Option<Arc<LocalRepository>>>>,
-    ) -> Arc<dyn Storage> {
+    fn interruptible(&self, current: &Arc<Mutex<Weak<LocalRepository>>>) -> Arc<dyn Storage> {
         let (current, after) = (current.clone(), self.collect_after.clone());
         let is_collecting = self.is_collecting.clone();
         let world = self.world.clone();
@@ -117,7 +115,7 @@ impl Site {
                 return;
             }
             let is_due = after.fetch_sub(1, Ordering::Relaxed) == 1;
-            let repository = current.lock().clone().filter(|_| is_due);
+            let repository = current.lock().upgrade().filter(|_| is_due);
             if let Some(repository) = repository {
                 collect(&world, &repository);
             }
