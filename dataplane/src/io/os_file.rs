@@ -121,6 +121,13 @@ impl OsFile {
         self.direct_refused.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the file has no disk behind it (tmpfs, `linux/magic.h`). What is reserved there costs as much
+    /// as writing it, and spares the writes no lock.
+    fn is_in_memory(&self) -> bool {
+        const TMPFS_MAGIC: u64 = 0x0102_1994;
+        rustix::fs::fstatfs(&self.buffered).is_ok_and(|found| found.f_type as u64 == TMPFS_MAGIC)
+    }
+
     fn open(path: &Path, options: &mut OpenOptions, direct: bool) -> io::Result<OsFile> {
         let file = options.open(path)?;
         let metadata = file.metadata()?;
@@ -233,7 +240,7 @@ impl BlockFile for OsFile {
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        if len == 0 || self.block_device {
+        if len == 0 || self.block_device || self.is_in_memory() {
             return Ok(());
         }
         match rustix::fs::fallocate(&self.buffered, FallocateFlags::KEEP_SIZE, offset, len) {

@@ -19,7 +19,7 @@ use super::index::{Candidate, ChunkIndex, PackNumber};
 use super::pack_reader::{list_packs, read_contents};
 use crate::io::Storage;
 
-/// Entries of the tables of contents kept in memory, 56 bytes each: 10 MiB, more than 300 usual packs.
+/// Entries of the tables of contents kept in memory, 64 bytes each: 12 MiB, more than 300 usual packs.
 const TABLE_ENTRIES_MAX: usize = 192 << 10;
 /// A table is read when at least this many ids of a batch are said to be in its pack: reading it costs
 /// about as much as this many lookups in the index.
@@ -65,21 +65,43 @@ struct Recent {
     packs_forgotten: u64,
 }
 
-/// The entries of one pack, sorted by id.
+/// The entries of one pack.
 struct Table {
     number: PackNumber,
     pack: PackId,
     entries: Vec<TocEntry>,
+    /// For each entry the first four bytes of its id and, below them, its place among the entries; sorted.
+    /// Whole entries take several times as long to sort.
+    by_id: Vec<u64>,
     /// What of it stands in other packs now, or is not to be offered any more; by id.
     lost: Vec<ObjectId>,
     /// The index's count of losses when `lost` was read.
     losses: u64,
 }
 
+/// The first bytes of an id, above a place among the entries of a pack, of which there are fewer than 2^32.
+fn id_key(id: &ObjectId, place: usize) -> u64 {
+    let [a, b, c, d, ..] = *id.as_bytes();
+    u64::from(u32::from_be_bytes([a, b, c, d])) << 32 | place as u64
+}
+
+fn sorted_by_id(entries: &[TocEntry]) -> Vec<u64> {
+    let entries = entries.iter().enumerate();
+    let mut keys: Vec<u64> = entries
+        .map(|(place, entry)| id_key(&entry.info.id, place))
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
 impl Table {
     fn entry(&self, id: &ObjectId) -> Option<&TocEntry> {
-        let place = self.entries.binary_search_by_key(id, |entry| entry.info.id);
-        place.ok().map(|place| &self.entries[place])
+        let first = self.by_id.partition_point(|key| *key < id_key(id, 0));
+        self.by_id[first..]
+            .iter()
+            .take_while(|key| **key >> 32 == id_key(id, 0) >> 32)
+            .map(|key| &self.entries[*key as u32 as usize])
+            .find(|entry| entry.info.id == *id)
     }
 
     /// Whether the pack is where the index has the object.
@@ -219,12 +241,13 @@ impl Lookup {
         let losses = self.index.losses(number);
         let lost = self.index.lost(number).ok()?;
         let contents = read_contents(&*self.storage, self.repository, pack.id).ok()?;
-        let mut entries = contents.toc.entries;
-        entries.sort_unstable_by_key(|entry| entry.info.id);
+        let entries = contents.toc.entries;
+        let by_id = sorted_by_id(&entries);
         let table = Arc::new(Table {
             number,
             pack: pack.id,
             entries,
+            by_id,
             lost,
             losses,
         });
@@ -610,6 +633,32 @@ mod tests {
             asked += more;
         }
         assert_eq!(asked, 4 * SAMPLE);
+    }
+
+    #[test]
+    fn ids_that_begin_alike_are_told_apart() {
+        let mut entries = entries(0..3);
+        let alike = |last: u8| {
+            let mut id = [0xff; ObjectId::LEN];
+            id[ObjectId::LEN - 1] = last;
+            ObjectId::from_bytes(id)
+        };
+        for (entry, last) in entries.iter_mut().zip([2, 0, 1]) {
+            entry.info.id = alike(last);
+        }
+        let table = Table {
+            number: PackNumber(1),
+            pack: PackId::from_bytes([1; 16]),
+            by_id: sorted_by_id(&entries),
+            entries: entries.clone(),
+            lost: Vec::new(),
+            losses: 0,
+        };
+        for entry in &entries {
+            assert_eq!(table.entry(&entry.info.id), Some(entry));
+        }
+        assert_eq!(table.entry(&alike(3)), None);
+        assert_eq!(table.entry(&ObjectId::from_bytes([0; ObjectId::LEN])), None);
     }
 
     #[test]

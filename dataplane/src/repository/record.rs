@@ -180,10 +180,39 @@ impl RecordDecoder {
         } else {
             return Err(RecordProblem::Compression);
         }
-        if object_id(info.kind, out, keys) != info.id {
-            return Err(RecordProblem::WrongId);
+        check_id(info, out, keys)
+    }
+
+    /// Checks `payload` like [`decode`](Self::decode), for those who need no plaintext: one that is stored as
+    /// it is is not copied. `scratch` grows as far as it has to.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode).
+    pub fn verify(
+        &mut self,
+        info: &RecordInfo,
+        payload: &[u8],
+        keys: &Keys,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), RecordProblem> {
+        let len = info.plain_len as usize;
+        if info.encoding == Encoding::RAW {
+            if payload.len() != len {
+                return Err(RecordProblem::Compression);
+            }
+            return check_id(info, payload, keys);
         }
-        Ok(())
+        if scratch.len() < len {
+            scratch.resize(len, 0);
+        }
+        self.decode(info, payload, keys, &mut scratch[..len])
+    }
+}
+
+fn check_id(info: &RecordInfo, plain: &[u8], keys: &Keys) -> Result<(), RecordProblem> {
+    match object_id(info.kind, plain, keys) == info.id {
+        true => Ok(()),
+        false => Err(RecordProblem::WrongId),
     }
 }
 

@@ -85,12 +85,7 @@ impl RecordChecker {
                     .ok_or(RecordProblem::WrongId)
             }
             (ObjectKind::Chunk, Some(keys)) => {
-                let len = info.plain_len as usize;
-                if self.plain.len() < len {
-                    self.plain.resize(len, 0);
-                }
-                self.decoder
-                    .decode(info, payload, keys, &mut self.plain[..len])
+                self.decoder.verify(info, payload, keys, &mut self.plain)
             }
             (ObjectKind::Chunk, None) => unreachable!("sealed chunks are not decoded"),
         }
