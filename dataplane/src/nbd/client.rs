@@ -17,10 +17,10 @@ use super::source::NbdOptions;
 use crate::clock::Stopwatch;
 use crate::io::{Done, Transfer};
 
-/// Bytes asked for at once.
-const REQUEST_LEN: u64 = 256 << 10;
-/// Requests in flight on a connection: 4 MiB cover 30 ms at 1 Gbit/s and 3 ms at 10.
-const DEPTH: usize = 16;
+/// Bytes asked for at once: a quarter of it costs a fifth more system time on both sides.
+const REQUEST_LEN: u64 = 1 << 20;
+/// Requests in flight on a connection: 8 MiB cover 60 ms at 1 Gbit/s and 6 ms at 10.
+const DEPTH: usize = 8;
 /// Connections where a server allows several.
 const CONNECTIONS: usize = 4;
 /// xapi-nbd carries out one request at a time and opens a device per connection: larger requests, and few
