@@ -15,9 +15,11 @@ pub fn is_nbd(path: &Path) -> bool {
     path.to_str().is_some_and(NbdUri::is_like)
 }
 
-/// The export that a source names, if it is named by an NBD URI.
+/// The export that a source names, if it is named by an NBD URI, without the session that may follow its name.
 pub fn export_name(path: &Path) -> Option<String> {
-    parsed(path)?.ok().map(|uri| uri.export)
+    let uri = parsed(path)?.ok()?;
+    let name = uri.export.split('?').next().unwrap_or_default();
+    Some(name.to_owned())
 }
 
 /// A source as it may be shown and stored.
@@ -38,20 +40,6 @@ pub fn open_export(path: &Path) -> anyhow::Result<Source> {
     let opening = format!("opening the source {uri}");
     let disk = nbd::open(uri, options).context(opening)?;
     Ok(Source::Disk(disk))
-}
-
-/// Refuses NBD URIs among what a proxy is to read: nothing says which servers its tasks may reach, and with
-/// whose certificates.
-pub fn check_no_export(path: &Path) -> anyhow::Result<()> {
-    if !is_nbd(path) {
-        return Ok(());
-    }
-    Err(Problem::usage(format!(
-        "the source {} is an NBD export: a proxy reads only files and block devices of its machine",
-        shown_source(path)
-    ))
-    .hint("back it up without --proxy, on a machine that reaches the NBD server")
-    .into())
 }
 
 fn parsed(path: &Path) -> Option<Result<NbdUri, UriError>> {

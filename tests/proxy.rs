@@ -301,6 +301,58 @@ fn roles_and_scopes_of_the_proxy_are_enforced() {
     assert!(text.contains("protocol"), "{text}");
 }
 
+/// Exports of a server that the proxy was given are read through it, in full and as far as they changed.
+#[test]
+fn exports_are_backed_up_through_a_proxy_that_was_given_their_server() {
+    let served = Served::start();
+    served.init();
+    let uri = format!("nbd+unix:///?socket={}", served.path("s").display());
+    let proxied = Proxied::start(
+        &served,
+        "p",
+        "admin",
+        &["--read-nbd", &uri, "--write", "out"],
+    );
+    let mut disk = image(&served, "disk.raw", 1, (20 << 20) + 512);
+    let mut server = std::process::Command::new("nbdkit")
+        .args(["--foreground", "-U"])
+        .arg(served.path("s"))
+        .arg("file")
+        .arg(&disk.path)
+        .spawn()
+        .expect("nbdkit");
+    let export = format!(
+        "nbd+unix:///x%3Fsession_id=secret?socket={}",
+        served.path("s").display()
+    );
+    for task in [TASK, "fedcba9876543210fedcba9876543210"] {
+        let mut backup = proxied.backup(&served, "admin", "web01", export.as_ref());
+        json(backup.args(["--task", task]));
+        let shown = proxied.show(&served, task).to_string();
+        assert!(shown.contains("nbd+unix:///x%3F...?socket="), "{shown}");
+        assert!(!shown.contains("secret"), "{shown}");
+        let to = served.path("out").join("restored.raw");
+        succeed(
+            proxied
+                .restore(&served, "admin", "web01@latest", &to)
+                .arg("--force"),
+        );
+        assert_eq!(std::fs::read(&to).expect("restored"), disk.bytes);
+        disk.bytes[5 << 20..][..4096].fill(7);
+        disk.write();
+    }
+    let elsewhere = format!("nbd+unix:///?socket={}", served.path("t").display());
+    let text = fail_with(
+        &mut proxied.backup(&served, "admin", "vm", elsewhere.as_ref()),
+        1,
+    );
+    assert!(text.contains("reads no exports of the socket"), "{text}");
+    let status = json(&mut proxied.proxy(&served, &["status"])).to_string();
+    assert!(status.contains("nbd+unix:///?socket="), "{status}");
+    let _ = server.kill();
+    let _ = server.wait();
+}
+
 #[test]
 fn paths_outside_of_the_roots_are_refused() {
     let served = Served::start();
@@ -328,8 +380,11 @@ fn paths_outside_of_the_roots_are_refused() {
     }
     let export = "root=nbds://host//3f9c%3Fsession_id=OpaqueRef:secret";
     let mut backup = proxied.backup(&served, "admin", "vm", &disk.path);
-    let text = fail_with(backup.args(["--disk", export]), 2);
-    assert!(text.contains("is an NBD export"), "{text}");
+    let text = fail_with(backup.args(["--disk", export]), 1);
+    assert!(
+        text.contains("reads no exports of host at port 10809 under TLS"),
+        "{text}"
+    );
     assert!(!text.contains("secret"), "{text}");
     succeed(&mut proxied.backup(&served, "admin", "vm", &disk.path));
     for path in [

@@ -1,4 +1,5 @@
-//! What tasks may read and write: what lies below some directories, links followed.
+//! What tasks may read and write: what lies below some directories, links followed, and exports of some NBD
+//! servers.
 //!
 //! Paths are looked at when a task comes and again when it opens them, and what is opened is the path that was
 //! looked at, without links. Whoever can rename directories below a root can still race with that; a root is to
@@ -11,13 +12,15 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 
+use super::exports::AllowedExport;
 use crate::failure::Problem;
-use crate::nbd_source::check_no_export;
+use crate::nbd_source::is_nbd;
 
-/// The directories.
+/// The directories and servers.
 #[derive(Clone, Debug, Default)]
 pub struct Bounds {
     reads: Vec<PathBuf>,
+    exports: Vec<AllowedExport>,
     writes: Vec<PathBuf>,
     /// The proxy's own files: never.
     own: Vec<PathBuf>,
@@ -35,14 +38,23 @@ impl Bounds {
         };
         Ok(Self {
             reads: real(reads)?,
+            exports: Vec::new(),
             writes: real(writes)?,
             own: real(own)?,
         })
     }
 
-    /// Below which directories tasks may read.
-    pub fn reads(&self) -> &[PathBuf] {
-        &self.reads
+    /// The same, and tasks may read the exports that `exports` name.
+    pub fn with_exports(mut self, exports: &[AllowedExport]) -> Self {
+        self.exports = exports.to_vec();
+        self
+    }
+
+    /// What tasks may read, as it may be shown: directories, then NBD servers.
+    pub fn shown_reads(&self) -> Vec<String> {
+        let dirs = self.reads.iter().map(|dir| dir.display().to_string());
+        let exports = self.exports.iter().map(ToString::to_string);
+        dirs.chain(exports).collect()
     }
 
     /// Below which directories tasks may write.
@@ -50,16 +62,24 @@ impl Bounds {
         &self.writes
     }
 
+    /// A disk that may be read: what `source` leads to, or, of an export, its URI with what the proxy was told
+    /// of the server's TLS.
+    pub fn readable_disk(&self, source: &Path) -> anyhow::Result<PathBuf> {
+        match source.to_str().filter(|_| is_nbd(source)) {
+            Some(uri) => AllowedExport::find(&self.exports, uri).map(PathBuf::from),
+            None => self.readable(source),
+        }
+    }
+
     /// The file or block device that `path` leads to, if it may be read.
     pub fn readable(&self, path: &Path) -> anyhow::Result<PathBuf> {
-        check_no_export(path)?;
         check_absolute(path)?;
         if self.reads.is_empty() {
-            return Err(Problem::new(
-                "this proxy reads nothing: it was started without --read, so it takes no backups",
-            )
-            .hint("start it with --read DIR for each directory below which tasks may read")
-            .into());
+            return Err(
+                Problem::new("this proxy reads no files: it was started without --read")
+                    .hint("start it with --read DIR for each directory below which tasks may read")
+                    .into(),
+            );
         }
         let real = path.canonicalize();
         let real = match real {
@@ -249,6 +269,9 @@ mod tests {
         let bounds = Bounds::default();
         let refused = bounds.readable(Path::new("/etc/passwd")).unwrap_err();
         assert!(refused.to_string().contains("without --read"));
+        let export = Path::new("nbd://host/disk");
+        let refused = bounds.readable_disk(export).unwrap_err();
+        assert!(refused.to_string().contains("reads no exports of host"));
         let refused = bounds.check_writable(Path::new("/tmp/x")).unwrap_err();
         assert!(refused.to_string().contains("without --write"));
     }
@@ -259,10 +282,6 @@ mod tests {
         for path in ["-", "disk", "../disk", "/dev/zero", "/"] {
             assert!(bounds.readable(Path::new(path)).is_err(), "{path}");
         }
-        let export = Path::new("nbds://host//3f9c%3Fsession_id=secret");
-        let refused = bounds.readable(export).unwrap_err().to_string();
-        assert!(refused.contains("is an NBD export"), "{refused}");
-        assert!(!refused.contains("secret"), "{refused}");
         for path in ["-", "disk", "/dev/null"] {
             assert!(bounds.check_writable(Path::new(path)).is_err(), "{path}");
         }

@@ -2,10 +2,11 @@
 //!
 //! A client makes a task of a request ([`tasks`]), submits it ([`through`]) and follows it ([`follow`]). On the
 //! proxy [`worker`] makes the request of the task again and does the work as a command would, within
-//! [`bounds`]; [`task_runner`] is what differs from a command, [`noted`] a repository whose sessions can be gone
+//! [`bounds`] and of [`exports`]; [`task_runner`] is what differs from a command, [`noted`] a repository whose sessions can be gone
 //! on with.
 
 pub mod bounds;
+pub mod exports;
 mod follow;
 mod noted;
 mod task_runner;

@@ -10,7 +10,7 @@ use undercroft_format::wire::task::{BackupTask, RestoreTask, Task, TaskDisk};
 
 use crate::backup_job::{DiskRequest, Request, is_stdin};
 use crate::failure::Problem;
-use crate::nbd_source::check_no_export;
+use crate::nbd_source::is_nbd;
 use crate::restore_run;
 use crate::settings::Settings;
 
@@ -22,9 +22,12 @@ pub fn backup(
     resume: Option<SessionId>,
 ) -> anyhow::Result<Task> {
     let disks = request.disks.into_iter().map(|disk| {
-        check_no_export(&disk.source)?;
+        let source = match disk.source.to_str().filter(|_| is_nbd(&disk.source)) {
+            Some(uri) => uri.to_owned(),
+            None => path_text(&disk.source)?,
+        };
         Ok(TaskDisk {
-            source: path_text(&disk.source)?,
+            source,
             changed_blocks: disk.changed_blocks.as_deref().map(path_text).transpose()?,
             label: disk.label,
             lineage: disk.lineage,

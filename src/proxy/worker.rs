@@ -1,6 +1,6 @@
 //! Does what tasks ask for, by the code that commands use.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
@@ -63,11 +63,12 @@ impl TaskWorker {
     /// The request of a task, with paths that may be read and lead through no links.
     fn readable(&self, task: &BackupTask) -> anyhow::Result<Request> {
         let mut request = tasks::backup_request(task);
-        let paths = request.disks.iter_mut().flat_map(|disk| {
-            let bitmap = disk.changed_blocks.as_mut();
-            std::iter::once(&mut disk.source).chain(bitmap)
-        });
-        for path in paths.chain(request.metadata.as_mut()) {
+        for disk in &mut request.disks {
+            disk.source = self.bounds.readable_disk(&disk.source)?;
+        }
+        let bitmaps = request.disks.iter_mut();
+        let bitmaps = bitmaps.filter_map(|disk| disk.changed_blocks.as_mut());
+        for path in bitmaps.chain(request.metadata.as_mut()) {
             *path = self.bounds.readable(path)?;
         }
         Ok(request)
@@ -156,10 +157,8 @@ impl Worker for TaskWorker {
     }
 
     fn bounds(&self) -> (Vec<String>, Vec<String>) {
-        let texts = |roots: &[PathBuf]| {
-            let texts = roots.iter().map(|root| root.display().to_string());
-            texts.collect()
-        };
-        (texts(self.bounds.reads()), texts(self.bounds.writes()))
+        let writes = self.bounds.writes().iter();
+        let writes = writes.map(|root| root.display().to_string());
+        (self.bounds.shown_reads(), writes.collect())
     }
 }

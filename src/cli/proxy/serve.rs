@@ -16,6 +16,7 @@ use crate::cli::repository::Place;
 use crate::daemon;
 use crate::failure::{Outcome, warn};
 use crate::proxy::bounds::Bounds;
+use crate::proxy::exports::AllowedExport;
 use crate::proxy::worker::TaskWorker;
 use crate::remote::PROGRAM;
 use crate::settings::Settings;
@@ -45,9 +46,13 @@ pub struct Args {
     /// Tasks at once (default: twice the cores, as far as memory goes)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     streams: Option<u16>,
-    /// A directory below which tasks may read disks; may be given more than once; without, no backups
+    /// A directory below which tasks may read disks; may be given more than once
     #[arg(long = "read", value_name = "DIR")]
     reads: Vec<PathBuf>,
+    /// An NBD server whose exports tasks may read (nbds://HOST[:PORT]/), or one export of it; with the
+    /// parameters of TLS, which tasks may not give; may be given more than once
+    #[arg(long = "read-nbd", value_name = "URI")]
+    exports: Vec<AllowedExport>,
     /// A directory below which tasks may write disks; may be given more than once; without, no restores
     #[arg(long = "write", value_name = "DIR")]
     writes: Vec<PathBuf>,
@@ -60,6 +65,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let _occupied = daemon::occupy(state, "--state")?;
     let authority = Arc::new(args.state.open_or_create()?);
     let bounds = Bounds::new(&args.reads, &args.writes, &[state.to_owned()])?;
+    let bounds = bounds.with_exports(&args.exports);
     let signals = daemon::signals()?;
     let threads = work::threads(settings)?;
     let streams = match args.streams {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use undercroft_format::id::TaskId;
+use undercroft_format::nbd::uri::NbdUri;
 use undercroft_format::wire::books::{Books, Entry, Phase, Refusal};
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::proxy::{Accepted, Submit};
@@ -266,12 +267,20 @@ fn refused(refusal: Refusal) -> Failure {
     Failure::new(code, refusal.to_string())
 }
 
+/// A source as it may be shown: the name of an NBD export may hold a session.
+fn shown_source(source: &str) -> String {
+    match NbdUri::is_like(source) {
+        true => NbdUri::parse(source).map_or_else(|_| "nbd".to_owned(), |uri| uri.to_string()),
+        false => source.to_owned(),
+    }
+}
+
 fn paths_of(task: &Task) -> Vec<(String, String)> {
     match task {
         Task::Backup(task) => {
             let disks = task.disks.iter();
             disks
-                .map(|disk| (disk.label.clone(), disk.source.clone()))
+                .map(|disk| (disk.label.clone(), shown_source(&disk.source)))
                 .collect()
         }
         Task::Restore(task) => {
