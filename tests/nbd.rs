@@ -6,90 +6,14 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::{Image, assert_restores, fail_with, json, succeed, undercroft, workspace};
-
-/// A server of another project, ended with its test.
-struct Server(Child);
-
-impl Server {
-    /// Starts a program that makes `socket`.
-    fn start(command: &mut Command, socket: &Path) -> Self {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        let server = Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")));
-        for _ in 0..600 {
-            if socket.exists() {
-                return server;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("{command:?} made no socket");
-    }
-
-    fn nbdkit(socket: &Path, args: &[&str]) -> Self {
-        let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "-U"]).arg(socket).args(args);
-        Self::start(&mut command, socket)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Story {
-    dir: tempfile::TempDir,
-    repo: PathBuf,
-    image: Image,
-}
-
-/// Holes take two thirds of the image, and its end is no multiple of anything but sectors.
-fn story() -> Story {
-    let dir = workspace();
-    let repo = dir.path().join("repo");
-    succeed(undercroft(&repo).arg("init"));
-    let mut image = Image::new(dir.path().join("disk.raw"), 5, (40 << 20) + 512);
-    image.bytes[8 << 20..32 << 20].fill(0);
-    image.write();
-    Story { dir, repo, image }
-}
-
-impl Story {
-    fn backup(&self, uri: &str) -> Command {
-        let mut command = undercroft(&self.repo);
-        command.args(["backup", "--vm", "web", "--disk"]);
-        command.arg(format!("root={uri}"));
-        command
-    }
-
-    /// Backs up, restores, compares; the bytes that were read.
-    fn assert_backs_up(&self, uri: &str) -> u64 {
-        let report = json(&mut self.backup(uri));
-        let scratch = self.dir.path();
-        assert_restores(&self.repo, "web@latest", &self.image.bytes, scratch);
-        report["disks"][0]["read_bytes"].as_u64().expect("a number")
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn unix_uri(&self, socket: &str) -> String {
-        format!("nbd+unix:///?socket={}", self.path(socket).display())
-    }
-
-    fn file(&self) -> &str {
-        self.image.path.to_str().expect("a plain path")
-    }
-}
+use support::exports::{Server, story};
+use support::{assert_restores, fail_with, json, succeed, undercroft};
 
 #[test]
 fn holes_are_never_read() {
@@ -420,7 +344,7 @@ fn a_dirty_bitmap_is_refused() {
 fn a_server_that_comes_back_is_gone_on_with() {
     let story = story();
     let socket = story.path("s");
-    let slow = ["--filter=rate", "file", story.file(), "rate=40M"];
+    let slow = ["--filter=rate", "file", story.file(), "rate=16M"];
     let server = Server::nbdkit(&socket, &slow);
     let mut backup = story.backup(&story.unix_uri("s"));
     let child = backup.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn();

@@ -231,7 +231,10 @@ impl Books {
             What::Status => {
                 self.status_in_flight = false;
                 if let Err(error) = result {
-                    tracing::warn!(%error, "block status failed: everything is read");
+                    tracing::warn!(
+                        error = &*error as &dyn std::error::Error,
+                        "block status failed: everything is read"
+                    );
                     self.no_status = true;
                 }
             }

@@ -144,7 +144,10 @@ impl Client {
                 Ok(connection) => self.connections.push(connection),
                 Err(error) => {
                     if !self.connections.is_empty() {
-                        tracing::warn!(%error, "going on with fewer connections");
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "going on with fewer connections"
+                        );
                         self.wanted = self.connections.len();
                     }
                     return;
@@ -340,7 +343,10 @@ impl Client {
         if !error.is_of_connection() {
             return Err(error);
         }
-        tracing::warn!(%error, "an NBD connection was lost");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "an NBD connection was lost"
+        );
         let error = Arc::new(error);
         let requests: Vec<_> = self
             .connections
@@ -382,7 +388,10 @@ impl Client {
                     return Ok(());
                 }
                 Err(error) if error.is_of_connection() => {
-                    tracing::warn!(%error, "connecting to the NBD server again failed");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "connecting to the NBD server again failed"
+                    );
                     last = Some(error);
                 }
                 Err(error) => return Err(error),
