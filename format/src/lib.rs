@@ -8,7 +8,7 @@
 //! In the order in which data flows:
 //!
 //! - [`units`], [`id`]: positions, lengths and names as types
-//! - [`source`]: what hypervisors hand over; [`nbd`]: how disks are read over the network
+//! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`nbd`]: how disks are read over the network
 //! - [`ranges`]: what an increment reads
 //! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
@@ -36,3 +36,4 @@ pub mod source;
 pub mod trust;
 pub mod units;
 pub mod wire;
+pub mod xva;
