@@ -37,6 +37,7 @@ use undercroft_format::wire::lane::{Answers, AskObjects, PushBuilder, SegmentDon
 use undercroft_format::wire::ledger::Ledger;
 use undercroft_format::wire::message::Message;
 use undercroft_format::wire::session::{Begin, DiskState, DoneSegment, SegmentPlace};
+use undercroft_format::xva::ChecksumKind;
 
 const REPOSITORY: RepositoryId = RepositoryId::from_bytes([0x11; 16]);
 const SESSION: SessionId = SessionId::from_bytes([0x22; 16]);
@@ -474,10 +475,87 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
             ],
         ),
         ("wire", wire_seeds()),
+        ("ova_xml", vec![ova_xml_seed()]),
+        (
+            "xva",
+            xva_seeds()
+                .into_iter()
+                .map(|seed| [&[1, 9], &seed[..]].concat())
+                .collect(),
+        ),
+        ("xva_tar", xva_seeds()),
     ]
 }
 
 /// A frame of most families, and a session's file.
+/// No more than what is read: smaller is faster.
+fn ova_xml_seed() -> Vec<u8> {
+    let member = |name: &str, value: &str| format!("<member><name>{name}</name>{value}</member>");
+    let text = |name: &str, text: &str| member(name, &format!("<value>{text}</value>"));
+    let record = |fields: &[String]| format!("<value><struct>{}</struct></value>", fields.concat());
+    let object = |class: &str, id: &str, fields: &[String]| {
+        record(&[text("class", class), text("id", id), member("snapshot", &record(fields))])
+    };
+    let plug = |vdi: &str, place: &str| [text("VM", "Ref:0"), text("VDI", vdi), text("userdevice", place)];
+    let disk = |size: &str| [text("virtual_size", size), text("SR", "Ref:1")];
+    let flag = member("is_a_template", "<value><boolean>1</boolean></value>");
+    let objects = [
+        object("VM", "Ref:0", &[flag, member("snapshot_info", &record(&[text("a", "b")]))]),
+        object("SR", "Ref:1", &[text("content_type", "user")]),
+        object("VDI", "Ref:2", &disk("40")),
+        object("VDI", "Ref:3", &disk("5")),
+        object("VBD", "Ref:4", &plug("Ref:2", "0")),
+        object("VBD", "Ref:5", &plug("Ref:3", "1")),
+    ];
+    let objects = format!("<value><array><data>{}</data></array></value>", objects.concat());
+    let version = member("version", &record(&[text("export_vsn", "2")]));
+    record(&[version, member("objects", &objects)]).into_bytes()
+}
+
+/// An archive with a gap, an empty block and both kinds of checksums; and one of ustar and pax headers.
+fn xva_seeds() -> Vec<Vec<u8>> {
+    let member = |name: &str, kind: u8, magic: &[u8], payload: &[u8]| {
+        let mut bytes = vec![0; 512];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        bytes[124..136].copy_from_slice(format!("{:011o}\0", payload.len()).as_bytes());
+        bytes[148..156].fill(b' ');
+        bytes[156] = kind;
+        bytes[257..257 + magic.len()].copy_from_slice(magic);
+        let sum: u32 = bytes.iter().map(|byte| u32::from(*byte)).sum();
+        bytes[148..156].copy_from_slice(format!("{sum:07o}\0").as_bytes());
+        bytes.extend_from_slice(payload);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    };
+    let block = |name: &str, kind: ChecksumKind, payload: &[u8]| {
+        let checksum = format!("{name}{}", kind.suffix());
+        let checksum = member(&checksum, 0, b"", kind.of(payload).as_bytes());
+        [member(name, 0, b"", payload), checksum].concat()
+    };
+    let description = member("ova.xml", 0, b"", &ova_xml_seed());
+    let xapi = [
+        description.clone(),
+        block("Ref:2/00000000", ChecksumKind::Xxh64, &[1; 10]),
+        block("Ref:2/00000001", ChecksumKind::Xxh64, &[]),
+        block("Ref:2/00000004", ChecksumKind::Xxh64, &[2; 10]),
+        block("Ref:3/00000000", ChecksumKind::Sha1, &[3; 5]),
+        vec![0; 1024],
+    ];
+    let ustar = |name: &str, kind: u8, payload: &[u8]| member(name, kind, b"ustar\x0000", payload);
+    let zeros = ChecksumKind::Xxh64.of(&[0; 40]);
+    let others = [
+        description,
+        ustar("./Ref:2/", b'5', b""),
+        ustar("x", b'x', b"23 path=Ref:2/00000000\n"),
+        ustar("other", b'0', &[0; 40]),
+        ustar("././@LongLink", b'L', b"Ref:2/00000000.xxhash\0"),
+        ustar("other", b'0', zeros.as_bytes()),
+        block("Ref:3/00000000", ChecksumKind::Xxh64, &[3, 3, 3, 3, 3, 0, 0]),
+        vec![0; 2048],
+    ];
+    vec![xapi.concat(), others.concat()]
+}
+
 fn wire_seeds() -> Vec<Vec<u8>> {
     let begin = Begin {
         vm: "web01".into(),
