@@ -47,6 +47,9 @@ ip iproute2
 nft nftables
 conntrack conntrack
 faketime faketime
+tar tar
+gzip gzip
+zstd zstd
 T
     ;;
     fuzz) cat <<'T'

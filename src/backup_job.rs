@@ -18,6 +18,7 @@ use crate::failure::Problem;
 use crate::nbd_source::{is_nbd, open_export, shown_source};
 use crate::settings::Settings;
 use crate::signals::Stoppable;
+use crate::xva_source::{OVA_XML, PlannedXva, XvaRequest};
 
 /// Longest metadata, in bytes: it is held in memory.
 const METADATA_LEN_MAX: u64 = 64 << 20;
@@ -33,6 +34,8 @@ const LABEL_LEN_MAX: usize = 255 - RESTORED_SUFFIX.len();
 pub struct Request {
     pub vm: String,
     pub disks: Vec<DiskRequest>,
+    /// Instead of disks: what holds all of the VM.
+    pub xva: Option<XvaRequest>,
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
     pub lock: Option<LockEnd>,
@@ -49,11 +52,19 @@ pub struct DiskRequest {
 
 /// Makes the job, without its parent.
 pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> {
+    if let Some(xva) = request.xva.clone() {
+        let opened = xva.open(settings.local_root()?)?;
+        return plan_xva(request, &xva, &opened);
+    }
     plan_with(settings, request, open_source)
 }
 
 /// Makes the job, but leaves alone what can be read only once.
 pub fn plan_without_streams(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> {
+    if let Some(xva) = request.xva.clone() {
+        let known = xva.known().context("the XVA was not read yet")?;
+        return plan_xva(request, &xva, &known);
+    }
     plan_with(settings, request, |path, root| match is_seekable(path) {
         true => open_source(path, root),
         false => Ok(Source::Stream(Box::new(io::empty()))),
@@ -68,16 +79,52 @@ fn is_seekable(path: &Path) -> bool {
     is_nbd(path) || (!is_stdin(path) && fs::metadata(path).is_ok_and(is_disk))
 }
 
+/// The job of a VM whose disks, name and metadata an XVA tells.
+fn plan_xva(request: Request, xva: &XvaRequest, planned: &PlannedXva) -> anyhow::Result<BackupJob> {
+    let description = &planned.description;
+    let vm = match xva.names_vm {
+        true => description.ova.vm().name_label.clone(),
+        false => request.vm,
+    };
+    check_name("VM name", &vm).context(
+        Problem::new("the XVA's name for its VM cannot be used").hint("give another: --vm NAME"),
+    )?;
+    check_tags(&request.tags)?;
+    let disks = planned.disks(xva);
+    if disks.is_empty() {
+        return Err(Problem::new(format!(
+            "the XVA {} holds no disks, only the description of a VM",
+            xva.shown()
+        ))
+        .hint("export the VM with its disks: xe vm-export, not its metadata alone")
+        .into());
+    }
+    Ok(BackupJob {
+        vm,
+        disks,
+        parent: None,
+        metadata: Some((OVA_XML.to_owned(), description.text.clone())),
+        tags: request.tags,
+        resume: None,
+        lock: request.lock,
+        now_ms: Timestamp::now().as_millisecond().max(0) as u64,
+    })
+}
+
+fn check_tags(tags: &[String]) -> anyhow::Result<()> {
+    for tag in tags {
+        check_name("tag", tag)?;
+    }
+    check_count("tags", tags.len(), TAGS_MAX)
+}
+
 fn plan_with(
     settings: &Settings,
     request: Request,
     open: impl Fn(&Path, Option<&Path>) -> anyhow::Result<Source>,
 ) -> anyhow::Result<BackupJob> {
     check_name("VM name", &request.vm)?;
-    for tag in &request.tags {
-        check_name("tag", tag)?;
-    }
-    check_count("tags", request.tags.len(), TAGS_MAX)?;
+    check_tags(&request.tags)?;
     check_labels(&request.disks)?;
     let root = settings.local_root()?;
     let mut disks = Vec::with_capacity(request.disks.len());
@@ -121,7 +168,7 @@ fn plan_disk(disk: DiskRequest, source: Source) -> anyhow::Result<DiskJob> {
 
 /// What tells one state of a file from another without reading it. A block device has no such thing: its
 /// size, and what the user says of it by `--lineage`, have to do.
-fn file_state(path: &Path) -> [u8; 32] {
+pub fn file_state(path: &Path) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     if let Ok(meta) = fs::metadata(path)
         && meta.file_type().is_file()
@@ -155,6 +202,9 @@ pub fn complete_states(job: &mut BackupJob) {
 
 /// True if the job can be begun anew: what came from a pipe is gone.
 pub fn can_begin_anew(request: &Request) -> bool {
+    if let Some(xva) = &request.xva {
+        return xva.is_repeatable();
+    }
     request.disks.iter().all(|disk| {
         let path = &disk.source;
         is_nbd(path)
@@ -164,11 +214,8 @@ pub fn can_begin_anew(request: &Request) -> bool {
 
 /// Bytes of all disks whose size is known before they are read.
 pub fn disk_bytes(job: &BackupJob) -> u64 {
-    let sizes = job.disks.iter().map(|disk| match &disk.source {
-        Source::Disk(source) => source.size().get(),
-        Source::Stream(_) => 0,
-    });
-    sizes.sum()
+    let sizes = job.disks.iter().filter_map(|disk| disk.source.size());
+    sizes.map(|size| size.get()).sum()
 }
 
 fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
@@ -253,17 +300,21 @@ pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
+/// Standard input. Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
+pub fn open_stdin() -> anyhow::Result<Stoppable> {
+    let stdin = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("opening standard input")?;
+    Ok(Stoppable(stdin.into()))
+}
+
 fn open_source(path: &Path, repository: Option<&Path>) -> anyhow::Result<Source> {
     if is_nbd(path) {
         return open_export(path);
     }
     if is_stdin(path) {
-        // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
-        let stdin = io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .context("opening standard input")?;
-        return Ok(Source::Stream(Box::new(Stoppable(stdin.into()))));
+        return Ok(Source::Stream(Box::new(open_stdin()?)));
     }
     let opening = || format!("opening the source {}", path.display());
     let metadata = fs::metadata(path).map_err(|error| cannot(opening(), error))?;

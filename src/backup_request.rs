@@ -9,6 +9,7 @@ use undercroft_format::lock::LockEnd;
 use crate::backup_job::{DiskRequest, Request, check_label, is_stdin};
 use crate::failure::Problem;
 use crate::nbd_source::export_name;
+use crate::xva_source::XvaRequest;
 
 /// Label of a stream on standard input.
 const STREAM_LABEL: &str = "stream";
@@ -16,7 +17,10 @@ const STREAM_LABEL: &str = "stream";
 /// What was asked for.
 #[derive(Clone, Debug)]
 pub struct Words {
-    pub vm: String,
+    /// May be left out with an XVA, which has a name for it.
+    pub vm: Option<String>,
+    /// Instead of disks.
+    pub xva: Option<PathBuf>,
     pub disks: Vec<String>,
     pub sources: Vec<PathBuf>,
     pub changed_blocks: Vec<String>,
@@ -45,7 +49,10 @@ impl Words {
             add_lineage(&mut disks, text)?;
         }
         Ok(Request {
-            vm: self.vm,
+            xva: self
+                .xva
+                .map(|source| XvaRequest::new(source, self.vm.is_none())),
+            vm: self.vm.unwrap_or_default(),
             disks,
             metadata: self.metadata,
             tags: self.tags,

@@ -16,6 +16,7 @@ use undercroft_dataplane::repository::layout;
 use undercroft_dataplane::repository::open::LocationError;
 use undercroft_format::codec::{DecodeError, Problem as DecodeProblem};
 use undercroft_format::wire::failure::FailureCode;
+use undercroft_format::xva::reader::{XvaError, XvaProblem};
 
 /// What a command that did not fail came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,7 +246,13 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
                     .flatten(),
             );
         } else if let Some(error) = cause.downcast_ref::<io::Error>() {
-            hints.extend(io_hint(error, in_repository));
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+            hints.extend(match inner {
+                Some(error) => xva_hint(error),
+                None => io_hint(error, in_repository),
+            });
+        } else if let Some(error) = cause.downcast_ref::<XvaError>() {
+            hints.extend(xva_hint(error));
         } else if let Some(error) = cause.downcast_ref::<SelectError>() {
             hints.extend(select_hint(error));
         } else if cause.is::<LocationError>() {
@@ -354,6 +361,22 @@ fn index_hint(error: &IndexError) -> Option<String> {
         return Some("make the index anew from the packs: `undercroft rebuild-index`".into());
     }
     error.is_disk_full().then(|| DISK_FULL.into())
+}
+
+fn xva_hint(error: &XvaError) -> Option<String> {
+    let hint = match error.problem {
+        XvaProblem::Truncated { .. }
+        | XvaProblem::DiskShort { .. }
+        | XvaProblem::DiskMissing { .. } => {
+            "the export or the copy did not come to its end: make it again"
+        }
+        XvaProblem::Checksum { .. } => "copy the XVA again, or export the VM again",
+        XvaProblem::Header(_) | XvaProblem::NotFirst => {
+            "--xva takes what `xe vm-export` writes; a raw disk is named by --disk LABEL=FILE"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn trust_hint(error: &TrustError) -> Option<String> {

@@ -24,6 +24,7 @@ mod remote;
 mod report;
 mod restore_run;
 mod restore_target;
+mod restore_xva;
 mod runner;
 mod service;
 mod settings;
@@ -32,6 +33,7 @@ mod snapshot_view;
 mod units;
 mod watch;
 mod work;
+mod xva_source;
 
 use std::process::ExitCode;
 

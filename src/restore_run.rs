@@ -12,12 +12,14 @@ use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::restore::{RestoreOptions, RestoreReport, restore_disk};
 use undercroft_format::id::SnapshotId;
 use undercroft_format::snapshot::DiskManifest;
+use undercroft_format::xva::ChecksumKind;
 
 use crate::access::{self, PinnedRead};
 use crate::failure::{Outcome, Problem, warn};
 use crate::progress::Activity;
 use crate::report::{self, Align, Table, line};
 use crate::restore_target::{Destination, OpenTarget, Overwrite, Plan, not_in_place};
+use crate::restore_xva::XvaRestore;
 use crate::runner::Runner;
 use crate::settings::{Key, Settings};
 use crate::units::{Size, Took};
@@ -29,6 +31,8 @@ pub struct Report {
     duration_ms: u64,
     disks: Vec<DiskReport>,
     metadata: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    xva: Option<String>,
     #[serde(skip)]
     is_metadata_lost: bool,
 }
@@ -36,10 +40,10 @@ pub struct Report {
 /// A disk of it.
 #[derive(Serialize)]
 pub struct DiskReport {
-    disk: String,
-    target: String,
+    pub disk: String,
+    pub target: String,
     #[serde(flatten)]
-    report: RestoreReport,
+    pub report: RestoreReport,
 }
 
 /// What to restore, and where to.
@@ -48,8 +52,18 @@ pub struct Request {
     pub snapshot: SnapshotSpec,
     pub disk: Option<String>,
     pub to: String,
+    pub form: Form,
     pub overwrite: Overwrite,
     pub allow_damage: bool,
+}
+
+/// What a restore makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Disks.
+    Disks,
+    /// One XVA of all of them, with such checksums.
+    Xva(ChecksumKind),
 }
 
 /// Restores.
@@ -67,9 +81,15 @@ pub fn run_through(
     let read = access::read_pinned(settings, Key::Needed, specs)?;
     let stored = &read.snapshots[0];
     runner.may_use(&stored.snapshot.vm)?;
-    let disks = choose(&read, request.disk.as_deref(), &destination)?;
+    let disks = match request.form {
+        Form::Disks => choose(&read, request.disk.as_deref(), &destination)?,
+        Form::Xva(_) => stored.snapshot.disks.iter().collect(),
+    };
     let root = settings.local_root()?;
     let plan = Plan::new(root, &destination, request.overwrite, runner)?;
+    if request.form != Form::Disks {
+        plan.check_archive()?;
+    }
     let work = runner.start(
         settings,
         Activity {
@@ -78,6 +98,23 @@ pub fn run_through(
         },
     )?;
     let clock = Stopwatch::start();
+    if let Form::Xva(checksums) = request.form {
+        let restore = XvaRestore {
+            read: &read,
+            checksums,
+            allow_damage: request.allow_damage,
+        };
+        let (disks, target) = restore.run(&plan, &work)?;
+        runner.wrote(Path::new(&target));
+        return Ok(Report {
+            snapshot: stored.id,
+            duration_ms: clock.elapsed().as_millis() as u64,
+            disks,
+            metadata: None,
+            xva: Some(target),
+            is_metadata_lost: false,
+        });
+    }
     // All targets are looked at before the first is written.
     for disk in &disks {
         plan.check(disk)?;
@@ -92,6 +129,7 @@ pub fn run_through(
         duration_ms: 0,
         disks: Vec::new(),
         metadata: None,
+        xva: None,
         is_metadata_lost: false,
     };
     for disk in disks {
@@ -180,7 +218,7 @@ fn choose<'a>(
     }
 }
 
-fn read_metadata(
+pub fn read_metadata(
     read: &PinnedRead,
     chunks: &[(undercroft_format::id::ChunkId, u32)],
 ) -> anyhow::Result<Vec<u8>> {
@@ -192,13 +230,13 @@ fn read_metadata(
     Ok(bytes)
 }
 
-fn is_damage(error: &anyhow::Error) -> bool {
+pub fn is_damage(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<RepositoryError>()
         .is_some_and(RepositoryError::is_damage)
 }
 
-fn explain(error: RepositoryError, disk: &DiskManifest, target: &str) -> anyhow::Error {
+pub fn explain(error: RepositoryError, disk: &DiskManifest, target: &str) -> anyhow::Error {
     if matches!(error, RepositoryError::Cancelled) {
         return Problem::new(format!(
             "stopped on request: disk {} was not restored completely to {target}",
@@ -243,6 +281,9 @@ pub fn write(text: &mut String, report: &Report) {
     table.write(text);
     if let Some(metadata) = &report.metadata {
         line!(text, "Metadata in {metadata}");
+    }
+    if let Some(xva) = &report.xva {
+        line!(text, "XVA in {xva}");
     }
     let engine = report.disks.first().map(|disk| disk.report.engine.as_str());
     line!(

@@ -1,8 +1,8 @@
 //! Where restored disks go: checks before anything is written, and files that appear only when complete.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use undercroft_dataplane::io::{BlockFile, OsFile};
+use undercroft_dataplane::restore::write::Plain;
 use undercroft_dataplane::restore::{Target, TargetContent};
 use undercroft_format::reason::Reason;
 use undercroft_format::snapshot::DiskManifest;
@@ -209,6 +210,61 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Whether an archive of all disks may go to the destination.
+    pub fn check_archive(&self) -> anyhow::Result<()> {
+        let path = match self.destination {
+            Destination::Stdout => return Ok(()),
+            Destination::File(path) => path,
+            Destination::Directory(path) => {
+                return Err(Problem::usage(format!(
+                    "{} is a directory: an XVA is a file",
+                    path.display()
+                ))
+                .hint("name the file, as in --xva DIR/NAME.xva")
+                .into());
+            }
+        };
+        self.runner.may_write(path)?;
+        match fs::metadata(path) {
+            Ok(metadata) if is_stream(&metadata) => Ok(()),
+            Ok(metadata) if !metadata.file_type().is_file() => Err(Problem::new(format!(
+                "the target {} is no file",
+                path.display()
+            ))
+            .hint("choose another target")
+            .into()),
+            Ok(_) if self.overwrite_of(path) == Overwrite::Never => Err(Problem::new(format!(
+                "the target {} exists",
+                path.display()
+            ))
+            .hint("overwrite it: --force")
+            .into()),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => check_new(path),
+            Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),
+        }
+    }
+
+    /// Opens the destination for an archive.
+    pub fn open_archive(&self) -> anyhow::Result<(Box<dyn Write + Send>, Finish)> {
+        let Destination::File(path) = self.destination else {
+            let stdout = File::from(stdout()?);
+            let finish = Finish::plain("standard output".to_owned(), None);
+            return Ok((Box::new(stdout), finish));
+        };
+        if fs::metadata(path).is_ok_and(|metadata| is_stream(&metadata)) {
+            let opening = || format!("opening {}", path.display());
+            let stream = OpenOptions::new().write(true).open(path);
+            let finish = Finish::plain(path.display().to_string(), None);
+            return Ok((Box::new(stream.with_context(opening)?), finish));
+        }
+        // A link stays, and what it leads to is replaced.
+        let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let overwrite = self.overwrite_of(&path);
+        let (file, finish) = new_file(path, overwrite, None)?;
+        Ok((Box::new(Appended { file, len: 0 }), finish))
+    }
+
     /// Whether the metadata may be written beside `disks`.
     pub fn check_metadata(&self, name: &str, disks: &[&DiskManifest]) -> anyhow::Result<()> {
         let path = self.in_directory(name, "metadata")?;
@@ -358,14 +414,34 @@ fn is_stream(metadata: &fs::Metadata) -> bool {
     kind.is_fifo() || kind.is_char_device()
 }
 
+/// A file that is written from its start on.
+struct Appended {
+    file: Arc<dyn BlockFile>,
+    len: u64,
+}
+
+impl Write for Appended {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_all_at(bytes, self.len)?;
+        self.len += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Standard output. Not through `Stdout`, which looks for line ends.
+fn stdout() -> anyhow::Result<OwnedFd> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    stdout.context("opening standard output")
+}
+
 fn stdout_target() -> anyhow::Result<OpenTarget> {
-    // Not through `Stdout`, which looks for line ends.
-    let stdout = io::stdout()
-        .as_fd()
-        .try_clone_to_owned()
-        .context("opening standard output")?;
+    let stdout = stdout()?;
     Ok(OpenTarget {
-        target: Target::Stream(Box::new(File::from(stdout))),
+        target: Target::Stream(Box::new(Plain(File::from(stdout)))),
         finish: Finish::plain("standard output".to_owned(), None),
     })
 }
@@ -376,7 +452,7 @@ fn stream_target(path: PathBuf) -> anyhow::Result<OpenTarget> {
         .open(&path)
         .with_context(|| format!("opening {}", path.display()))?;
     Ok(OpenTarget {
-        target: Target::Stream(Box::new(file)),
+        target: Target::Stream(Box::new(Plain(file))),
         finish: Finish::plain(path.display().to_string(), None),
     })
 }

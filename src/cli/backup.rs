@@ -21,6 +21,9 @@ use crate::settings::Settings;
 /// standard input. What the repository has already is not stored again, so a backup that was
 /// interrupted goes on where it stopped when it is run again.
 ///
+/// With --xva the disks are those of an export of XenServer or XCP-ng, labelled xvda, xvdb, ... by where they are
+/// plugged in. Nothing is published unless the XVA is complete and all its checksums fit.
+///
 /// With --changed-blocks and --parent only what changed since the parent is read. A bitmap that does not
 /// fit leads to a full read and a reason code, never to wrong data.
 ///
@@ -33,14 +36,22 @@ use crate::settings::Settings;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Name of the virtual machine
-    #[arg(long, value_name = "NAME")]
-    vm: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "xva")]
+    vm: Option<String>,
     /// A disk and its label
     #[arg(long = "disk", value_name = "LABEL=SOURCE")]
     disks: Vec<String>,
     /// Disks labelled by their file names without extension
     #[arg(value_name = "SOURCE")]
     sources: Vec<PathBuf>,
+    /// The VM as an XVA: a file, `-` for standard input, or a URL (http://, https://); plain, gzip or zstd. All
+    /// its disks are backed up, its ova.xml becomes the metadata, and --vm may be left out
+    #[arg(
+        long,
+        value_name = "FILE|URL",
+        conflicts_with_all = ["disks", "sources", "changed_blocks", "metadata", "lineage"]
+    )]
+    xva: Option<PathBuf>,
     /// The snapshot that --changed-blocks refers to
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<SnapshotSpec>,
@@ -72,6 +83,7 @@ pub struct Args {
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let request = Words {
         vm: args.vm,
+        xva: args.xva,
         disks: args.disks,
         sources: args.sources,
         changed_blocks: args.changed_blocks,

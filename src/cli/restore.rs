@@ -2,11 +2,12 @@
 
 use clap::builder::NonEmptyStringValueParser;
 use undercroft_control::SnapshotSpec;
+use undercroft_format::xva::ChecksumKind;
 
 use crate::failure::Outcome;
 use crate::proxy::{Through, tasks};
 use crate::report;
-use crate::restore_run::{self, Request, run_through};
+use crate::restore_run::{self, Form, Request, run_through};
 use crate::restore_target::Overwrite;
 use crate::runner::Terminal;
 use crate::settings::Settings;
@@ -17,13 +18,17 @@ use crate::settings::Settings;
 /// standard output. Into a directory go all disks as LABEL.raw and the VM's metadata. A file appears
 /// under its name only when it is complete.
 ///
+/// With --xva the VM becomes one file to import, always the same for a snapshot. Its ova.xml is the one that was
+/// backed up, where what was exported from a snapshot is no template any more; for a snapshot without one it is
+/// made up: 1 GiB of memory, one processor, no network.
+///
 /// Damaged data never passes for good: the restore fails, or with --allow-damage it leaves the damaged
 /// ranges as zeros (with --in-place as they are), says which they are and ends with exit code 3.
 ///
 /// With --proxy the target is on the proxy's machine, named by an absolute path.
 ///
 /// JSON: snapshot, duration_ms, disks (disk, target, size, data_bytes, written_bytes, equal_bytes,
-/// fetched_bytes, damage, engine), metadata (the file written, or null). It goes to standard error when
+/// fetched_bytes, damage, engine), metadata (the file written, or null), with --xva xva (the file written). It goes to standard error when
 /// the disk goes to standard output. With --detach: task, proxy, is_new.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -33,8 +38,24 @@ pub struct Args {
     #[arg(long, value_name = "LABEL")]
     disk: Option<String>,
     /// Where to
-    #[arg(long, value_name = "TARGET", value_parser = NonEmptyStringValueParser::new())]
-    to: String,
+    #[arg(
+        long,
+        value_name = "TARGET",
+        value_parser = NonEmptyStringValueParser::new(),
+        required_unless_present = "xva"
+    )]
+    to: Option<String>,
+    /// Write one XVA of all disks to FILE, or to standard output (`-`), to import into XenServer or XCP-ng
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_parser = NonEmptyStringValueParser::new(),
+        conflicts_with_all = ["to", "disk", "in_place"]
+    )]
+    xva: Option<String>,
+    /// The checksums in the XVA: sha1 is for releases before 8.1
+    #[arg(long, value_name = "KIND", default_value = "xxhash", requires = "xva")]
+    xva_checksum: XvaChecksum,
     /// Read the target and write only what differs; a longer file is cut only with --force
     #[arg(long)]
     in_place: bool,
@@ -48,11 +69,27 @@ pub struct Args {
     through: Through,
 }
 
+/// Kinds of checksums by their names.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum XvaChecksum {
+    Xxhash,
+    Sha1,
+}
+
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let checksums = match args.xva_checksum {
+        XvaChecksum::Xxhash => ChecksumKind::Xxh64,
+        XvaChecksum::Sha1 => ChecksumKind::Sha1,
+    };
+    let (to, form) = match (args.xva, args.to) {
+        (Some(xva), _) => (xva, Form::Xva(checksums)),
+        (None, to) => (to.unwrap_or_default(), Form::Disks),
+    };
     let request = Request {
         snapshot: args.snapshot,
         disk: args.disk,
-        to: args.to,
+        to,
+        form,
         overwrite: match (args.in_place, args.force) {
             (true, cut) => Overwrite::InPlace { cut },
             (false, true) => Overwrite::Force,

@@ -11,7 +11,7 @@ use undercroft_format::wire::task::{BackupTask, RestoreTask, Task, TaskDisk};
 use crate::backup_job::{DiskRequest, Request, is_stdin};
 use crate::failure::Problem;
 use crate::nbd_source::is_nbd;
-use crate::restore_run;
+use crate::restore_run::{self, Form};
 use crate::settings::Settings;
 
 /// The task that `request` is.
@@ -21,6 +21,14 @@ pub fn backup(
     parent: Option<&SnapshotSpec>,
     resume: Option<SessionId>,
 ) -> anyhow::Result<Task> {
+    if let Some(xva) = &request.xva {
+        return Err(Problem::usage(format!(
+            "the XVA {} cannot be backed up by a proxy: it reads disks one by one",
+            xva.shown()
+        ))
+        .hint("back it up without --proxy")
+        .into());
+    }
     let disks = request.disks.into_iter().map(|disk| {
         let source = match disk.source.to_str().filter(|_| is_nbd(&disk.source)) {
             Some(uri) => uri.to_owned(),
@@ -48,6 +56,11 @@ pub fn backup(
 
 /// The task that `request` is.
 pub fn restore(settings: &Settings, request: &restore_run::Request) -> anyhow::Result<Task> {
+    if request.form != Form::Disks {
+        return Err(Problem::usage("a proxy restores disks, not XVAs")
+            .hint("restore the XVA without --proxy")
+            .into());
+    }
     checked(Task::Restore(RestoreTask {
         repository: repository(settings)?,
         snapshot: request.snapshot.to_string(),
@@ -70,6 +83,7 @@ pub fn backup_request(task: &BackupTask) -> Request {
     Request {
         vm: task.vm.clone(),
         disks: disks.collect(),
+        xva: None,
         metadata: task.metadata.as_ref().map(PathBuf::from),
         tags: task.tags.clone(),
         lock: task.lock,
@@ -82,6 +96,7 @@ pub fn restore_request(task: &RestoreTask) -> anyhow::Result<restore_run::Reques
         snapshot: task.snapshot.parse()?,
         disk: task.disk.clone(),
         to: task.target.clone(),
+        form: Form::Disks,
         overwrite: task.overwrite,
         allow_damage: task.allow_damage,
     })

@@ -23,13 +23,17 @@ use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
 use super::source::{ChangedBlocks, DiskSource, Source};
 use super::store_nodes::StoreNodes;
 use super::worker::{DiskCounters, SegmentWork, WorkerStates};
+use super::xva::archive::{XvaArchive, XvaStream};
+use super::xva::segments::{ArchivedSegment, DiskSegments};
 use crate::clock::Stopwatch;
 use crate::io::{BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::RecordEncoder;
 use crate::repository::retention::UnixMs;
-use crate::repository::session::{Begun, Committed, DiskState, Session, SessionRequest};
+use crate::repository::session::{
+    Begun, Committed, DiskState, DoneSegments, Session, SessionRequest,
+};
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::walk::{Place, Visitor, walk_disk};
 use crate::repository::{Repository, Traffic};
@@ -195,10 +199,7 @@ fn published(repository: &dyn Repository, committed: Committed) -> Result<Backup
 fn request(job: &BackupJob) -> SessionRequest {
     let disks = job.disks.iter().map(|disk| DiskState {
         label: disk.label.clone(),
-        size: match &disk.source {
-            Source::Disk(source) => source.size(),
-            Source::Stream(_) => DiskLength::new(0),
-        },
+        size: disk.source.size().unwrap_or_default(),
         state: disk.state,
     });
     SessionRequest {
@@ -235,9 +236,8 @@ fn store_all(
         states: WorkerStates::new(workers, config.zstd_level.into()),
     };
     for disk in &job.disks {
-        if let Source::Disk(source) = &disk.source {
-            progress.total_bytes.add(source.size().get());
-        }
+        let size = disk.source.size().unwrap_or_default();
+        progress.total_bytes.add(size.get());
     }
     // Before the disks: its memory goes before theirs is touched.
     let metadata = match job.metadata {
@@ -245,9 +245,17 @@ fn store_all(
         None => None,
     };
     let mut warnings = Vec::new();
+    let parent = job.parent.as_ref();
     let mut disks = Vec::with_capacity(job.disks.len());
-    for (ordinal, disk) in (0..).zip(job.disks) {
-        disks.push(machine.disk(ordinal, disk, job.parent.as_ref(), &job.vm, &mut warnings)?);
+    match archive_of(&job.disks) {
+        Some(archive) => {
+            disks = machine.archive(archive, job.disks, parent, &job.vm, &mut warnings)?;
+        }
+        None => {
+            for (ordinal, disk) in (0..).zip(job.disks) {
+                disks.push(machine.disk(ordinal, disk, parent, &job.vm, &mut warnings)?);
+            }
+        }
     }
     let elapsed = wall.elapsed();
     let waits = Waits::of(progress, workers, elapsed);
@@ -359,9 +367,7 @@ impl Machine<'_> {
             Source::Disk(source) => {
                 let size = source.size();
                 let mut plan = self.plan(&job.label, size, job.changed_blocks, parent, warnings);
-                if parent.is_some_and(|parent| parent.snapshot.vm != vm) {
-                    plan.reasons.push(Reason::ParentOfOtherVm);
-                }
+                note_parent(&mut plan, parent, vm);
                 self.note_io(&source, &mut plan.reasons);
                 let phase = match parent_disk {
                     Some(disk) => disk.grid_phase,
@@ -395,6 +401,7 @@ impl Machine<'_> {
                 let stored = self.store_tree(&plan, None, segments, &changes, &counters)?;
                 (size, plan, 0, stored)
             }
+            Source::Archived(_) => unreachable!("disks of an archive are read with the others"),
         };
         Ok(DiskManifest {
             label: job.label,
@@ -408,6 +415,142 @@ impl Machine<'_> {
             lineage: job.lineage,
             figures: stored.figures,
         })
+    }
+
+    /// Reads the disks of an archive in the archive's order, and gives them in that of the jobs.
+    fn archive(
+        &self,
+        archive: XvaArchive,
+        jobs: Vec<DiskJob>,
+        parent: Option<&StoredSnapshot>,
+        vm: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<DiskManifest>> {
+        let mut stream = archive.into_stream(self.engine)?;
+        let mut done: Vec<Option<DiskManifest>> = jobs.iter().map(|_| None).collect();
+        let mut jobs: Vec<Option<DiskJob>> = jobs.into_iter().map(Some).collect();
+        while let Some(number) = stream.next_disk()? {
+            let is_wanted = |job: &Option<DiskJob>| {
+                let source = job.as_ref().map(|job| &job.source);
+                matches!(source, Some(Source::Archived(disk)) if disk.number == number)
+            };
+            let Some(place) = jobs.iter().position(is_wanted) else {
+                stream.skip_disk(self.progress)?;
+                continue;
+            };
+            let job = jobs[place].take().expect("just seen");
+            let stream = Some(&mut stream);
+            let disk = self.archived_disk(place as u16, job, stream, parent, vm, warnings)?;
+            done[place] = Some(disk);
+        }
+        // The reader has seen to it that those which are left have no bytes.
+        for (place, job) in jobs.into_iter().enumerate() {
+            if let Some(job) = job {
+                let disk = self.archived_disk(place as u16, job, None, parent, vm, warnings)?;
+                done[place] = Some(disk);
+            }
+        }
+        Ok(done.into_iter().flatten().collect())
+    }
+
+    /// Stores the disk that `stream` has just begun; without one, a disk of no bytes.
+    fn archived_disk(
+        &self,
+        ordinal: u16,
+        job: DiskJob,
+        stream: Option<&mut XvaStream>,
+        parent: Option<&StoredSnapshot>,
+        vm: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<DiskManifest> {
+        let size = job.source.size().unwrap_or_default();
+        let segment_size = self.session.config().segment_size;
+        let mut plan = self.plan(&job.label, size, None, parent, warnings);
+        note_parent(&mut plan, parent, vm);
+        let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
+        let counters = DiskCounters::default();
+        let mut phase = parent_disk.map_or(0, |disk| disk.grid_phase);
+        let mut changes = Changes::new();
+        if let Some(stream) = stream {
+            // What a pipe brings now need not be what an earlier run was given.
+            let finished = match stream.is_repeatable() {
+                true => self.session.finished(ordinal),
+                false => DoneSegments::new(),
+            };
+            let mut segments =
+                DiskSegments::new(stream, size, segment_size, &self.pool, self.progress);
+            let first = segments.next_segment()?;
+            if parent_disk.is_none() {
+                phase = ArchivedSegment::grid_phase(first.as_ref(), size);
+            }
+            let work = SegmentWork {
+                session: self.session,
+                disk: ordinal,
+                chunker: &self.chunker,
+                is_stream: false,
+                grid_phase: phase,
+                parent: None,
+                counters: &counters,
+                progress: self.progress,
+            };
+            ((), changes) = self.fan_out(&work, |emit| {
+                self.emit_archived(segments, first, phase, &finished, emit)
+            })?;
+            for (number, done) in &finished {
+                counters.count(done);
+                changes.insert(*number, done.map);
+            }
+        }
+        let stored = self.store_tree(
+            &plan,
+            None,
+            segment_size.segments_of(size),
+            &changes,
+            &counters,
+        )?;
+        Ok(DiskManifest {
+            label: job.label,
+            size,
+            segment_size,
+            grid_phase: phase,
+            root: stored.root,
+            read_mode: plan.read_mode,
+            reasons: plan.reasons,
+            source: job.source_name,
+            lineage: job.lineage,
+            figures: stored.figures,
+        })
+    }
+
+    /// Gives the segments of an archived disk to the workers, but for those that are done.
+    fn emit_archived(
+        &self,
+        mut segments: DiskSegments<'_>,
+        mut next: Option<ArchivedSegment>,
+        phase: u16,
+        finished: &DoneSegments,
+        emit: &mut dyn FnMut(FilledSegment) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = 0;
+        while let Some(segment) = next {
+            let range = segment.range();
+            let left_out = range.start.saturating_sub(at);
+            self.progress.done_bytes.add(left_out);
+            self.progress.read_bytes.add(segment.data_bytes());
+            at = range.end;
+            match finished.contains_key(&segment.number) {
+                true => self.progress.done_bytes.add(range.len()),
+                false => {
+                    self.session.going_on()?;
+                    emit(segment.filled(phase))?;
+                }
+            }
+            next = segments.next_segment()?;
+        }
+        self.progress
+            .done_bytes
+            .add(segments.size().get().saturating_sub(at));
+        Ok(())
     }
 
     /// Reads a disk as planned and stores it.
@@ -702,6 +845,20 @@ impl Machine<'_> {
             len: bytes.len() as u64,
             chunks,
         })
+    }
+}
+
+/// The archive that the disks are of, if they are.
+fn archive_of(disks: &[DiskJob]) -> Option<XvaArchive> {
+    disks.iter().find_map(|disk| match &disk.source {
+        Source::Archived(archived) => archived.archive.lock().take(),
+        Source::Disk(_) | Source::Stream(_) => None,
+    })
+}
+
+fn note_parent(plan: &mut Plan, parent: Option<&StoredSnapshot>, vm: &str) {
+    if parent.is_some_and(|parent| parent.snapshot.vm != vm) {
+        plan.reasons.push(Reason::ParentOfOtherVm);
     }
 }
 

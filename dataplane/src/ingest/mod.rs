@@ -6,7 +6,7 @@
 //!
 //! [`source`] says what there is to read, [`reader`] fills buffers with a segment's bytes, a [`worker`]
 //! takes a filled segment through the other stages while it is in its cache, and [`backup`] wires them
-//! for the disks of a VM and publishes the snapshot. A segment is the unit of work: segments do not
+//! for the disks of a VM and publishes the snapshot. An [`xva`] is the source of all disks of its VM at once. A segment is the unit of work: segments do not
 //! depend on each other, so that any number of workers gives the same maps.
 
 pub mod backup;
@@ -15,3 +15,4 @@ pub mod reader;
 pub mod source;
 pub mod store_nodes;
 pub mod worker;
+pub mod xva;

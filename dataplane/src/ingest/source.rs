@@ -1,4 +1,4 @@
-//! What there is to read: a disk with addresses, or a stream without.
+//! What there is to read: a disk with addresses, a stream without, or a disk of an archive.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use undercroft_format::partition::{PARTITION_HEAD_LEN, grid_phase};
 use undercroft_format::units::DiskLength;
 
+use super::xva::archive::ArchivedDisk;
 use crate::io::{BlockFile, BufferPool, Engine, OsFile, Queue};
 
 /// Where a disk's bytes come from.
@@ -17,6 +18,19 @@ pub enum Source {
     Disk(DiskSource),
     /// Bytes in order, without addresses or a known end.
     Stream(Box<dyn Read + Send>),
+    /// A disk of an XVA. All disks of the job are of the same one then.
+    Archived(ArchivedDisk),
+}
+
+impl Source {
+    /// Bytes of the disk, if they are known before it is read.
+    pub fn size(&self) -> Option<DiskLength> {
+        match self {
+            Self::Disk(disk) => Some(disk.size()),
+            Self::Stream(_) => None,
+            Self::Archived(disk) => Some(disk.size),
+        }
+    }
 }
 
 impl fmt::Debug for Source {
@@ -24,6 +38,7 @@ impl fmt::Debug for Source {
         match self {
             Self::Disk(disk) => disk.fmt(f),
             Self::Stream(_) => f.write_str("Stream"),
+            Self::Archived(disk) => disk.fmt(f),
         }
     }
 }

@@ -12,7 +12,6 @@ pub mod decode;
 pub mod plan;
 pub mod write;
 
-use std::io::Write;
 use std::sync::Arc;
 
 use crossbeam_channel::{Sender, bounded};
@@ -27,7 +26,7 @@ use undercroft_format::units::{DiskRange, SegmentNumber};
 
 use self::decode::{Outcome, SegmentDecoder, Undecoded, describe};
 use self::plan::SegmentPlan;
-use self::write::{DecodedSegment, DiskWriter, write_stream};
+use self::write::{DecodedSegment, DiskWriter, InOrder, write_stream};
 use crate::io::{BlockFile, Buffer, BufferPool, Direction, Piece, Queue, Transfer};
 use crate::progress::{Counter, Progress};
 use crate::repository::Repository;
@@ -63,7 +62,7 @@ pub enum Target {
         content: TargetContent,
     },
     /// Bytes in order.
-    Stream(Box<dyn Write + Send>),
+    Stream(Box<dyn InOrder>),
 }
 
 /// What a target holds before a restore.

@@ -1,7 +1,7 @@
 //! The writing thread of a restore: decoded segments to a disk in any order, or to a stream in order.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, TryRecvError};
@@ -123,9 +123,53 @@ fn reap(queue: &mut dyn Queue) -> Result<()> {
     }
 }
 
+/// Takes the bytes of a disk in order.
+pub trait InOrder: Send {
+    /// Bytes.
+    ///
+    /// # Errors
+    /// Whatever they go to says.
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// So many zeros.
+    ///
+    /// # Errors
+    /// As for [`data`](Self::data).
+    fn zeros(&mut self, len: u64) -> io::Result<()>;
+
+    /// The disk is complete.
+    ///
+    /// # Errors
+    /// As for [`data`](Self::data).
+    fn finish(&mut self) -> io::Result<()>;
+}
+
+/// A stream that gets every byte, zeros as well.
+pub struct Plain<W>(pub W);
+
+impl<W: Write + Send> InOrder for Plain<W> {
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    fn zeros(&mut self, mut len: u64) -> io::Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        while len > 0 {
+            let now = len.min(ZEROS.len() as u64);
+            self.0.write_all(&ZEROS[..now as usize])?;
+            len -= now;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Writes segments in order to a stream; gaps are zeros. Like [`DiskWriter::run`] otherwise.
 pub fn write_stream(
-    mut stream: Box<dyn Write + Send>,
+    mut stream: Box<dyn InOrder>,
     size: u64,
     segment_size: SegmentSize,
     segments: &Receiver<DecodedSegment>,
@@ -146,37 +190,27 @@ pub fn write_stream(
     let complete =
         next >= segment_size.segments_of(undercroft_format::units::DiskLength::new(size));
     if result.is_ok() && complete {
-        result = stream.flush();
+        result = stream.finish();
     }
     result.map_err(RepositoryError::io("writing", "the target stream"))
 }
 
 fn write_segment(
-    stream: &mut dyn Write,
+    stream: &mut dyn InOrder,
     segment: DecodedSegment,
     progress: &Progress,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     progress.done_bytes.add(segment.range.len());
     let mut at = 0;
     if let Some(buffer) = &segment.buffer {
         for range in &segment.write {
-            write_zeros(stream, range.start - at)?;
-            stream.write_all(&buffer[range.start as usize..range.end as usize])?;
+            stream.zeros(range.start - at)?;
+            stream.data(&buffer[range.start as usize..range.end as usize])?;
             progress.stored_bytes.add(range.len());
             at = range.end;
         }
     }
-    write_zeros(stream, segment.range.len() - at)
-}
-
-fn write_zeros(stream: &mut dyn Write, mut len: u64) -> std::io::Result<()> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    while len > 0 {
-        let now = len.min(ZEROS.len() as u64);
-        stream.write_all(&ZEROS[..now as usize])?;
-        len -= now;
-    }
-    Ok(())
+    stream.zeros(segment.range.len() - at)
 }
 
 impl Target {

@@ -38,7 +38,9 @@ pub(super) struct Placed {
 #[non_exhaustive]
 pub enum SequenceError {
     /// Without it nothing is known of the others' places.
-    #[error("a disk's first block is number 0, with data: this is number {number}, {len} bytes long")]
+    #[error(
+        "a disk's first block is number 0, with data: this is number {number}, {len} bytes long"
+    )]
     First {
         /// Its number.
         number: u64,
@@ -54,9 +56,7 @@ pub enum SequenceError {
         number: u64,
     },
     /// More than the disk has.
-    #[error(
-        "block {number} of {len} bytes would lie at {offset}, but the disk ends at {size}"
-    )]
+    #[error("block {number} of {len} bytes would lie at {offset}, but the disk ends at {size}")]
     BeyondEnd {
         /// Its number.
         number: u64,
@@ -174,7 +174,10 @@ mod tests {
     use super::*;
 
     /// Where blocks (number, length) of a disk come to lie, and whether it is then complete.
-    fn placed(size: u64, blocks: &[(u64, u64)]) -> Result<(Vec<(u64, u64, u64)>, bool), SequenceError> {
+    fn placed(
+        size: u64,
+        blocks: &[(u64, u64)],
+    ) -> Result<(Vec<(u64, u64, u64)>, bool), SequenceError> {
         let mut sequence = BlockSequence::new(DiskLength::new(size));
         let mut places = Vec::new();
         for (number, len) in blocks {
@@ -188,14 +191,23 @@ mod tests {
     fn numbers_are_counters() {
         assert_eq!(
             placed(50, &[(0, 10), (1, 0), (3, 10), (4, 0), (6, 10)]),
-            Ok((vec![(0, 10, 0), (10, 0, 0), (20, 10, 0), (30, 0, 0), (40, 10, 0)], true))
+            Ok((
+                vec![(0, 10, 0), (10, 0, 0), (20, 10, 0), (30, 0, 0), (40, 10, 0)],
+                true
+            ))
         );
     }
 
     #[test]
     fn last_blocks_are_short_or_filled_up() {
-        assert_eq!(placed(25, &[(0, 10), (2, 5)]), Ok((vec![(0, 10, 0), (20, 5, 0)], true)));
-        assert_eq!(placed(25, &[(0, 10), (2, 10)]), Ok((vec![(0, 10, 0), (20, 5, 5)], true)));
+        assert_eq!(
+            placed(25, &[(0, 10), (2, 5)]),
+            Ok((vec![(0, 10, 0), (20, 5, 0)], true))
+        );
+        assert_eq!(
+            placed(25, &[(0, 10), (2, 10)]),
+            Ok((vec![(0, 10, 0), (20, 5, 5)], true))
+        );
         assert_eq!(placed(7, &[(0, 7)]), Ok((vec![(0, 7, 0)], true)));
         let filled = placed(7, &[(0, XVA_BLOCK_LEN)]);
         assert_eq!(filled, Ok((vec![(0, 7, XVA_BLOCK_LEN - 7)], true)));
@@ -208,19 +220,101 @@ mod tests {
         for (size, blocks, expected) in [
             (50, &[(1, 10)][..], E::First { number: 1, len: 10 }),
             (50, &[(0, 0)], E::First { number: 0, len: 0 }),
-            (50, &[(0, 10), (0, 10)], E::Order { expected: 1, number: 0 }),
-            (50, &[(0, 10), (2, 10), (1, 10)], E::Order { expected: 3, number: 1 }),
-            (50, &[(0, 10), (1, 9)], E::Length { number: 1, offset: 10, len: 9, expected: 10 }),
-            (50, &[(0, 10), (1, 11)], E::Length { number: 1, offset: 10, len: 11, expected: 10 }),
-            (25, &[(0, 10), (2, 6)], E::Length { number: 2, offset: 20, len: 6, expected: 5 }),
-            (25, &[(0, 10), (2, 11)], E::Length { number: 2, offset: 20, len: 11, expected: 5 }),
-            (30, &[(0, 10), (3, 10)], E::BeyondEnd { number: 3, len: 10, offset: 30, size: 30 }),
-            (20, &[(0, 10), (1, 10), (2, 0)], E::BeyondEnd { number: 2, len: 0, offset: 20, size: 20 }),
-            (0, &[(0, 10)], E::BeyondEnd { number: 0, len: 10, offset: 0, size: 0 }),
+            (
+                50,
+                &[(0, 10), (0, 10)],
+                E::Order {
+                    expected: 1,
+                    number: 0,
+                },
+            ),
+            (
+                50,
+                &[(0, 10), (2, 10), (1, 10)],
+                E::Order {
+                    expected: 3,
+                    number: 1,
+                },
+            ),
+            (
+                50,
+                &[(0, 10), (1, 9)],
+                E::Length {
+                    number: 1,
+                    offset: 10,
+                    len: 9,
+                    expected: 10,
+                },
+            ),
+            (
+                50,
+                &[(0, 10), (1, 11)],
+                E::Length {
+                    number: 1,
+                    offset: 10,
+                    len: 11,
+                    expected: 10,
+                },
+            ),
+            (
+                25,
+                &[(0, 10), (2, 6)],
+                E::Length {
+                    number: 2,
+                    offset: 20,
+                    len: 6,
+                    expected: 5,
+                },
+            ),
+            (
+                25,
+                &[(0, 10), (2, 11)],
+                E::Length {
+                    number: 2,
+                    offset: 20,
+                    len: 11,
+                    expected: 5,
+                },
+            ),
+            (
+                30,
+                &[(0, 10), (3, 10)],
+                E::BeyondEnd {
+                    number: 3,
+                    len: 10,
+                    offset: 30,
+                    size: 30,
+                },
+            ),
+            (
+                20,
+                &[(0, 10), (1, 10), (2, 0)],
+                E::BeyondEnd {
+                    number: 2,
+                    len: 0,
+                    offset: 20,
+                    size: 20,
+                },
+            ),
+            (
+                0,
+                &[(0, 10)],
+                E::BeyondEnd {
+                    number: 0,
+                    len: 10,
+                    offset: 0,
+                    size: 0,
+                },
+            ),
             (
                 50,
                 &[(0, 10), (u64::MAX - 1, 10)],
-                E::BeyondEnd { number: u64::MAX - 1, len: 10, offset: u64::MAX, size: 50 },
+                E::BeyondEnd {
+                    number: u64::MAX - 1,
+                    len: 10,
+                    offset: u64::MAX,
+                    size: 50,
+                },
             ),
         ] {
             assert_eq!(placed(size, blocks), Err(expected), "{size} {blocks:?}");

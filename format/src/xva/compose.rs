@@ -25,10 +25,16 @@ pub fn adapted(
         let (class, Some(reference)) = identity(object)? else {
             continue;
         };
-        let field = |name| object.member("snapshot").and_then(|record| record.member(name));
+        let field = |name| {
+            object
+                .member("snapshot")
+                .and_then(|record| record.member(name))
+        };
         let vm = ova.vm();
         if class == "VM" && reference == vm.reference && vm.was_a_snapshot {
-            let flags = ["is_a_template", "is_a_snapshot"].into_iter().filter_map(field);
+            let flags = ["is_a_template", "is_a_snapshot"]
+                .into_iter()
+                .filter_map(field);
             edits.extend(flags.map(|flag| (flag.span.clone(), FALSE.to_owned())));
         }
         let disk = disks.iter().find(|disk| disk.reference == reference);
@@ -80,8 +86,16 @@ pub fn made_up(made_up: &MadeUp<'_>) -> Vec<u8> {
     let vdi = |place: usize| reference(3 + 2 * place);
     let count = made_up.disks.len();
     let mut objects = vec![
-        object("VM", &reference(0), vm_record(made_up, (0..count).map(vbd).collect())),
-        object("SR", &reference(1), sr_record(made_up, (0..count).map(vdi).collect())),
+        object(
+            "VM",
+            &reference(0),
+            vm_record(made_up, (0..count).map(vbd).collect()),
+        ),
+        object(
+            "SR",
+            &reference(1),
+            sr_record(made_up, (0..count).map(vdi).collect()),
+        ),
     ];
     for (place, (label, size)) in made_up.disks.iter().enumerate() {
         let number = place.to_string();
@@ -102,7 +116,10 @@ pub fn made_up(made_up: &MadeUp<'_>) -> Vec<u8> {
         ("xapi_minor", text("20")),
         ("export_vsn", text("2")),
     ]);
-    let all = Field::Record(vec![("version", version), ("objects", Field::List(objects))]);
+    let all = Field::Record(vec![
+        ("version", version),
+        ("objects", Field::List(objects)),
+    ]);
     let mut xml = String::new();
     all.write(&mut xml);
     xml.into_bytes()
@@ -184,13 +201,28 @@ struct Defaults {
 
 impl Defaults {
     fn fields<'a>(&self) -> Fields<'a> {
-        let flags = self.flags.iter().map(|(name, flag)| (*name, Field::Flag(*flag)));
+        let flags = self
+            .flags
+            .iter()
+            .map(|(name, flag)| (*name, Field::Flag(*flag)));
         let texts = self.empty_texts.iter().map(|name| (*name, text("")));
         let nulls = self.nulls.iter().map(|name| (*name, text(NULL)));
-        let lists = self.lists.iter().map(|name| (*name, Field::List(Vec::new())));
-        let maps = self.maps.iter().map(|name| (*name, Field::Record(Vec::new())));
+        let lists = self
+            .lists
+            .iter()
+            .map(|name| (*name, Field::List(Vec::new())));
+        let maps = self
+            .maps
+            .iter()
+            .map(|name| (*name, Field::Record(Vec::new())));
         let times = self.times.iter().map(|name| (*name, Field::Never));
-        flags.chain(texts).chain(nulls).chain(lists).chain(maps).chain(times).collect()
+        flags
+            .chain(texts)
+            .chain(nulls)
+            .chain(lists)
+            .chain(maps)
+            .chain(times)
+            .collect()
     }
 }
 
@@ -393,11 +425,20 @@ fn vdi_record<'a>(uuid: String, label: &str, size: DiskLength, vbd: &str) -> Fie
         empty_texts: &["name_description"],
         nulls: &["parent", "snapshot_of", "metadata_of_pool"],
         lists: &["allowed_operations", "crash_dumps", "snapshots", "tags"],
-        maps: &["current_operations", "other_config", "xenstore_data", "sm_config"],
+        maps: &[
+            "current_operations",
+            "other_config",
+            "xenstore_data",
+            "sm_config",
+        ],
         times: &["snapshot_time"],
     };
     let mut fields = defaults.fields();
-    fields.extend(texts(&[("SR", "Ref:1"), ("type", "user"), ("on_boot", "persist")]));
+    fields.extend(texts(&[
+        ("SR", "Ref:1"),
+        ("type", "user"),
+        ("on_boot", "persist"),
+    ]));
     fields.extend([
         ("location", text(uuid.clone())),
         ("uuid", text(uuid)),
@@ -415,11 +456,21 @@ fn uuid(seed: &[u8; 32], kind: &str, label: &str) -> String {
     hasher.update(kind.as_bytes());
     hasher.update(&[0]);
     hasher.update(label.as_bytes());
-    let mut bytes: [u8; 16] = *hasher.finalize().as_bytes().first_chunk().expect("32 bytes");
+    let mut bytes: [u8; 16] = *hasher
+        .finalize()
+        .as_bytes()
+        .first_chunk()
+        .expect("32 bytes");
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex = data_encoding::HEXLOWER.encode(&bytes);
-    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let (a, b, c, d, e) = (
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    );
     format!("{a}-{b}-{c}-{d}-{e}")
 }
 
@@ -430,7 +481,10 @@ mod tests {
     fn example() -> Vec<u8> {
         made_up(&MadeUp {
             vm: "web <1>",
-            disks: vec![("root", DiskLength::new(5 << 20)), ("data", DiskLength::new(7))],
+            disks: vec![
+                ("root", DiskLength::new(5 << 20)),
+                ("data", DiskLength::new(7)),
+            ],
             seed: [7; 32],
         })
     }

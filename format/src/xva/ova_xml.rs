@@ -228,7 +228,9 @@ pub enum OvaXmlError {
         field: &'static str,
     },
     /// A number that is none.
-    #[error("{object} of ova.xml: its {field} is {found:?} where a number from 0 to 2^60 is expected")]
+    #[error(
+        "{object} of ova.xml: its {field} is {found:?} where a number from 0 to 2^60 is expected"
+    )]
     Number {
         /// Of what.
         object: String,
@@ -532,7 +534,8 @@ impl<'a> Record<'a> {
     }
 
     fn needed_number(&self, field: &'static str) -> Result<u64, OvaXmlError> {
-        self.number(field)?.ok_or_else(|| missing(&self.name, field))
+        self.number(field)?
+            .ok_or_else(|| missing(&self.name, field))
     }
 
     fn reference(&self, field: &str) -> Option<Reference> {
@@ -555,7 +558,9 @@ mod tests {
     fn object(class: &str, id: &str, fields: &[(&str, &str)]) -> String {
         let members: String = fields
             .iter()
-            .map(|(name, value)| format!("<member><name>{name}</name><value>{value}</value></member>"))
+            .map(|(name, value)| {
+                format!("<member><name>{name}</name><value>{value}</value></member>")
+            })
             .collect();
         format!(
             "<value><struct><member><name>class</name><value>{class}</value></member>\
@@ -580,7 +585,11 @@ mod tests {
         object(
             "VDI",
             id,
-            &[("uuid", &format!("u-{}", &id[4..])), ("virtual_size", size), ("SR", sr)],
+            &[
+                ("uuid", &format!("u-{}", &id[4..])),
+                ("virtual_size", size),
+                ("SR", sr),
+            ],
         )
     }
 
@@ -591,7 +600,11 @@ mod tests {
 
     #[test]
     fn disks_are_those_that_the_archive_holds() {
-        let vm = [("name_label", "web &amp; co"), ("power_state", "Halted"), ("suspend_VDI", "Ref:15")];
+        let vm = [
+            ("name_label", "web &amp; co"),
+            ("power_state", "Halted"),
+            ("suspend_VDI", "Ref:15"),
+        ];
         let text = ova(
             V2,
             &[
@@ -619,21 +632,43 @@ mod tests {
         let disks = ova.disks().unwrap();
         let shown: Vec<_> = disks
             .iter()
-            .map(|disk| (disk.reference.as_str(), disk.label.as_str(), disk.virtual_size.get()))
+            .map(|disk| {
+                (
+                    disk.reference.as_str(),
+                    disk.label.as_str(),
+                    disk.virtual_size.get(),
+                )
+            })
             .collect();
         assert_eq!(
             shown,
-            [("Ref:10", "xvda", 4096), ("Ref:14", "vdi-u-14", 5), ("Ref:11", "xvdaa", 8192)]
+            [
+                ("Ref:10", "xvda", 4096),
+                ("Ref:14", "vdi-u-14", 5),
+                ("Ref:11", "xvdaa", 8192)
+            ]
         );
         assert_eq!(disks[0].sr_uuid.as_deref(), Some("s"));
         let suspended = text.replace("Halted", "Suspended");
-        let disks = OvaXml::parse(suspended.as_bytes()).unwrap().disks().unwrap();
-        assert_eq!(disks.last().map(|disk| disk.label.as_str()), Some("suspend"));
+        let disks = OvaXml::parse(suspended.as_bytes())
+            .unwrap()
+            .disks()
+            .unwrap();
+        assert_eq!(
+            disks.last().map(|disk| disk.label.as_str()),
+            Some("suspend")
+        );
     }
 
     #[test]
     fn devices_are_counted_as_linux_counts() {
-        for (number, name) in [(0, "xvda"), (25, "xvdz"), (26, "xvdaa"), (51, "xvdaz"), (702, "xvdaaa")] {
+        for (number, name) in [
+            (0, "xvda"),
+            (25, "xvdz"),
+            (26, "xvdaa"),
+            (51, "xvdaz"),
+            (702, "xvdaaa"),
+        ] {
             assert_eq!(device_name(number), name);
         }
     }
@@ -646,17 +681,39 @@ mod tests {
             (ova("", std::slice::from_ref(&vm)), "export version 0"),
             (ova(one, std::slice::from_ref(&vm)), "export version 1"),
             (ova(V2, &[]), "no VM"),
-            (ova(V2, &[vm.clone(), vm.clone()]), "two objects called Ref:0"),
-            (ova(V2, &[vm.clone(), vdi("Ref:1", "-1", "")]), "VDI Ref:1 of ova.xml: its virtual_size is \"-1\""),
-            (ova(V2, &[object("VDI", "Ref:1", &[])]), "VDI Ref:1 of ova.xml has no virtual_size"),
-            ("<value>x</value>".to_owned(), "version of ova.xml has no record"),
+            (
+                ova(V2, &[vm.clone(), vm.clone()]),
+                "two objects called Ref:0",
+            ),
+            (
+                ova(V2, &[vm.clone(), vdi("Ref:1", "-1", "")]),
+                "VDI Ref:1 of ova.xml: its virtual_size is \"-1\"",
+            ),
+            (
+                ova(V2, &[object("VDI", "Ref:1", &[])]),
+                "VDI Ref:1 of ova.xml has no virtual_size",
+            ),
+            (
+                "<value>x</value>".to_owned(),
+                "version of ova.xml has no record",
+            ),
         ] {
             let error = OvaXml::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        let text = ova(V2, &[vm, vdi("Ref:../x", "1", ""), vbd("Ref:2", "Ref:../x", "0", &[])]);
+        let text = ova(
+            V2,
+            &[
+                vm,
+                vdi("Ref:../x", "1", ""),
+                vbd("Ref:2", "Ref:../x", "0", &[]),
+            ],
+        );
         let ova = OvaXml::parse(text.as_bytes()).unwrap();
-        assert_eq!(ova.disks(), Err(OvaXmlError::Reference("Ref:../x".to_owned())));
+        assert_eq!(
+            ova.disks(),
+            Err(OvaXmlError::Reference("Ref:../x".to_owned()))
+        );
     }
 
     #[test]
@@ -666,7 +723,13 @@ mod tests {
             (&[("snapshot_info", info)][..], true),
             (&[("is_a_snapshot", "<boolean>1</boolean>")], true),
             (&[("snapshot_of", "Ref:7")], true),
-            (&[("snapshot_of", "OpaqueRef:NULL"), ("snapshot_info", "<struct></struct>")], false),
+            (
+                &[
+                    ("snapshot_of", "OpaqueRef:NULL"),
+                    ("snapshot_info", "<struct></struct>"),
+                ],
+                false,
+            ),
         ] {
             let text = ova(V2, &[object("VM", "Ref:0", fields)]);
             let ova = OvaXml::parse(text.as_bytes()).unwrap();

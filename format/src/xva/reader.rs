@@ -148,7 +148,9 @@ pub enum XvaProblem {
         size: u64,
     },
     /// No checksum.
-    #[error("the checksum of {block} is expected: {block}.xxhash, 16 bytes, or {block}.checksum, 40 bytes")]
+    #[error(
+        "the checksum of {block} is expected: {block}.xxhash, 16 bytes, or {block}.checksum, 40 bytes"
+    )]
     ChecksumExpected {
         /// The block before.
         block: String,
@@ -192,11 +194,7 @@ enum State {
     /// The payload of `ova.xml`.
     Description { left: u64 },
     /// The payload of a block: of the disk, then beyond its end.
-    Block {
-        offset: u64,
-        left: u64,
-        excess: u64,
-    },
+    Block { offset: u64, left: u64, excess: u64 },
     /// The payload of a checksum.
     Checksum { kind: ChecksumKind, left: u64 },
     /// What fills a payload up to a whole block of the tar.
@@ -599,9 +597,9 @@ impl XvaReader {
         if let Some(block) = &self.block {
             let suffix = name.strip_prefix(block.name.as_bytes());
             let kinds = [ChecksumKind::Xxh64, ChecksumKind::Sha1];
-            let kind = kinds
-                .into_iter()
-                .find(|kind| suffix == Some(kind.suffix().as_bytes()) && size == kind.digits() as u64);
+            let kind = kinds.into_iter().find(|kind| {
+                suffix == Some(kind.suffix().as_bytes()) && size == kind.digits() as u64
+            });
             let Some(kind) = kind else {
                 return Err(self.error(XvaProblem::ChecksumExpected {
                     block: block.name.clone(),

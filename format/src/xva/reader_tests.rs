@@ -19,7 +19,10 @@ fn member(name: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 fn block(name: &str, payload: &[u8], kind: ChecksumKind) -> Vec<u8> {
-    let checksum = member(&format!("{name}{}", kind.suffix()), kind.of(payload).as_bytes());
+    let checksum = member(
+        &format!("{name}{}", kind.suffix()),
+        kind.of(payload).as_bytes(),
+    );
     [member(name, payload), checksum].concat()
 }
 
@@ -73,7 +76,9 @@ fn read(bytes: &[u8], cut: usize) -> Result<BTreeMap<String, Vec<u8>>, XvaError>
 }
 
 fn problem(bytes: &[u8]) -> XvaProblem {
-    read(bytes, usize::MAX).expect_err("it is no good XVA").problem
+    read(bytes, usize::MAX)
+        .expect_err("it is no good XVA")
+        .problem
 }
 
 const X: ChecksumKind = ChecksumKind::Xxh64;
@@ -93,7 +98,10 @@ fn example() -> (Vec<u8>, BTreeMap<String, Vec<u8>>) {
     );
     let first = [[1; 500], [2; 500], [0; 500], [0; 500], [3; 500]].concat();
     let disks = [("Ref:3", first), ("Ref:5", vec![9; 1000])];
-    (bytes, disks.map(|(name, bytes)| (name.to_owned(), bytes)).into())
+    (
+        bytes,
+        disks.map(|(name, bytes)| (name.to_owned(), bytes)).into(),
+    )
 }
 
 #[test]
@@ -110,7 +118,10 @@ fn pieces_of_any_length_are_read_alike() {
 #[test]
 fn truncation_anywhere_is_told() {
     let (bytes, _) = example();
-    for len in (0..bytes.len()).step_by(37).chain([bytes.len() - 1, bytes.len() - 512]) {
+    for len in (0..bytes.len())
+        .step_by(37)
+        .chain([bytes.len() - 1, bytes.len() - 512])
+    {
         let error = read(&bytes[..len], 4096).expect_err("it is truncated");
         let is_truncation = matches!(error.problem, XvaProblem::Truncated { .. });
         assert!(is_truncation, "{len}: {error}");
@@ -127,11 +138,16 @@ fn any_flipped_bit_of_the_disks_is_told() {
         damaged[place] ^= 0x20;
         read(&damaged, usize::MAX).as_ref() == Ok(&disks)
     };
-    let unnoticed = (start..bytes.len()).filter(|place| is_padding(*place)).count();
+    let unnoticed = (start..bytes.len())
+        .filter(|place| is_padding(*place))
+        .count();
     // The padding behind payloads, and hexadecimal letters, whose case says nothing.
     let padding = 24 + 2 * 12 + 12 + 12 + (512 - 40) + 4 * (512 - 16);
     let letters = 16 * 4 + 40;
-    assert!((padding..=padding + letters).contains(&unnoticed), "{unnoticed}");
+    assert!(
+        (padding..=padding + letters).contains(&unnoticed),
+        "{unnoticed}"
+    );
 }
 
 #[test]
@@ -142,17 +158,27 @@ fn members_out_of_place_are_told() {
     let sizes = &[1000, 10][..];
     type Check = fn(&XvaProblem) -> bool;
     let cases: [(&str, Vec<Vec<u8>>, Check); 12] = [
-        ("duplicate", vec![a0(), a0(), a1(), b0()], |p| matches!(p, XvaProblem::Sequence(_))),
-        ("reordered", vec![a1(), a0(), b0()], |p| matches!(p, XvaProblem::Sequence(_))),
-        ("interleaved", vec![a0(), b0(), a1()], |p| matches!(p, XvaProblem::DiskShort { .. })),
-        ("again", vec![a0(), a1(), a0(), b0()], |p| matches!(p, XvaProblem::DiskAgain { .. })),
-        ("missing disk", vec![a0(), a1()], |p| matches!(p, XvaProblem::DiskMissing { .. })),
-        ("missing block", vec![b0(), a0()], |p| matches!(p, XvaProblem::DiskShort { .. })),
-        (
-            "unknown",
-            vec![block("Ref:4/00000000", &[1; 10], X)],
-            |p| matches!(p, XvaProblem::UnknownDisk { .. }),
-        ),
+        ("duplicate", vec![a0(), a0(), a1(), b0()], |p| {
+            matches!(p, XvaProblem::Sequence(_))
+        }),
+        ("reordered", vec![a1(), a0(), b0()], |p| {
+            matches!(p, XvaProblem::Sequence(_))
+        }),
+        ("interleaved", vec![a0(), b0(), a1()], |p| {
+            matches!(p, XvaProblem::DiskShort { .. })
+        }),
+        ("again", vec![a0(), a1(), a0(), b0()], |p| {
+            matches!(p, XvaProblem::DiskAgain { .. })
+        }),
+        ("missing disk", vec![a0(), a1()], |p| {
+            matches!(p, XvaProblem::DiskMissing { .. })
+        }),
+        ("missing block", vec![b0(), a0()], |p| {
+            matches!(p, XvaProblem::DiskShort { .. })
+        }),
+        ("unknown", vec![block("Ref:4/00000000", &[1; 10], X)], |p| {
+            matches!(p, XvaProblem::UnknownDisk { .. })
+        }),
         (
             "oversized",
             vec![a0(), block("Ref:3/00000001", &[1; 501], X)],
@@ -170,10 +196,15 @@ fn members_out_of_place_are_told() {
         ),
         (
             "another's checksum",
-            vec![member("Ref:3/00000000", &[1; 500]), member("Ref:3/00000001.xxhash", &[b'0'; 16])],
+            vec![
+                member("Ref:3/00000000", &[1; 500]),
+                member("Ref:3/00000001.xxhash", &[b'0'; 16]),
+            ],
             |p| matches!(p, XvaProblem::ChecksumExpected { .. }),
         ),
-        ("other file", vec![member("README", b"hello")], |p| *p == XvaProblem::Name),
+        ("other file", vec![member("README", b"hello")], |p| {
+            *p == XvaProblem::Name
+        }),
     ];
     for (name, members, check) in cases {
         let problem = problem(&archive(sizes, &members));
@@ -186,7 +217,10 @@ fn wrong_checksums_are_told() {
     for kind in [X, S] {
         let digits = kind.of(&[2; 10]);
         let name = format!("Ref:3/00000000{}", kind.suffix());
-        let members = [member("Ref:3/00000000", &[1; 10]), member(&name, digits.as_bytes())];
+        let members = [
+            member("Ref:3/00000000", &[1; 10]),
+            member(&name, digits.as_bytes()),
+        ];
         let problem = problem(&archive(&[10], &members));
         let expected = XvaProblem::Checksum {
             stated: digits,
@@ -194,8 +228,14 @@ fn wrong_checksums_are_told() {
         };
         assert_eq!(problem, expected);
     }
-    let mixed = [block("Ref:3/00000000", &[1; 10], X), block("Ref:3/00000001", &[1; 10], S)];
-    assert!(matches!(problem(&archive(&[20], &mixed)), XvaProblem::ChecksumKind { .. }));
+    let mixed = [
+        block("Ref:3/00000000", &[1; 10], X),
+        block("Ref:3/00000001", &[1; 10], S),
+    ];
+    assert!(matches!(
+        problem(&archive(&[20], &mixed)),
+        XvaProblem::ChecksumKind { .. }
+    ));
 }
 
 #[test]
@@ -206,7 +246,10 @@ fn the_end_is_two_blocks_of_zeros_and_nothing_more() {
     assert_eq!(problem(&half), XvaProblem::HalfEnd);
     let glued = [&bytes[..], b"HTTP/1.1 500 Internal Error\r\n"].concat();
     let error = read(&glued, usize::MAX).unwrap_err();
-    assert_eq!((error.problem, error.offset), (XvaProblem::Trailing, bytes.len() as u64));
+    assert_eq!(
+        (error.problem, error.offset),
+        (XvaProblem::Trailing, bytes.len() as u64)
+    );
     let long = [&bytes[..], &vec![0; (1 << 20) + 1]].concat();
     assert_eq!(problem(&long), XvaProblem::Trailing);
     assert_eq!(problem(&END), XvaProblem::NotFirst);
@@ -219,7 +262,10 @@ fn last_blocks_may_be_filled_up_with_zeros_alone() {
     let archive_of = |last: &[u8]| {
         archive(
             &[1700],
-            &[block("Ref:3/00000000", &[4; 1000], X), block("Ref:3/00000001", last, X)],
+            &[
+                block("Ref:3/00000000", &[4; 1000], X),
+                block("Ref:3/00000001", last, X),
+            ],
         )
     };
     let disk = [vec![4; 1000], vec![5; 700]].concat();
@@ -255,16 +301,25 @@ fn names_come_from_extended_headers() {
         extended(b'L', b"Ref:3/00000000.xxhash\0"),
         member("other", checksum.as_bytes()),
     ];
-    assert_eq!(read(&archive(&[10], &members), 100).unwrap()["Ref:3"], [1; 10]);
+    assert_eq!(
+        read(&archive(&[10], &members), 100).unwrap()["Ref:3"],
+        [1; 10]
+    );
     let global = [extended(b'g', b"10 path=x\n")];
     assert_eq!(problem(&archive(&[10], &global)), XvaProblem::GlobalPath);
     let endless = vec![extended(b'5', &[]); 4097];
     assert_eq!(problem(&archive(&[10], &endless)), XvaProblem::Idle);
     let long = [extended(b'L', &vec![b'x'; (64 << 10) + 1])];
-    assert!(matches!(problem(&archive(&[10], &long)), XvaProblem::TooLong { .. }));
+    assert!(matches!(
+        problem(&archive(&[10], &long)),
+        XvaProblem::TooLong { .. }
+    ));
     let mut sparse = member("Ref:3/00000000", &[1; 10]);
     sparse[156] = b'S';
-    assert!(matches!(problem(&archive(&[10], &[sparse])), XvaProblem::Header(_)));
+    assert!(matches!(
+        problem(&archive(&[10], &[sparse])),
+        XvaProblem::Header(_)
+    ));
 }
 
 #[test]
@@ -272,19 +327,31 @@ fn descriptions_are_bounded() {
     let mut huge = v7_header("ova.xml", 1 << 30).to_vec();
     huge.resize(4096, 0);
     assert!(matches!(problem(&huge), XvaProblem::TooLong { .. }));
-    assert_eq!(problem(&member("Ref:3/00000000", &[1; 10])), XvaProblem::NotFirst);
+    assert_eq!(
+        problem(&member("Ref:3/00000000", &[1; 10])),
+        XvaProblem::NotFirst
+    );
 }
 
 /// Writes disks, given as bytes by reference, and their description.
-fn write(sizes: &[u64], content: &BTreeMap<String, Vec<u8>>, checksums: ChecksumKind, piece: usize) -> Vec<u8> {
+fn write(
+    sizes: &[u64],
+    content: &BTreeMap<String, Vec<u8>>,
+    checksums: ChecksumKind,
+    piece: usize,
+) -> Vec<u8> {
     let text = description(sizes);
     let mut disks = OvaXml::parse(&text).unwrap().disks().unwrap();
     in_order(&mut disks);
     let omit_zeros = may_omit_zeros(&disks);
     let mut bytes = description_member(&text);
     for disk in disks {
-        let mut encoder =
-            DiskEncoder::new(disk.reference.clone(), disk.virtual_size, checksums, omit_zeros);
+        let mut encoder = DiskEncoder::new(
+            disk.reference.clone(),
+            disk.virtual_size,
+            checksums,
+            omit_zeros,
+        );
         let mut emit = |members: &[u8]| -> Result<(), ()> {
             bytes.extend_from_slice(members);
             Ok(())
@@ -320,7 +387,10 @@ fn zeros_are_left_out_between_first_and_last() {
     let content = [("Ref:3".to_owned(), disk(5 * M + 1, &[false]))].into();
     let bytes = write(&[5 * M + 1], &content, X, 1 << 20);
     let text = description_member(&description(&[5 * M + 1])).len();
-    assert_eq!(bytes.len() as u64, text as u64 + 1_050_112 + (512 * 4) + 1024);
+    assert_eq!(
+        bytes.len() as u64,
+        text as u64 + 1_050_112 + (512 * 4) + 1024
+    );
     assert_eq!(read(&bytes, 1 << 16), Ok(content));
     // A first disk below 1 MiB would mislead xapi about what is left out.
     let content = [

@@ -262,7 +262,11 @@ mod tests {
         for byte in 0..TAR_BLOCK_LEN {
             let mut damaged = block;
             damaged[byte] ^= 1;
-            assert_ne!(Header::parse(&damaged), Header::parse(&block), "byte {byte}");
+            assert_ne!(
+                Header::parse(&damaged),
+                Header::parse(&block),
+                "byte {byte}"
+            );
         }
     }
 
@@ -298,9 +302,9 @@ mod tests {
 
     #[test]
     fn pax_records_are_read_and_bounded() {
-        let read = pax_records(b"18 path=Ref:4/zero\n16 size=1048576\n9 x=y\xff\n_\n");
+        let read = pax_records(b"19 path=Ref:4/zero\n16 size=1048576\n8 x=y\xff\n");
         assert_eq!(read, Err(PaxError::Record { at: 35 }));
-        let read = pax_records(b"19 path=Ref:4/zero\n16 size=1048576\n7 x=y\n").unwrap();
+        let read = pax_records(b"19 path=Ref:4/zero\n16 size=1048576\n6 x=y\n").unwrap();
         assert_eq!(read.path.as_deref(), Some(&b"Ref:4/zero"[..]));
         assert_eq!(read.size, Some(1_048_576));
         for bad in [

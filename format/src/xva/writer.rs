@@ -138,7 +138,8 @@ impl DiskEncoder {
     fn block_len(&self) -> usize {
         let start = self.number * XVA_BLOCK_LEN;
         let left = self.size.checked_sub(start).filter(|left| *left > 0);
-        left.expect("no more is added than the disk has").min(XVA_BLOCK_LEN) as usize
+        left.expect("no more is added than the disk has")
+            .min(XVA_BLOCK_LEN) as usize
     }
 
     fn room(&self) -> usize {
@@ -146,10 +147,7 @@ impl DiskEncoder {
     }
 
     /// Emits the current block if it is full, unless it can be left out.
-    fn emit_full<E>(
-        &mut self,
-        emit: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn emit_full<E>(&mut self, emit: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let len = self.block_len();
         if self.filled < len {
             return Ok(());

@@ -423,8 +423,14 @@ mod tests {
             ("<value>x<b/></value>", "<b> stands where text"),
             ("<value>x</array>", "not well-formed"),
             ("<value>&big;</value>", "the entity &big; is none"),
-            ("<!DOCTYPE v [<!ENTITY a \"b\">]><value>&a;</value>", "document type"),
-            ("<value><struct><value/></struct></value>", "<value> stands where <member>"),
+            (
+                "<!DOCTYPE v [<!ENTITY a \"b\">]><value>&a;</value>",
+                "document type",
+            ),
+            (
+                "<value><struct><value/></struct></value>",
+                "<value> stands where <member>",
+            ),
             ("<value>\u{1}&#x110000;</value>", "not well-formed"),
             (deep.as_str(), "nested more than 32 deep"),
         ] {

@@ -1,0 +1,156 @@
+//! An XVA from a web server, or from a host's `/export`.
+//!
+//! That the answer ends proves nothing: xapi gives no length, and hosts that fail simply close the connection. The
+//! archive's own end mark is what counts.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::ring;
+use ureq::Agent;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+use super::pump::{Patience, Pump};
+
+/// How long to wait for a connection.
+const CONNECT_MAX: Duration = Duration::from_secs(30);
+/// Longest silence, before the answer and within it: hosts that scan zeros send something every 5 seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// Redirections that are followed.
+const REDIRECTS_MAX: u32 = 4;
+
+/// A URL could not be fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    /// The server does not want to.
+    #[error("fetching {url}: the server answered {status}, where 200 is expected")]
+    Status {
+        /// What was fetched, as it may be shown.
+        url: String,
+        /// Its answer.
+        status: u16,
+    },
+    /// It could not be asked.
+    #[error("fetching {url}")]
+    Request {
+        /// What was fetched, as it may be shown.
+        url: String,
+        /// Why.
+        source: Box<ureq::Error>,
+    },
+    /// The system.
+    #[error("fetching {url}")]
+    System {
+        /// What was fetched, as it may be shown.
+        url: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// True if `text` is a URL that [`get`] takes.
+pub fn is_url(text: &str) -> bool {
+    ["http://", "https://"].iter().any(|scheme| {
+        let head = text.get(..scheme.len());
+        head.is_some_and(|head| head.eq_ignore_ascii_case(scheme))
+    })
+}
+
+/// `url` as it may be shown and stored: without user and password, and without what stands behind the path,
+/// which holds the session of an export.
+pub fn shown_url(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let (scheme, rest) = url[..end]
+        .split_once("://")
+        .unwrap_or(("http", &url[..end]));
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
+/// Asks for `url` and gives the body of the answer.
+///
+/// # Errors
+/// No answer, or another one than 200.
+pub fn get(url: &str, is_stopping: fn() -> bool) -> Result<Box<dyn Read + Send>, HttpError> {
+    let system = |source| HttpError::System {
+        url: shown_url(url),
+        source,
+    };
+    let is_secure = url
+        .get(..6)
+        .is_some_and(|head| head.eq_ignore_ascii_case("https:"));
+    let mut config = Agent::config_builder()
+        .https_only(is_secure)
+        .max_redirects(REDIRECTS_MAX)
+        .timeout_connect(Some(CONNECT_MAX))
+        .timeout_recv_response(Some(SILENCE_MAX))
+        .timeout_per_read(Some(SILENCE_MAX))
+        .user_agent(concat!("undercroft/", env!("CARGO_PKG_VERSION")));
+    if is_secure {
+        config = config.tls_config(tls());
+    }
+    let answer = Agent::new_with_config(config.build()).get(url).call();
+    let answer = answer.map_err(|error| match error {
+        ureq::Error::StatusCode(status) => HttpError::Status {
+            url: shown_url(url),
+            status,
+        },
+        error => HttpError::Request {
+            url: shown_url(url),
+            source: Box::new(error),
+        },
+    })?;
+    let status = answer.status().as_u16();
+    if status != 200 {
+        return Err(HttpError::Status {
+            url: shown_url(url),
+            status,
+        });
+    }
+    let patience = Patience {
+        is_stopping,
+        silence_max: Some(SILENCE_MAX),
+    };
+    let body = Box::new(answer.into_body().into_reader());
+    let pump = Pump::start("xva-fetch", body, patience).map_err(system)?;
+    Ok(Box::new(pump))
+}
+
+/// The system's authorities vouch for servers.
+fn tls() -> TlsConfig {
+    let roots = rustls_native_certs::load_native_certs().certs;
+    let roots: Vec<_> = roots
+        .iter()
+        .map(|root| Certificate::from_der(root).to_owned())
+        .collect();
+    TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+        .root_certs(RootCerts::new_with_certs(&roots))
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_shown_without_secrets() {
+        for (url, shown) in [
+            (
+                "https://h/export?session_id=OpaqueRef:1&uuid=2",
+                "https://h/export",
+            ),
+            ("http://root:pass@h:80/a/b.xva#x", "http://h:80/a/b.xva"),
+            ("HTTP://h", "HTTP://h"),
+            ("http://h?p@q/r", "http://h"),
+        ] {
+            assert!(is_url(url));
+            assert_eq!(shown_url(url), shown);
+        }
+        assert!(!is_url("/a/http://b") && !is_url("httpx://a") && !is_url("é"));
+    }
+}
