@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use support::served::Served;
 use support::{Image, fail_with, json, noise, succeed, undercroft, workspace};
 use xxhash_rust::xxh64::xxh64;
 
@@ -864,6 +865,27 @@ fn what_is_written_is_an_xva_and_always_the_same() {
             .into_iter()
             .any(partial)
     );
+}
+
+#[test]
+fn repositories_behind_a_server_take_and_give_xvas() {
+    let story = story();
+    let served = Served::start();
+    served.init();
+    let bytes = Xva::of(&story.disks()[..1]).bytes();
+    let xva = story.write("web.xva", &bytes);
+    let mut backup = served.undercroft();
+    let report = json(backup.args(["backup", "--vm", "vm", "--xva"]).arg(&xva));
+    assert_eq!(report["disks"][0]["label"], "xvda");
+    let mut again = served.undercroft();
+    again.args(["backup", "--vm", "vm", "--json", "--xva", "-"]);
+    let output = run_with_input(&mut again, &packed(&["gzip", "-1"], &bytes));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["new_bytes"], 0);
+    let out = story.path("out.xva");
+    let mut restore = served.undercroft();
+    succeed(restore.args(["restore", "vm@latest", "--xva"]).arg(&out));
+    assert!(std::fs::read(&out).expect("an XVA") == bytes);
 }
 
 #[test]

@@ -494,20 +494,37 @@ fn ova_xml_seed() -> Vec<u8> {
     let text = |name: &str, text: &str| member(name, &format!("<value>{text}</value>"));
     let record = |fields: &[String]| format!("<value><struct>{}</struct></value>", fields.concat());
     let object = |class: &str, id: &str, fields: &[String]| {
-        record(&[text("class", class), text("id", id), member("snapshot", &record(fields))])
+        record(&[
+            text("class", class),
+            text("id", id),
+            member("snapshot", &record(fields)),
+        ])
     };
-    let plug = |vdi: &str, place: &str| [text("VM", "Ref:0"), text("VDI", vdi), text("userdevice", place)];
+    let plug = |vdi: &str, place: &str| {
+        [
+            text("VM", "Ref:0"),
+            text("VDI", vdi),
+            text("userdevice", place),
+        ]
+    };
     let disk = |size: &str| [text("virtual_size", size), text("SR", "Ref:1")];
     let flag = member("is_a_template", "<value><boolean>1</boolean></value>");
     let objects = [
-        object("VM", "Ref:0", &[flag, member("snapshot_info", &record(&[text("a", "b")]))]),
+        object(
+            "VM",
+            "Ref:0",
+            &[flag, member("snapshot_info", &record(&[text("a", "b")]))],
+        ),
         object("SR", "Ref:1", &[text("content_type", "user")]),
         object("VDI", "Ref:2", &disk("40")),
         object("VDI", "Ref:3", &disk("5")),
         object("VBD", "Ref:4", &plug("Ref:2", "0")),
         object("VBD", "Ref:5", &plug("Ref:3", "1")),
     ];
-    let objects = format!("<value><array><data>{}</data></array></value>", objects.concat());
+    let objects = format!(
+        "<value><array><data>{}</data></array></value>",
+        objects.concat()
+    );
     let version = member("version", &record(&[text("export_vsn", "2")]));
     record(&[version, member("objects", &objects)]).into_bytes()
 }
@@ -550,7 +567,11 @@ fn xva_seeds() -> Vec<Vec<u8>> {
         ustar("other", b'0', &[0; 40]),
         ustar("././@LongLink", b'L', b"Ref:2/00000000.xxhash\0"),
         ustar("other", b'0', zeros.as_bytes()),
-        block("Ref:3/00000000", ChecksumKind::Xxh64, &[3, 3, 3, 3, 3, 0, 0]),
+        block(
+            "Ref:3/00000000",
+            ChecksumKind::Xxh64,
+            &[3, 3, 3, 3, 3, 0, 0],
+        ),
         vec![0; 2048],
     ];
     vec![xapi.concat(), others.concat()]

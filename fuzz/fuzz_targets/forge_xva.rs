@@ -18,14 +18,18 @@ pub fn forged(bytes: &[u8]) -> Vec<u8> {
         header[148..156].fill(b' ');
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
         header[148..156].copy_from_slice(format!("{sum:07o}\0").as_bytes());
-        let digits = header[124..136].iter().take_while(|byte| matches!(byte, b'0'..=b'7'));
+        let digits = header[124..136]
+            .iter()
+            .take_while(|byte| matches!(byte, b'0'..=b'7'));
         let size = digits.fold(0_usize, |size, digit| size << 3 | usize::from(digit - b'0'));
         let name = header[..100].to_vec();
         let name = &name[..name.iter().position(|byte| *byte == 0).unwrap_or(100)];
         let start = at + BLOCK;
         let end = start.saturating_add(size).min(bytes.len());
         let kinds = [ChecksumKind::Xxh64, ChecksumKind::Sha1];
-        let kind = kinds.into_iter().find(|kind| name.ends_with(kind.suffix().as_bytes()));
+        let kind = kinds
+            .into_iter()
+            .find(|kind| name.ends_with(kind.suffix().as_bytes()));
         match kind {
             Some(kind) if end - start == kind.digits() => {
                 let digits = kind.of(&bytes[block.clone()]);

@@ -18,8 +18,14 @@ fuzz_target!(|bytes: &[u8]| {
     let whole = read(&forged, usize::MAX);
     assert_eq!(read(&forged, usize::from(*cut) * 7 + 1), whole);
     if whole.is_ok() {
-        let end = forged.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        assert!(read(&forged[..end], usize::MAX).is_err(), "without its end it is truncated");
+        let end = forged
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        assert!(
+            read(&forged[..end], usize::MAX).is_err(),
+            "without its end it is truncated"
+        );
     }
 });
 

@@ -26,7 +26,11 @@ fuzz_target!(|bytes: &[u8]| {
             Some(Event::Data { offset, bytes }) => {
                 let description = reader.description().expect("told");
                 let disk = &description.disks[disk.expect("begun")];
-                put(found.entry(disk.reference.to_string()).or_default(), offset.get(), bytes);
+                put(
+                    found.entry(disk.reference.to_string()).or_default(),
+                    offset.get(),
+                    bytes,
+                );
             }
             _ => {}
         }
@@ -45,7 +49,9 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let mut payload = Vec::new();
-        entry.read_to_end(&mut payload).expect("the payload is there");
+        entry
+            .read_to_end(&mut payload)
+            .expect("the payload is there");
         let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
         files.push((name, payload));
     }
@@ -61,7 +67,11 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn put(content: &mut Content, offset: u64, bytes: &[u8]) {
     let placed = (offset..).zip(bytes);
-    content.extend(placed.filter(|(_, byte)| **byte != 0).map(|(at, byte)| (at, *byte)));
+    content.extend(
+        placed
+            .filter(|(_, byte)| **byte != 0)
+            .map(|(at, byte)| (at, *byte)),
+    );
 }
 
 /// What the importer does with the files of a disk.
@@ -70,7 +80,10 @@ fn by_rule(disk: &Disk, files: &[(String, Vec<u8>)]) -> Content {
     let mut content = Content::new();
     let (mut offset, mut next, mut unit) = (0_u64, 0_u64, None);
     for (name, payload) in files {
-        let Some(number) = name.strip_prefix(&prefix).and_then(|name| name.parse::<u64>().ok()) else {
+        let Some(number) = name
+            .strip_prefix(&prefix)
+            .and_then(|name| name.parse::<u64>().ok())
+        else {
             continue;
         };
         let unit = *unit.get_or_insert(payload.len() as u64);
