@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use jiff::Timestamp;
 use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob};
-use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
+use undercroft_dataplane::ingest::changes::ChangedBlocks;
+use undercroft_dataplane::ingest::source::{DiskSource, Source};
 use undercroft_format::lock::LockEnd;
 use undercroft_format::snapshot::NAME_LEN_MAX;
 
@@ -368,10 +369,10 @@ fn add_changed_blocks(disk: &mut DiskJob, path: &Path) -> anyhow::Result<()> {
         .hint("leave out --changed-blocks, or name a file or block device")
         .into());
     }
-    let reading = || format!("reading the changed-block bitmap {}", path.display());
-    let bitmap = File::open(path).map_err(|error| cannot(reading(), error))?;
-    disk.changed_blocks = Some(ChangedBlocks::new(bitmap));
-    // Another bitmap means that other ranges are read.
+    let reading = || format!("reading the changed blocks {}", path.display());
+    let text = File::open(path).map_err(|error| cannot(reading(), error))?;
+    disk.changed_blocks = Some(ChangedBlocks::text(text));
+    // Other changed blocks mean that other ranges are read.
     let states = [disk.state, file_state(path)];
     disk.state = *blake3::hash(states.as_flattened()).as_bytes();
     Ok(())

@@ -419,7 +419,7 @@ Hint: the disks are labelled: root
 Hint: the disks are labelled: root, data
 "#);
     assert_snapshot!(backup(&["root.raw", "--changed-blocks", "missing.cbt"]), @r#"
-1: Error: reading the changed-block bitmap missing.cbt
+1: Error: reading the changed blocks missing.cbt
 Caused by: No such file or directory (os error 2)
 Hint: check the path; a relative one begins at the current directory
 "#);

@@ -418,6 +418,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
                 b"fastcdc-v2020".to_vec(),
             ],
         ),
+        ("extents", extents_seeds()),
         ("nbd", nbd_seeds()),
         ("codec", vec![all_varints]),
         (
@@ -651,6 +652,27 @@ fn write_seeds(dir: &std::path::Path) {
             std::fs::write(dir.join(number.to_string()), seed).expect("a seed can be written");
         }
     }
+}
+
+/// A variant, two sizes, and lists of our own and of nbdinfo and qemu-img.
+fn extents_seeds() -> Vec<Vec<u8>> {
+    let list = |text: &str| {
+        let sizes = [(1_u64 << 20).to_le_bytes(), (1_u64 << 20).to_le_bytes()];
+        [&[0; 4], sizes.as_flattened(), text.as_bytes()].concat()
+    };
+    vec![
+        list("[{\"offset\":0,\"length\":65536},{\"offset\":131073,\"length\":5}]"),
+        list(
+            "[{\"offset\":0,\"length\":983040,\"type\":0,\"description\":\"clean\"},\n\
+             {\"offset\":983040,\"length\":65536,\"type\":1,\"description\":\"dirty\"}]",
+        ),
+        list(
+            "[{\"start\":0,\"length\":65536,\"depth\":0,\"present\":true,\"zero\":false,\"data\":true,\"offset\":327680},\n\
+             {\"start\":65536,\"length\":983040,\"depth\":1,\"present\":false}]",
+        ),
+        list("[{\"offset\":0,\"length\":1048576,\"dirty\":false}]"),
+        [&[0xff; 4], &(1_u32 << 20).to_le_bytes()[..], &[7; 30]].concat(),
+    ]
 }
 
 /// Two bytes say what the rest is for and how it is cut; then what a server says.

@@ -59,6 +59,24 @@ reasons! {
     Grown = 12, "note:disk-grown";
     /// The parent is a snapshot of another VM.
     ParentOfOtherVm = 13, "note:parent-of-other-vm";
+    /// The list of changed extents could not be read, or tells of something else.
+    ExtentsUnreadable = 14, "full:extents-unreadable";
+    /// The list of changed extents belongs to another disk or size.
+    ExtentsOfOtherDisk = 15, "full:extents-of-other-disk";
+    /// The server does not have the dirty bitmap, or did not tell of it.
+    NoDirtyBitmap = 16, "full:no-dirty-bitmap";
+    /// The parent is of another virtual disk.
+    LineageVdi = 17, "full:lineage-vdi";
+    /// The changes begin at another state of the disk than the parent's.
+    LineageBase = 18, "full:lineage-base";
+    /// Changes were tracked anew since the parent.
+    LineageCbt = 19, "full:lineage-cbt";
+    /// The changes are those of another bitmap than the parent's.
+    LineageBitmap = 20, "full:lineage-bitmap";
+    /// Blocks that were said to be unchanged were not.
+    AuditMismatch = 21, "full:audit-mismatch";
+    /// Nothing says that the changes begin where the parent ends.
+    LineageUnchecked = 22, "note:lineage-unchecked";
     /// Most of the time went into waiting for the source.
     WaitedForSource = 32, "slow:source";
     /// Most of the time went into CPU work: cutting, hashing, compressing.

@@ -15,12 +15,12 @@ use undercroft_format::ranges::RangeSet;
 use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
-use undercroft_format::source::cbt::{BitmapError, changed_ranges};
 use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
+use super::changes::ChangedBlocks;
 use super::chunker::Chunker;
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
-use super::source::{ChangedBlocks, DiskSource, Source};
+use super::source::{DiskSource, Source};
 use super::store_nodes::StoreNodes;
 use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use super::xva::archive::{XvaArchive, XvaStream};
@@ -636,18 +636,18 @@ impl Machine<'_> {
         &self,
         label: &str,
         size: DiskLength,
-        bitmap: Option<ChangedBlocks>,
+        changed: Option<ChangedBlocks>,
         parent: Option<&StoredSnapshot>,
         warnings: &mut Vec<String>,
     ) -> Plan {
         let full = Plan::full;
         let Some(parent) = parent else {
-            return full(match bitmap {
+            return full(match changed {
                 Some(_) => Reason::NoParent,
                 None => Reason::Requested,
             });
         };
-        let Some(bitmap) = bitmap else {
+        let Some(changed) = changed else {
             return full(Reason::NoChangedBlocks);
         };
         let Some(disk) = parent.snapshot.disk(label) else {
@@ -659,17 +659,11 @@ impl Machine<'_> {
         if parent.incomplete {
             return full(Reason::ParentDamaged);
         }
-        match changed_ranges(bitmap, size, disk.size) {
+        match changed.ranges(size, disk.size) {
             Ok(changed) => splice_plan(changed, size, disk),
             Err(error) => {
-                warnings.push(format!(
-                    "disk {label}: its changed-block bitmap {error}; the disk is read in full"
-                ));
-                full(match error {
-                    BitmapError::TooShort { .. } => Reason::BitmapTooShort,
-                    BitmapError::TooLong { .. } => Reason::BitmapTooLong,
-                    _ => Reason::BitmapUnreadable,
-                })
+                warnings.push(format!("disk {label}: its {error}; the disk is read in full"));
+                full(error.reason())
             }
         }
     }

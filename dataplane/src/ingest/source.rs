@@ -43,29 +43,6 @@ impl fmt::Debug for Source {
     }
 }
 
-/// XAPI's base64 bitmap of what changed on a disk, read when it is needed: that of a large disk does not
-/// fit into memory.
-pub struct ChangedBlocks(Box<dyn Read + Send>);
-
-impl ChangedBlocks {
-    /// The bitmap whose text `text` gives.
-    pub fn new(text: impl Read + Send + 'static) -> Self {
-        Self(Box::new(text))
-    }
-}
-
-impl Read for ChangedBlocks {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.0.read(out)
-    }
-}
-
-impl fmt::Debug for ChangedBlocks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ChangedBlocks")
-    }
-}
-
 /// A disk that can be read anywhere.
 #[derive(Clone, Debug)]
 pub struct DiskSource {

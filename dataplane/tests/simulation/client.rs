@@ -8,7 +8,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rayon::ThreadPool;
 use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob, backup};
-use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
+use undercroft_dataplane::ingest::changes::ChangedBlocks;
+use undercroft_dataplane::ingest::source::{DiskSource, Source};
 use undercroft_dataplane::io::{BlockFile, SimEngine};
 use undercroft_dataplane::net::client::{Link, RemoteRepository};
 use undercroft_dataplane::net::conversation::StreamError;
@@ -214,7 +215,7 @@ impl Clients {
                     DiskSource::new(Arc::new(file), true).expect("memory has a length"),
                 ),
                 source_name: label.clone(),
-                changed_blocks: changed.map(ChangedBlocks::new),
+                changed_blocks: changed.map(ChangedBlocks::text),
                 lineage: Vec::new(),
                 state: [day; 32],
             });

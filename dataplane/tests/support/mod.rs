@@ -16,7 +16,8 @@ use base64::Engine as _;
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use undercroft_dataplane::ingest::backup::{BackupJob, BackupReport, DiskJob, backup};
-use undercroft_dataplane::ingest::source::{ChangedBlocks, DiskSource, Source};
+use undercroft_dataplane::ingest::changes::ChangedBlocks;
+use undercroft_dataplane::ingest::source::{DiskSource, Source};
 use undercroft_dataplane::io::{BlockFile, Engine, SimEngine, Storage};
 use undercroft_dataplane::progress::Progress;
 use undercroft_dataplane::repository::entropy::{Entropy, SeededEntropy};
@@ -353,7 +354,7 @@ pub fn disk_job(disk: DiskInput, unreadable: Option<Range<u64>>) -> DiskJob {
         label: disk.label,
         changed_blocks: disk
             .changed_blocks
-            .map(|text| ChangedBlocks::new(io::Cursor::new(text))),
+            .map(|text| ChangedBlocks::text(io::Cursor::new(text))),
         lineage: Vec::new(),
         state: [0; 32],
     }

@@ -11,14 +11,12 @@ use std::io::{self, BufReader, Read};
 use base64::engine::general_purpose::STANDARD;
 use base64::read::DecoderReader;
 
+use super::changed::{BLOCK_LEN, ChangedRanges};
 use crate::ranges::RangeSet;
 use crate::units::{DiskLength, DiskRange};
 
 /// Bytes of disk that one bit stands for.
-pub const CBT_BLOCK_LEN: u64 = 64 << 10;
-/// Ranges kept of one bitmap, in 16 bytes each. A bitmap with more gets its smallest gaps filled: some
-/// blocks are then read in vain, none is missed.
-const RANGES_MAX: usize = 2 << 20;
+pub const CBT_BLOCK_LEN: u64 = BLOCK_LEN;
 /// Bytes of text read at once.
 const TEXT_LEN: usize = 64 << 10;
 /// Bytes of bitmap decoded at once.
@@ -68,14 +66,14 @@ pub fn changed_ranges(
     size: DiskLength,
     parent_size: DiskLength,
 ) -> Result<RangeSet, BitmapError> {
-    changed_ranges_in(text, size, parent_size, Runs::new(RANGES_MAX))
+    changed_ranges_in(text, size, parent_size, ChangedRanges::default())
 }
 
 fn changed_ranges_in(
     text: impl Read,
     size: DiskLength,
     parent_size: DiskLength,
-    mut runs: Runs,
+    mut changed: ChangedRanges,
 ) -> Result<RangeSet, BitmapError> {
     let (needed, parent_needed) = (bitmap_len(size), bitmap_len(parent_size));
     let longest = needed.max(parent_needed);
@@ -91,7 +89,7 @@ fn changed_ranges_in(
             Err(error) => return Err(BitmapError::Unreadable(error)),
         };
         for (at, byte) in (found..).zip(&bytes[..got]) {
-            runs.add_byte(at * 8, *byte);
+            add_byte(&mut changed, at * 8, *byte);
         }
         found += got as u64;
         if found > longest {
@@ -108,10 +106,7 @@ fn changed_ranges_in(
             false => BitmapError::TooLong { needed, size },
         });
     }
-    let end = size.get();
-    let past = DiskRange::new(parent_size.get().min(end), end);
-    let clip = |range: DiskRange| DiskRange::new(range.start.min(end), range.end.min(end));
-    Ok(runs.finish().into_iter().map(clip).chain([past]).collect())
+    Ok(changed.finish(size, parent_size))
 }
 
 /// Bytes of bitmap of a disk of `size`.
@@ -119,61 +114,17 @@ fn bitmap_len(size: DiskLength) -> u64 {
     size.get().div_ceil(CBT_BLOCK_LEN).div_ceil(8)
 }
 
-/// Runs of set bits, gathered bit by bit: a range per bit would take 16 bytes for each 64 KiB of disk.
-struct Runs {
-    ranges: Vec<DiskRange>,
-    ranges_max: usize,
-    /// Gaps up to this many bytes are filled.
-    gap: u64,
-}
-
-impl Runs {
-    fn new(ranges_max: usize) -> Self {
-        Self {
-            ranges: Vec::new(),
-            ranges_max,
-            gap: 0,
-        }
-    }
-
-    /// The next eight blocks, of which `first` is the first.
-    fn add_byte(&mut self, first: u64, bits: u8) {
-        match bits {
-            0 => {}
-            0xff => self.add(first, first + 8),
-            bits => (0..8)
-                .filter(|bit| bits & (0x80 >> bit) != 0)
-                .for_each(|bit| self.add(first + bit, first + bit + 1)),
-        }
-    }
-
-    fn add(&mut self, first: u64, end: u64) {
-        let range = DiskRange::new(first * CBT_BLOCK_LEN, end * CBT_BLOCK_LEN);
-        match self.ranges.last_mut() {
-            Some(last) if range.start <= last.end + self.gap => last.end = range.end,
-            _ => self.ranges.push(range),
-        }
-        if self.ranges.len() > self.ranges_max {
-            self.coarsen();
-        }
-    }
-
-    fn coarsen(&mut self) {
-        while self.ranges.len() > self.ranges_max / 2 {
-            self.gap = (self.gap * 2).max(CBT_BLOCK_LEN);
-            let gap = self.gap;
-            self.ranges.dedup_by(|range, last| {
-                let is_near = range.start <= last.end + gap;
-                if is_near {
-                    last.end = range.end;
-                }
-                is_near
-            });
-        }
-    }
-
-    fn finish(self) -> Vec<DiskRange> {
-        self.ranges
+/// Adds the next eight blocks, of which `first` is the first.
+fn add_byte(changed: &mut ChangedRanges, first: u64, bits: u8) {
+    let mut add = |first: u64, end: u64| {
+        changed.add(DiskRange::new(first * CBT_BLOCK_LEN, end * CBT_BLOCK_LEN));
+    };
+    match bits {
+        0 => {}
+        0xff => add(first, first + 8),
+        bits => (0..8)
+            .filter(|bit| bits & (0x80 >> bit) != 0)
+            .for_each(|bit| add(first + bit, first + bit + 1)),
     }
 }
 
@@ -279,11 +230,12 @@ mod tests {
                 .expect("the right length")
                 .is_empty()
         );
-        let mut runs = Runs::new(1000);
+        let mut changed = ChangedRanges::with_ranges_max(1000);
         for byte in 0..100_000 {
-            runs.add_byte(byte * 8, 0x88);
+            add_byte(&mut changed, byte * 8, 0x88);
         }
-        assert!(runs.finish().len() <= 1000);
+        let all = DiskLength::new((100_000 * 8) << 16);
+        assert!(changed.finish(all, all).ranges().len() <= 1000);
     }
 
     proptest! {
@@ -292,8 +244,8 @@ mod tests {
             let size = DiskLength::new((bits.len() as u64 * 8) << 16);
             let text = STANDARD.encode(&bits);
             let find = |ranges_max| {
-                let runs = Runs::new(ranges_max);
-                changed_ranges_in(text.as_bytes(), size, size, runs).expect("the right length")
+                let changed = ChangedRanges::with_ranges_max(ranges_max);
+                changed_ranges_in(text.as_bytes(), size, size, changed).expect("the right length")
             };
             let (exact, coarse) = (find(usize::MAX), find(ranges_max));
             prop_assert!(coarse.ranges().len() <= ranges_max);

@@ -1,3 +1,5 @@
 //! What hypervisors hand over.
 
 pub mod cbt;
+pub mod changed;
+pub mod extents;
