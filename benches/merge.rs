@@ -85,5 +85,68 @@ fn trees(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, splices, trees);
+/// The whole merge of an increment: every touched map decoded, spliced, encoded and hashed, then the tree.
+fn whole(criterion: &mut Criterion) {
+    const SEGMENTS: u64 = 65_536;
+    const CHANGES: u64 = 100_000;
+    let blocks_of_segment = u64::from(SEGMENT / CHUNK);
+    let mut scattered: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for number in 0..CHANGES {
+        let hash = blake3::hash(&number.to_le_bytes());
+        let random = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes"));
+        let block = random % (SEGMENTS * blocks_of_segment);
+        let segment = scattered.entry(block / blocks_of_segment).or_default();
+        segment.push(block % blocks_of_segment);
+    }
+    for blocks in scattered.values_mut() {
+        blocks.sort_unstable();
+        blocks.dedup();
+    }
+    let old = full_map().encode();
+    let map_id = |number: u64| SegmentMapId::from_bytes(*chunk(number).as_bytes());
+    let all: BTreeMap<_, _> = (0..SEGMENTS)
+        .map(|n| (SegmentNumber(n), Some(map_id(n))))
+        .collect();
+    let empty = Tree {
+        root: None,
+        segments: 0,
+    };
+    let mut store = Memory::default();
+    let tree = update(&mut store, empty, SEGMENTS, &all).expect("memory does not fail");
+    let merge = |store: &mut Memory| {
+        let mut new_bytes = 0;
+        let mut changes = BTreeMap::new();
+        for (segment, blocks) in &scattered {
+            let map = SegmentMap::decode(&old).expect("it was just encoded");
+            let patches: Vec<Patch> = blocks
+                .iter()
+                .map(|block| Patch {
+                    start: *block as u32 * CHUNK,
+                    extents: vec![Extent::Data {
+                        chunk: chunk(1 << 32 | segment << 8 | block),
+                        offset: 0,
+                        len: CHUNK,
+                    }],
+                })
+                .collect();
+            let (id, bytes) = map.splice(SEGMENT, &patches).encode_with_id();
+            new_bytes += bytes.len();
+            changes.insert(SegmentNumber(*segment), Some(id));
+        }
+        let nodes = store.0.len();
+        update(store, tree, SEGMENTS, &changes).expect("memory does not fail");
+        (scattered.len(), new_bytes, store.0.len() - nodes)
+    };
+    let (maps, map_bytes, nodes) = merge(&mut store);
+    eprintln!("{CHANGES} changes make {maps} maps of {map_bytes} bytes and {nodes} nodes");
+    let mut group = criterion.benchmark_group("whole");
+    group.sample_size(10);
+    group.bench_function(
+        "merge 100,000 scattered blocks into a full disk of 1 TiB",
+        |b| b.iter(|| merge(&mut store)),
+    );
+    group.finish();
+}
+
+criterion_group!(benches, splices, trees, whole);
 criterion_main!(benches);

@@ -12,11 +12,14 @@ use jiff::Timestamp;
 use undercroft_dataplane::ingest::backup::{BackupJob, DiskJob};
 use undercroft_dataplane::ingest::changes::ChangedBlocks;
 use undercroft_dataplane::ingest::source::{DiskSource, Source};
+use undercroft_format::audit::AuditShare;
+use undercroft_format::lineage;
 use undercroft_format::lock::LockEnd;
 use undercroft_format::snapshot::NAME_LEN_MAX;
 
+use crate::backup_request::leave_out;
 use crate::failure::Problem;
-use crate::nbd_source::{is_nbd, open_export, shown_source};
+use crate::nbd_source::{dirty_bitmap, is_nbd, open_export, shown_source};
 use crate::settings::Settings;
 use crate::signals::Stoppable;
 use crate::xva_source::{OVA_XML, PlannedXva, XvaRequest};
@@ -37,9 +40,12 @@ pub struct Request {
     pub disks: Vec<DiskRequest>,
     /// Instead of disks: what holds all of the VM.
     pub xva: Option<XvaRequest>,
+    /// Labels of the XVA's disks that are left out.
+    pub excluded: Vec<String>,
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
     pub lock: Option<LockEnd>,
+    pub audit: AuditShare,
 }
 
 /// A disk to back up.
@@ -100,6 +106,7 @@ fn plan_xva(request: Request, xva: &XvaRequest, planned: &PlannedXva) -> anyhow:
         .hint("export the VM with its disks: xe vm-export, not its metadata alone")
         .into());
     }
+    let disks = leave_out(disks, &request.excluded, |disk| &disk.label)?;
     Ok(BackupJob {
         vm,
         disks,
@@ -108,6 +115,7 @@ fn plan_xva(request: Request, xva: &XvaRequest, planned: &PlannedXva) -> anyhow:
         tags: request.tags,
         resume: None,
         lock: request.lock,
+        audit: request.audit,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
 }
@@ -144,6 +152,7 @@ fn plan_with(
         tags: request.tags,
         resume: None,
         lock: request.lock,
+        audit: request.audit,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
 }
@@ -158,11 +167,25 @@ fn plan_disk(disk: DiskRequest, source: Source) -> anyhow::Result<DiskJob> {
         lineage: Vec::new(),
         state: file_state(&path),
     };
-    if let Some(bitmap) = disk.changed_blocks {
-        add_changed_blocks(&mut job, &bitmap)?;
+    if let Some(text) = &disk.changed_blocks {
+        add_changed_blocks(&mut job, text)?;
     }
     for (key, value) in disk.lineage {
         add_lineage(&mut job, key, value)?;
+    }
+    if let Some((bitmap, changed)) = dirty_bitmap(&path, &job.source) {
+        if job.changed_blocks.is_some() {
+            return Err(Problem::usage(format!(
+                "disk {} has both --changed-blocks and a dirty bitmap, x-dirty-bitmap={bitmap}",
+                job.label
+            ))
+            .hint("give one of them")
+            .into());
+        }
+        job.changed_blocks = Some(changed);
+        if !job.lineage.iter().any(|(key, _)| key == lineage::BITMAP) {
+            add_lineage(&mut job, lineage::BITMAP.to_owned(), bitmap)?;
+        }
     }
     Ok(job)
 }
@@ -196,6 +219,8 @@ pub fn complete_states(job: &mut BackupJob) {
         }
         if let (Some(_), Some(parent)) = (&disk.changed_blocks, parent) {
             hasher.update(parent.as_bytes());
+            // Another sample may find what this one does not: then nothing of before may be kept.
+            hasher.update(&job.audit.ppm().to_le_bytes());
         }
         disk.state = *hasher.finalize().as_bytes();
     }

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use undercroft_format::audit::AuditShare;
 use undercroft_format::lock::LockEnd;
 
 use crate::backup_job::{DiskRequest, Request, check_label, is_stdin};
@@ -23,11 +24,13 @@ pub struct Words {
     pub xva: Option<PathBuf>,
     pub disks: Vec<String>,
     pub sources: Vec<PathBuf>,
+    pub excluded: Vec<String>,
     pub changed_blocks: Vec<String>,
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
     pub lineage: Vec<String>,
     pub lock: Option<LockEnd>,
+    pub audit: AuditShare,
 }
 
 impl Words {
@@ -49,14 +52,19 @@ impl Words {
             add_lineage(&mut disks, text)?;
         }
         Ok(Request {
+            disks: match self.xva {
+                Some(_) => disks,
+                None => leave_out(disks, &self.excluded, |disk| &disk.label)?,
+            },
+            excluded: self.excluded,
             xva: self
                 .xva
                 .map(|source| XvaRequest::new(source, self.vm.is_none())),
             vm: self.vm.unwrap_or_default(),
-            disks,
             metadata: self.metadata,
             tags: self.tags,
             lock: self.lock,
+            audit: self.audit,
         })
     }
 }
@@ -119,6 +127,29 @@ fn unknown_label(option: &str, label: &str, disks: &[DiskRequest]) -> anyhow::Er
     Problem::usage(format!("{option}: no disk is labelled {label:?}"))
         .hint(format!("the disks are labelled: {}", labels.join(", ")))
         .into()
+}
+
+/// The disks without those labelled as `excluded`; the others in their order.
+pub fn leave_out<T>(
+    mut disks: Vec<T>,
+    excluded: &[String],
+    label: impl Fn(&T) -> &str,
+) -> anyhow::Result<Vec<T>> {
+    let labels: Vec<String> = disks.iter().map(|disk| label(disk).to_owned()).collect();
+    for text in excluded {
+        if !labels.contains(text) {
+            return Err(
+                Problem::usage(format!("--exclude-disk: no disk is labelled {text:?}"))
+                    .hint(format!("the disks are labelled: {}", labels.join(", ")))
+                    .into(),
+            );
+        }
+    }
+    disks.retain(|disk| !excluded.iter().any(|text| text == label(disk)));
+    if disks.is_empty() && !labels.is_empty() {
+        return Err(Problem::usage("--exclude-disk leaves no disk to back up").into());
+    }
+    Ok(disks)
 }
 
 fn add_changed_blocks(disks: &mut [DiskRequest], text: &str) -> anyhow::Result<()> {

@@ -14,9 +14,10 @@ use undercroft_format::id::SessionId;
 use undercroft_format::wire::failure::FailureCode;
 
 use crate::access;
+use crate::audit_view::AuditView;
 use crate::backup_job::{self, Request};
 use crate::catalog::Catalog;
-use crate::failure::{Problem, warn};
+use crate::failure::{Outcome, Problem, warn};
 use crate::progress::Activity;
 use crate::remote;
 use crate::report::line;
@@ -45,6 +46,7 @@ pub struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     wire_bytes_received: Option<u64>,
     warnings: &'a [String],
+    audits: Vec<AuditView<'a>>,
 }
 
 impl<'a> Report<'a> {
@@ -59,6 +61,7 @@ impl<'a> Report<'a> {
             wire_bytes_sent: report.traffic.map(|traffic| traffic.sent_bytes),
             wire_bytes_received: report.traffic.map(|traffic| traffic.received_bytes),
             warnings: &report.warnings,
+            audits: report.audits.iter().map(AuditView::of).collect(),
         }
     }
 }
@@ -275,6 +278,14 @@ fn explain(
     .into()
 }
 
+/// What a backup came to: it is done, but what told the changes of a disk may have lied.
+pub fn outcome(report: &BackupReport) -> Outcome {
+    match report.audits.iter().any(|audit| audit.mismatch.is_some()) {
+        true => Outcome::Warned,
+        false => Outcome::Done,
+    }
+}
+
 /// Adds the report as text.
 pub fn write(text: &mut String, settings: &Settings, report: &BackupReport) {
     let snapshot = &report.snapshot;
@@ -303,4 +314,7 @@ pub fn write(text: &mut String, settings: &Settings, report: &BackupReport) {
         report.waits.cpu_percent,
         report.waits.repository_percent,
     );
+    for audit in &report.audits {
+        AuditView::of(audit).write(text);
+    }
 }

@@ -25,6 +25,8 @@ pub enum Outcome {
     Done,
     /// Done, but stored data is damaged.
     Damage,
+    /// Done, but something that was relied on turned out to be wrong.
+    Warned,
 }
 
 impl Outcome {
@@ -136,6 +138,7 @@ pub fn exit_code(result: anyhow::Result<Outcome>, program: &str, json: bool) -> 
     let error = match result {
         Ok(Outcome::Done) => return ExitCode::SUCCESS,
         Ok(Outcome::Damage) => return ExitCode::from(3),
+        Ok(Outcome::Warned) => return ExitCode::from(4),
         Err(error) => error,
     };
     let mut report = describe(&error);

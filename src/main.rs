@@ -8,6 +8,7 @@
 //! [`service`] tells systemd how one is, [`watch`] those who watch it.
 
 mod access;
+mod audit_view;
 mod backup_job;
 mod backup_request;
 mod backup_run;

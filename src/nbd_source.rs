@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use undercroft_dataplane::ingest::changes::{ChangedBlocks, NotTold};
 use undercroft_dataplane::ingest::source::Source;
 use undercroft_dataplane::nbd::{self, NbdOptions};
 use undercroft_format::nbd::uri::{NbdUri, UriError};
@@ -40,6 +41,25 @@ pub fn open_export(path: &Path) -> anyhow::Result<Source> {
     let opening = format!("opening the source {uri}");
     let disk = nbd::open(uri, options).context(opening)?;
     Ok(Source::Disk(disk))
+}
+
+/// What the dirty bitmap that `path` names, if it is an NBD URI that names one, is going to say of the disk
+/// `source`; with the bitmap's name.
+pub fn dirty_bitmap(path: &Path, source: &Source) -> Option<(String, ChangedBlocks)> {
+    let uri = parsed(path)?.ok()?;
+    let name = uri.dirty_bitmap.clone()?;
+    let Source::Disk(disk) = source else {
+        return None;
+    };
+    let size = disk.size();
+    let what = format!("dirty bitmap {name:?}");
+    let changed = ChangedBlocks::asked(move || {
+        nbd::dirty_ranges(uri, size, NbdOptions { is_stopping }).map_err(|error| NotTold {
+            what,
+            source: error.into(),
+        })
+    });
+    Some((name, changed))
 }
 
 fn parsed(path: &Path) -> Option<Result<NbdUri, UriError>> {

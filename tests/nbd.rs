@@ -332,15 +332,6 @@ fn a_bad_session_is_explained_and_not_shown() {
 }
 
 #[test]
-fn a_dirty_bitmap_is_refused() {
-    let story = story();
-    let uri = story.unix_uri("s") + "&x-dirty-bitmap=b0";
-    let text = fail_with(&mut story.backup(&uri), 2);
-    assert!(text.contains("not supported yet"), "{text}");
-    assert!(text.contains("the whole export is read"), "{text}");
-}
-
-#[test]
 fn a_server_that_comes_back_is_gone_on_with() {
     let story = story();
     let socket = story.path("s");

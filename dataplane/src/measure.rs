@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rayon::prelude::*;
 use serde::Serialize;
+use undercroft_format::audit::AuditShare;
 use undercroft_format::chunker::ChunkerSpec;
 use undercroft_format::config::MasterKey;
 use undercroft_format::id::{ObjectId, SessionId};
@@ -527,6 +528,7 @@ fn job(source: &Path) -> Result<BackupJob> {
         tags: Vec::new(),
         resume: None,
         lock: None,
+        audit: AuditShare::NONE,
         now_ms: 0,
     })
 }

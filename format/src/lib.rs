@@ -9,7 +9,8 @@
 //!
 //! - [`units`], [`id`]: positions, lengths and names as types
 //! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`nbd`]: how disks are read over the network
-//! - [`ranges`]: what an increment reads
+//! - [`ranges`]: what an increment reads; [`lineage`]: whether it begins at its parent; [`audit`]: what of the rest
+//!   is looked at all the same
 //! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
@@ -18,11 +19,13 @@
 //! - [`trust`]: tokens, enrolment, and the names, roles and scopes of peers
 //! - [`codec`]: how all of them are written
 
+pub mod audit;
 pub mod chunker;
 pub mod codec;
 pub mod config;
 pub mod extent;
 pub mod id;
+pub mod lineage;
 pub mod lock;
 pub mod maptree;
 pub mod nbd;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use undercroft_control::SnapshotSpec;
+use undercroft_format::audit::AuditShare;
 use undercroft_format::id::SessionId;
 
 use crate::backup_request::Words;
@@ -24,14 +25,18 @@ use crate::settings::Settings;
 /// With --xva the disks are those of an export of XenServer or XCP-ng, labelled xvda, xvdb, ... by where they are
 /// plugged in. Nothing is published unless the XVA is complete and all its checksums fit.
 ///
-/// With --changed-blocks and --parent only what changed since the parent is read. A bitmap that does not
-/// fit leads to a full read and a reason code, never to wrong data.
+/// With --parent, and --changed-blocks or an NBD export's `x-dirty-bitmap=NAME`, only what changed since the
+/// parent is read. What does not fit leads to a full read and a reason code, never to wrong data. A random
+/// sample of what did not change is read as well (--audit); if it differs from the parent, the disk is read in
+/// full and the exit code is 4.
 ///
 /// With --proxy the disks are files and block devices of the proxy's machine, named by absolute paths. Ctrl-C then cancels the
 /// task; if only the connection breaks, it goes on.
 ///
 /// JSON: what `undercroft snapshots` prints for a snapshot, and waits (source_percent, cpu_percent,
-/// repository_percent), engine, packs, pack_bytes, warnings; with a server wire_bytes_sent and
+/// repository_percent), engine, packs, pack_bytes, warnings, audits (disk, unchanged_blocks, blocks,
+/// unknown_blocks, read_bytes, mismatch, missed: the probability, per size of a fault, that it was missed);
+/// with a server wire_bytes_sent and
 /// wire_bytes_received, all that its connections carried. With --detach: task, proxy, is_new.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -52,11 +57,15 @@ pub struct Args {
         conflicts_with_all = ["disks", "sources", "changed_blocks", "metadata", "lineage"]
     )]
     xva: Option<PathBuf>,
-    /// The snapshot that --changed-blocks refers to
+    /// Leave a disk out; may be given several times
+    #[arg(long = "exclude-disk", value_name = "LABEL")]
+    excluded: Vec<String>,
+    /// The snapshot that changed blocks refer to
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<SnapshotSpec>,
-    /// What changed since the parent: XAPI's bitmap in base64, a bit per 64 KiB; the label may be left
-    /// out if there is one disk
+    /// What changed since the parent: XAPI's bitmap in base64, a bit per 64 KiB, or a list of extents in
+    /// JSON, as in `[{"offset":0,"length":65536}]`, as nbdinfo tells dirty bitmaps and as qemu-img maps an
+    /// overlay; the label may be left out if there is one disk
     #[arg(long, value_name = "[LABEL=]FILE")]
     changed_blocks: Vec<String>,
     /// A file with the VM's metadata, stored with the snapshot
@@ -65,9 +74,14 @@ pub struct Args {
     /// A word to find or keep the snapshot by
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Where a disk's state came from, as in root:vdi-uuid=3f9c...
+    /// Where a disk's state came from, as in root:vdi-uuid=3f9c...; if vdi-uuid, cbt-id or bitmap differ from
+    /// the parent's, or base from its snapshot-uuid, the disk is read in full
     #[arg(long, value_name = "LABEL:KEY=VALUE")]
     lineage: Vec<String>,
+    /// How much of what did not change is read all the same and compared with the parent: 16 blocks of 64 KiB at
+    /// least; 0 for none, 100% for all
+    #[arg(long, value_name = "PERCENTAGE", default_value_t)]
+    audit: AuditShare,
     /// Go on with an interrupted session of a repository server: only what it had not finished is read
     #[arg(long, value_name = "SESSION")]
     resume: Option<SessionId>,
@@ -86,6 +100,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         xva: args.xva,
         disks: args.disks,
         sources: args.sources,
+        excluded: args.excluded,
         changed_blocks: args.changed_blocks,
         metadata: args.metadata,
         tags: args.tags,
@@ -94,6 +109,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             .lock_until
             .map(|time| time.resolve(&settings.time_zone))
             .transpose()?,
+        audit: args.audit,
     }
     .request()?;
     if args.through.is_used() {
@@ -109,5 +125,5 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     report::emit(settings, &Report::of(&report), |text| {
         backup_run::write(text, settings, &report);
     })?;
-    Ok(Outcome::Done)
+    Ok(backup_run::outcome(&report))
 }

@@ -43,7 +43,8 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but damage was found.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but damage was found,
+4 done but an audit found that changed blocks were wrong.
 Results go to standard output, progress, warnings and errors to standard error.
 With --json the last line of standard error tells of a failure: error, causes, hints, exit_code.
 First steps: undercroft init; undercroft backup --vm NAME DISK...; undercroft restore NAME@latest --to DIR/";

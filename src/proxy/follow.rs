@@ -90,6 +90,7 @@ fn conclude(settings: &Settings, over: TaskOver) -> anyhow::Result<Outcome> {
     let outcome = match over.ending {
         Ending::Done => Outcome::Done,
         Ending::Damage => Outcome::Damage,
+        Ending::Warned => Outcome::Warned,
         Ending::Failed | Ending::Cancelled => {
             let failure = serde_json::from_str(&over.json);
             let mut failure = failure.unwrap_or_else(|_| TaskFailure::new(over.json));

@@ -100,6 +100,10 @@ impl Session for NotedSession {
         self.inner.objects()
     }
 
+    fn reads_chunks(&self) -> bool {
+        self.inner.reads_chunks()
+    }
+
     fn sealer(&self) -> Option<&Sealer> {
         self.inner.sealer()
     }

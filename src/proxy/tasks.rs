@@ -50,6 +50,7 @@ pub fn backup(
         tags: request.tags,
         resume,
         lock: request.lock,
+        audit: request.audit,
         time_zone: time_zone(settings),
     }))
 }
@@ -84,9 +85,11 @@ pub fn backup_request(task: &BackupTask) -> Request {
         vm: task.vm.clone(),
         disks: disks.collect(),
         xva: None,
+        excluded: Vec::new(),
         metadata: task.metadata.as_ref().map(PathBuf::from),
         tags: task.tags.clone(),
         lock: task.lock,
+        audit: task.audit,
     }
 }
 

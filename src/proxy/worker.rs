@@ -102,7 +102,7 @@ impl TaskWorker {
         report.warnings.iter().for_each(warn);
         let json = backup_run::Report::of(&report);
         let (json, text) = report::both(&json, |text| backup_run::write(text, &settings, &report))?;
-        Ok((json, text, Outcome::Done))
+        Ok((json, text, backup_run::outcome(&report)))
     }
 
     fn restore(&self, task: &RestoreTask, runner: &TaskRunner) -> anyhow::Result<Reports> {
@@ -138,6 +138,7 @@ impl Worker for TaskWorker {
                 ending: match outcome {
                     Outcome::Done => Ending::Done,
                     Outcome::Damage => Ending::Damage,
+                    Outcome::Warned => Ending::Warned,
                 },
                 json,
                 text,

@@ -1,24 +1,27 @@
 //! A backup: all disks of one VM, one snapshot, published atomically.
 //!
-//! Decides for each disk whether the changed blocks it was given can be trusted; when in doubt it is
-//! read in full, which costs time and never data: a full read sends only what the repository lacks.
+//! When the changed blocks of a disk cannot be trusted, by its [`plan`](super::plan), an [`audit`](super::audit) or
+//! damage of the parent, it is read in full, which costs time and never data: a full read sends only what the
+//! repository lacks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use undercroft_format::audit::AuditShare;
 use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId, SnapshotId};
 use undercroft_format::lock::LockEnd;
 use undercroft_format::maptree::{Tree, update};
 use undercroft_format::pack::ObjectKind;
-use undercroft_format::ranges::RangeSet;
 use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
-use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
+use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, Snapshot};
 use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
+use super::audit::{Auditor, DiskAudit};
 use super::changes::ChangedBlocks;
 use super::chunker::Chunker;
+use super::plan::{Increment, Plan};
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
 use super::source::{DiskSource, Source};
 use super::store_nodes::StoreNodes;
@@ -89,6 +92,8 @@ pub struct BackupJob {
     pub resume: Option<SessionId>,
     /// How the snapshot is locked, from the moment when it can be seen.
     pub lock: Option<LockEnd>,
+    /// How much of what is said not to have changed is read all the same.
+    pub audit: AuditShare,
     /// Now, in milliseconds since 1970-01-01 UTC.
     pub now_ms: u64,
 }
@@ -112,6 +117,8 @@ pub struct BackupReport {
     pub traffic: Option<Traffic>,
     /// Problems with changed blocks, per disk, in words.
     pub warnings: Vec<String>,
+    /// What was compared of what did not change, per increment of a disk.
+    pub audits: Vec<DiskAudit>,
     /// The end of the snapshot's retention lock.
     pub locked_until: Option<UnixMs>,
 }
@@ -138,7 +145,7 @@ pub fn backup(
     let stored = store_all(&*session, engine, job, threads, progress, &wall);
     let sealed = session.sealed();
     match stored {
-        Ok((snapshot, waits, warnings)) => {
+        Ok((snapshot, waits, told)) => {
             let committed = tracing::info_span!("commit", session = %session.id())
                 .in_scope(|| session.commit(&snapshot));
             let committed = committed.inspect_err(|_| progress.kept_bytes.add(sealed.bytes))?;
@@ -150,7 +157,8 @@ pub fn backup(
                 packs: committed.figures.packs,
                 pack_bytes: committed.figures.bytes,
                 traffic: repository.traffic(),
-                warnings,
+                warnings: told.warnings,
+                audits: told.audits,
                 locked_until: committed.locked_until,
             })
         }
@@ -191,6 +199,7 @@ fn published(repository: &dyn Repository, committed: Committed) -> Result<Backup
         packs: committed.figures.packs,
         pack_bytes: committed.figures.bytes,
         traffic: repository.traffic(),
+        audits: Vec::new(),
         warnings: vec!["the snapshot was published before the connection broke".to_owned()],
         locked_until: committed.locked_until,
     })
@@ -217,7 +226,7 @@ fn store_all(
     threads: &rayon::ThreadPool,
     progress: &Progress,
     wall: &Stopwatch,
-) -> Result<(Snapshot, Waits, Vec<String>)> {
+) -> Result<(Snapshot, Waits, Told)> {
     if let Some(parent) = &job.parent
         && !session.pin_parent(parent)?
     {
@@ -232,6 +241,7 @@ fn store_all(
         threads,
         progress,
         chunker: Chunker::new(&config.chunker),
+        audit: job.audit,
         pool: BufferPool::new(segment_len * segments_in_flight(workers, segment_len)),
         states: WorkerStates::new(workers, config.zstd_level.into()),
     };
@@ -244,16 +254,16 @@ fn store_all(
         Some((name, bytes)) => Some(machine.metadata(name, &bytes)?),
         None => None,
     };
-    let mut warnings = Vec::new();
+    let mut told = Told::default();
     let parent = job.parent.as_ref();
     let mut disks = Vec::with_capacity(job.disks.len());
     match archive_of(&job.disks) {
         Some(archive) => {
-            disks = machine.archive(archive, job.disks, parent, &job.vm, &mut warnings)?;
+            disks = machine.archive(archive, job.disks, parent, &job.vm, &mut told)?;
         }
         None => {
             for (ordinal, disk) in (0..).zip(job.disks) {
-                disks.push(machine.disk(ordinal, disk, parent, &job.vm, &mut warnings)?);
+                disks.push(machine.disk(ordinal, disk, parent, &job.vm, &mut told)?);
             }
         }
     }
@@ -277,7 +287,7 @@ fn store_all(
         disks,
         metadata,
     };
-    Ok((snapshot, waits, warnings))
+    Ok((snapshot, waits, told))
 }
 
 /// Bytes of the segments that a backup with `workers` workers reads and works on at once, of the usual size.
@@ -310,40 +320,27 @@ struct Machine<'a> {
     engine: &'a dyn Engine,
     threads: &'a rayon::ThreadPool,
     progress: &'a Progress,
+    audit: AuditShare,
     chunker: Chunker,
     pool: Arc<BufferPool>,
     states: WorkerStates,
 }
 
-/// How a disk is going to be read.
-struct Plan {
-    extent: Extent,
-    /// The parent's tree that changed segments are spliced onto.
-    parent: Option<Tree>,
-    read_mode: ReadMode,
-    reasons: Vec<Reason>,
+/// A disk that is read.
+struct DiskRead<'a> {
+    ordinal: u16,
+    label: &'a str,
+    source: &'a DiskSource,
+    grid_phase: u16,
+    /// What the parent has of it, whether it is spliced or not.
+    parent: Option<&'a DiskManifest>,
 }
 
-impl Plan {
-    fn full(reason: Reason) -> Self {
-        Self {
-            extent: Extent::All,
-            parent: None,
-            read_mode: ReadMode::Full,
-            reasons: vec![reason],
-        }
-    }
-
-    /// The same disk without its parent, which turned out to be damaged.
-    fn distrust_parent(&mut self) {
-        let about_size = [Reason::Grown, Reason::Shrunk];
-        let reasons = self.reasons.drain(..);
-        let kept = reasons
-            .filter(|reason| !about_size.contains(reason))
-            .collect();
-        *self = Self::full(Reason::ParentDamaged);
-        self.reasons.extend::<Vec<Reason>>(kept);
-    }
+/// What there is to tell of a run beside its snapshot.
+#[derive(Default)]
+struct Told {
+    warnings: Vec<String>,
+    audits: Vec<DiskAudit>,
 }
 
 /// A disk whose chunks, maps and nodes are stored.
@@ -359,15 +356,21 @@ impl Machine<'_> {
         job: DiskJob,
         parent: Option<&StoredSnapshot>,
         vm: &str,
-        warnings: &mut Vec<String>,
+        told: &mut Told,
     ) -> Result<DiskManifest> {
         let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
         let segment_size = self.session.config().segment_size;
         let (size, plan, phase, stored) = match job.source {
             Source::Disk(source) => {
                 let size = source.size();
-                let mut plan = self.plan(&job.label, size, job.changed_blocks, parent, warnings);
-                note_parent(&mut plan, parent, vm);
+                let increment = Increment {
+                    label: &job.label,
+                    size,
+                    segment_size,
+                    lineage: &job.lineage,
+                    vm,
+                };
+                let mut plan = increment.plan(job.changed_blocks, parent, &mut told.warnings);
                 self.note_io(&source, &mut plan.reasons);
                 let phase = match parent_disk {
                     Some(disk) => disk.grid_phase,
@@ -376,20 +379,27 @@ impl Machine<'_> {
                         &job.source_name,
                     ))?,
                 };
-                let mut stored = self.store_disk(ordinal, &source, &plan, phase, parent_disk);
+                let read = DiskRead {
+                    ordinal,
+                    label: &job.label,
+                    source: &source,
+                    grid_phase: phase,
+                    parent: parent_disk,
+                };
+                let mut stored = self.audit_and_store(&read, &mut plan, told);
                 if let Err(error) = &stored
                     && error.is_damage()
                     && let (Some(parent), Some(_)) = (parent, plan.parent)
                 {
-                    warnings.push(format!(
+                    told.warnings.push(format!(
                         "disk {}: the parent cannot be built upon: {error}; the disk is read in full; \
                          see what else that affects: undercroft verify --deep",
                         job.label
                     ));
                     self.distrust(parent, &job.label)?;
-                    plan.distrust_parent();
+                    plan.read_in_full(Reason::ParentDamaged);
                     self.progress.total_bytes.add(size.get());
-                    stored = self.store_disk(ordinal, &source, &plan, phase, parent_disk);
+                    stored = self.store_disk(&read, &plan);
                 }
                 (size, plan, phase, stored?)
             }
@@ -424,7 +434,7 @@ impl Machine<'_> {
         jobs: Vec<DiskJob>,
         parent: Option<&StoredSnapshot>,
         vm: &str,
-        warnings: &mut Vec<String>,
+        told: &mut Told,
     ) -> Result<Vec<DiskManifest>> {
         let mut stream = archive.into_stream(self.engine)?;
         let mut done: Vec<Option<DiskManifest>> = jobs.iter().map(|_| None).collect();
@@ -440,13 +450,13 @@ impl Machine<'_> {
             };
             let job = jobs[place].take().expect("just seen");
             let stream = Some(&mut stream);
-            let disk = self.archived_disk(place as u16, job, stream, parent, vm, warnings)?;
+            let disk = self.archived_disk(place as u16, job, stream, parent, vm, told)?;
             done[place] = Some(disk);
         }
         // The reader has seen to it that those which are left have no bytes.
         for (place, job) in jobs.into_iter().enumerate() {
             if let Some(job) = job {
-                let disk = self.archived_disk(place as u16, job, None, parent, vm, warnings)?;
+                let disk = self.archived_disk(place as u16, job, None, parent, vm, told)?;
                 done[place] = Some(disk);
             }
         }
@@ -461,12 +471,18 @@ impl Machine<'_> {
         stream: Option<&mut XvaStream>,
         parent: Option<&StoredSnapshot>,
         vm: &str,
-        warnings: &mut Vec<String>,
+        told: &mut Told,
     ) -> Result<DiskManifest> {
         let size = job.source.size().unwrap_or_default();
         let segment_size = self.session.config().segment_size;
-        let mut plan = self.plan(&job.label, size, None, parent, warnings);
-        note_parent(&mut plan, parent, vm);
+        let increment = Increment {
+            label: &job.label,
+            size,
+            segment_size,
+            lineage: &job.lineage,
+            vm,
+        };
+        let plan = increment.plan(None, parent, &mut told.warnings);
         let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
         let counters = DiskCounters::default();
         let mut phase = parent_disk.map_or(0, |disk| disk.grid_phase);
@@ -553,20 +569,46 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Reads a disk as planned and stores it.
-    fn store_disk(
+    /// Reads a disk as planned and stores it, unless an audit says that the plan is no good: then all of it is
+    /// read.
+    fn audit_and_store(
         &self,
-        ordinal: u16,
-        source: &DiskSource,
-        plan: &Plan,
-        grid_phase: u16,
-        parent: Option<&DiskManifest>,
+        read: &DiskRead<'_>,
+        plan: &mut Plan,
+        told: &mut Told,
     ) -> Result<StoredDisk> {
+        if let (Extent::Changed { ranges, .. }, Some(parent)) = (&plan.extent, read.parent)
+            && self.audit != AuditShare::NONE
+        {
+            let auditor = Auditor {
+                session: self.session,
+                ordinal: read.ordinal,
+                source: read.source,
+                parent,
+                changed: ranges,
+                share: self.audit,
+                engine: self.engine,
+                pool: &self.pool,
+                progress: self.progress,
+            };
+            let audit = auditor.run(read.label)?;
+            told.warnings.extend(audit.warnings());
+            if audit.mismatch.is_some() {
+                plan.read_in_full(Reason::AuditMismatch);
+                self.progress.total_bytes.add(read.source.size().get());
+            }
+            told.audits.push(audit);
+        }
+        self.store_disk(read, plan)
+    }
+
+    /// Reads a disk as planned and stores it.
+    fn store_disk(&self, read: &DiskRead<'_>, plan: &Plan) -> Result<StoredDisk> {
         let counters = DiskCounters::default();
-        let changes = self.read_disk(ordinal, source, plan, grid_phase, &counters)?;
+        let changes = self.read_disk(read, plan, &counters)?;
         let segment_size = self.session.config().segment_size;
-        let segments = segment_size.segments_of(source.size());
-        self.store_tree(plan, parent, segments, &changes, &counters)
+        let segments = segment_size.segments_of(read.source.size());
+        self.store_tree(plan, read.parent, segments, &changes, &counters)
     }
 
     fn store_tree(
@@ -631,43 +673,6 @@ impl Machine<'_> {
         )
     }
 
-    /// Decides how a disk is read: changed blocks are used only where nothing speaks against them.
-    fn plan(
-        &self,
-        label: &str,
-        size: DiskLength,
-        changed: Option<ChangedBlocks>,
-        parent: Option<&StoredSnapshot>,
-        warnings: &mut Vec<String>,
-    ) -> Plan {
-        let full = Plan::full;
-        let Some(parent) = parent else {
-            return full(match changed {
-                Some(_) => Reason::NoParent,
-                None => Reason::Requested,
-            });
-        };
-        let Some(changed) = changed else {
-            return full(Reason::NoChangedBlocks);
-        };
-        let Some(disk) = parent.snapshot.disk(label) else {
-            return full(Reason::DiskNotInParent);
-        };
-        if disk.segment_size != self.session.config().segment_size {
-            return full(Reason::ParentLayout);
-        }
-        if parent.incomplete {
-            return full(Reason::ParentDamaged);
-        }
-        match changed.ranges(size, disk.size) {
-            Ok(changed) => splice_plan(changed, size, disk),
-            Err(error) => {
-                warnings.push(format!("disk {label}: its {error}; the disk is read in full"));
-                full(error.reason())
-            }
-        }
-    }
-
     fn note_io(&self, source: &DiskSource, reasons: &mut Vec<Reason>) {
         if self.engine.choice().kind == EngineKind::Posix {
             reasons.push(Reason::PlainIo);
@@ -679,12 +684,11 @@ impl Machine<'_> {
 
     fn read_disk(
         &self,
-        disk: u16,
-        source: &DiskSource,
+        read: &DiskRead<'_>,
         plan: &Plan,
-        grid_phase: u16,
         counters: &DiskCounters,
     ) -> Result<Changes> {
+        let (disk, grid_phase) = (read.ordinal, read.grid_phase);
         let work = SegmentWork {
             session: self.session,
             disk,
@@ -698,7 +702,7 @@ impl Machine<'_> {
         let finished = self.session.finished(disk);
         let reader = DiskReader {
             going_on: &|| self.session.going_on(),
-            source,
+            source: read.source,
             segment_size: self.session.config().segment_size,
             grid_phase,
             engine: self.engine,
@@ -850,12 +854,6 @@ fn archive_of(disks: &[DiskJob]) -> Option<XvaArchive> {
     })
 }
 
-fn note_parent(plan: &mut Plan, parent: Option<&StoredSnapshot>, vm: &str) {
-    if parent.is_some_and(|parent| parent.snapshot.vm != vm) {
-        plan.reasons.push(Reason::ParentOfOtherVm);
-    }
-}
-
 /// Keeps the failure that says most: not that of a worker who met the session's end, but what ended it.
 fn keep_cause(kept: &mut Option<RepositoryError>, error: RepositoryError) {
     if matches!(kept, None | Some(RepositoryError::SessionFailed(_))) {
@@ -865,32 +863,6 @@ fn keep_cause(kept: &mut Option<RepositoryError>, error: RepositoryError) {
 
 /// The maps of the segments that were read: `None` for zeros.
 type Changes = BTreeMap<SegmentNumber, Option<SegmentMapId>>;
-
-/// Reads what changed, which covers what lies past the parent's end; a last segment that got shorter is
-/// cut.
-fn splice_plan(changed: RangeSet, size: DiskLength, parent: &DiskManifest) -> Plan {
-    let (new, old) = (size.get(), parent.size.get());
-    let segment_size = parent.segment_size;
-    let mut reasons = Vec::new();
-    let mut touch = None;
-    if new > old {
-        reasons.push(Reason::Grown);
-    } else if new < old {
-        reasons.push(Reason::Shrunk);
-        if new % segment_size.bytes() != 0 {
-            touch = Some(segment_size.segment_at(new));
-        }
-    }
-    Plan {
-        extent: Extent::Changed {
-            ranges: changed,
-            touch,
-        },
-        parent: Some(parent.tree()),
-        read_mode: ReadMode::ChangedBlocks,
-        reasons,
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -147,8 +147,13 @@ impl fmt::Debug for ChangedBlocks {
 
 /// An error and its causes in one line.
 fn reasons(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -172,10 +177,13 @@ mod tests {
     fn all_origins_tell_the_same() {
         let bitmap = ChangedBlocks::text(&b"\n oAE="[..]);
         let list = &br#"  [{"offset":5,"length":1},{"start":131072,"length":65536},{"offset":983040,"length":9}]"#[..];
-        let set: RangeSet = [DiskRange::new(9, 10), DiskRange::new(2 << 16, (2 << 16) + 1)]
-            .into_iter()
-            .chain([DiskRange::new(15 << 16, 99 << 16)])
-            .collect();
+        let set: RangeSet = [
+            DiskRange::new(9, 10),
+            DiskRange::new(2 << 16, (2 << 16) + 1),
+        ]
+        .into_iter()
+        .chain([DiskRange::new(15 << 16, 99 << 16)])
+        .collect();
         let asked = set.clone();
         for changed in [
             bitmap,
@@ -199,12 +207,32 @@ mod tests {
             })
         };
         for (changed, reason, expected) in [
-            (text("AA=="), Reason::BitmapTooShort, "changed-block bitmap has 1 bytes"),
-            (text("AAAAAAAA"), Reason::BitmapTooLong, "changed-block bitmap has more"),
-            (text("?"), Reason::BitmapUnreadable, "changed-block bitmap cannot be read"),
+            (
+                text("AA=="),
+                Reason::BitmapTooShort,
+                "changed-block bitmap has 1 bytes",
+            ),
+            (
+                text("AAAAAAAA"),
+                Reason::BitmapTooLong,
+                "changed-block bitmap has more",
+            ),
+            (
+                text("?"),
+                Reason::BitmapUnreadable,
+                "changed-block bitmap cannot be read",
+            ),
             (text(" "), Reason::BitmapTooShort, "has 0 bytes"),
-            (text("[1]"), Reason::ExtentsUnreadable, "list of changed extents cannot"),
-            (text("{}"), Reason::ExtentsUnreadable, "expected an array of extents"),
+            (
+                text("[1]"),
+                Reason::ExtentsUnreadable,
+                "list of changed extents cannot",
+            ),
+            (
+                text("{}"),
+                Reason::ExtentsUnreadable,
+                "expected an array of extents",
+            ),
             (
                 text(r#"[{"offset":1048576,"length":1}]"#),
                 Reason::ExtentsOfOtherDisk,

@@ -5,9 +5,9 @@ use std::io;
 use std::sync::Arc;
 
 use undercroft_format::nbd::extents::{KnownRanges, StatusExtent};
-use undercroft_format::nbd::wire::STATE_ZERO;
 
 use super::error::NbdError;
+use super::status::Status;
 use crate::io::{Done, Transfer, TransferError};
 
 /// Something to ask a server.
@@ -67,10 +67,12 @@ pub(super) struct Books {
     done: VecDeque<Done>,
     answers: HashMap<u64, Result<Vec<u8>, Arc<NbdError>>>,
     next_key: u64,
-    /// Which bytes are data, as far as asked.
-    pub data: KnownRanges,
+    /// What is asked of ranges.
+    status: Status,
+    /// Which bytes are of that status, as far as asked.
+    pub known: KnownRanges,
     pub status_in_flight: bool,
-    /// The server cannot tell holes, or failed to: all is data.
+    /// The server cannot tell, or failed to: any byte may be.
     pub no_status: bool,
 }
 
@@ -94,14 +96,15 @@ impl Limits {
 }
 
 impl Books {
-    pub fn new() -> Self {
+    pub fn new(status: Status) -> Self {
         Self {
+            status,
             waiting: VecDeque::new(),
             transfers: HashMap::new(),
             done: VecDeque::new(),
             answers: HashMap::new(),
             next_key: 0,
-            data: KnownRanges::default(),
+            known: KnownRanges::default(),
             status_in_flight: false,
             no_status: false,
         }
@@ -195,7 +198,7 @@ impl Books {
     /// Asks what is known behind what is known; before other requests, since reads are planned by it.
     pub fn ask_status(&mut self, len: u32) {
         self.status_in_flight = true;
-        let request = Request::new(self.data.end(), len, What::Status);
+        let request = Request::new(self.known.end(), len, What::Status);
         self.waiting.push_front(request);
     }
 
@@ -213,15 +216,15 @@ impl Books {
         }
     }
 
-    /// Notes what the server knows of holes.
+    /// Notes what the server knows of ranges.
     pub fn know(&mut self, request: &Request, extents: &[StatusExtent]) {
-        if self.data.end() != request.offset {
+        if self.known.end() != request.offset {
             return;
         }
         let end = request.offset + u64::from(request.len);
         for extent in extents {
-            let len = u64::from(extent.len).min(end - self.data.end());
-            self.data.push(len, extent.state & STATE_ZERO == 0);
+            let len = u64::from(extent.len).min(end - self.known.end());
+            self.known.push(len, self.status.is_set(extent.state));
         }
     }
 
@@ -233,7 +236,8 @@ impl Books {
                 if let Err(error) = result {
                     tracing::warn!(
                         error = &*error as &dyn std::error::Error,
-                        "block status failed: everything is read"
+                        status = ?self.status,
+                        "block status failed"
                     );
                     self.no_status = true;
                 }

@@ -60,7 +60,7 @@ pub(super) struct Client {
 impl Client {
     /// Opens the export on a first connection.
     pub fn open(endpoint: Endpoint, options: NbdOptions) -> Result<Self, NbdError> {
-        let opened = endpoint.open()?;
+        let (opened, status) = (endpoint.open()?, endpoint.status());
         let export = opened.export.clone();
         let is_xapi = export.dialect == Dialect::Xapi;
         let (request_len, depth, connections, align) = match is_xapi {
@@ -85,7 +85,8 @@ impl Client {
             ?sizes,
             dialect = ?export.dialect,
             structured = export.structured,
-            block_status = export.allocation.is_some(),
+            ?status,
+            has_status = status.context(&export).is_some(),
             multi_conn = export.flags.can_multi_conn(),
             "NBD export opened"
         );
@@ -94,13 +95,17 @@ impl Client {
             limits,
             depth,
             wanted: asked.unwrap_or(connections),
-            connections: vec![Connection::new(opened)],
-            books: Books::new(),
+            connections: vec![Connection::new(opened, status)],
+            books: Books::new(status),
             dead: None,
             endpoint,
             export,
             options,
         })
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     pub fn export(&self) -> &Export {
@@ -180,8 +185,14 @@ impl Client {
         Ok(())
     }
 
-    /// The first range at or after `offset` that may hold other bytes than zero.
-    pub fn next_data(
+    /// Whether the server tells what it was to be asked for; until it is asked, it seems so.
+    pub fn has_status(&self) -> bool {
+        !self.books.no_status && self.endpoint.status().context(&self.export).is_some()
+    }
+
+    /// The first range at or after `offset` that may be of the status that is asked for: any, if there is
+    /// none.
+    pub fn next_known(
         &mut self,
         offset: u64,
         end: u64,
@@ -193,16 +204,16 @@ impl Client {
             if offset >= end {
                 return Ok(None);
             }
-            if self.books.no_status || self.export.allocation.is_none() {
+            if !self.has_status() {
                 return Ok(Some(offset..end));
             }
-            let data = &mut self.books.data;
-            if !(data.start()..=data.end()).contains(&offset) {
-                *data = KnownRanges::beginning_at(offset);
+            let known = &mut self.books.known;
+            if !(known.start()..=known.end()).contains(&offset) {
+                *known = KnownRanges::beginning_at(offset);
             }
-            data.forget_before(offset);
-            let found = data.next_set(offset);
-            let is_known_to_end = data.end() >= end;
+            known.forget_before(offset);
+            let found = known.next_set(offset);
+            let is_known_to_end = known.end() >= end;
             self.ask_ahead(offset);
             match found {
                 Some((start, _)) if start >= end => return Ok(None),
@@ -214,14 +225,14 @@ impl Client {
     }
 
     fn ask_ahead(&mut self, offset: u64) {
-        let data = &self.books.data;
-        let known = data.end();
-        let is_ahead = known >= offset + STATUS_AHEAD || data.ranges() >= STATUS_RANGES;
-        let is_needed = data.next_set(offset).is_none();
-        if self.books.status_in_flight || known >= self.export.size || (is_ahead && !is_needed) {
+        let known = &self.books.known;
+        let end = known.end();
+        let is_ahead = end >= offset + STATUS_AHEAD || known.ranges() >= STATUS_RANGES;
+        let is_needed = known.next_set(offset).is_none();
+        if self.books.status_in_flight || end >= self.export.size || (is_ahead && !is_needed) {
             return;
         }
-        let len = STATUS_LEN.min(self.export.size - known);
+        let len = STATUS_LEN.min(self.export.size - end);
         self.books.ask_status(len as u32);
     }
 
@@ -425,7 +436,7 @@ impl Client {
                 now: opened.export.size,
             });
         }
-        Ok(Connection::new(opened))
+        Ok(Connection::new(opened, self.endpoint.status()))
     }
 }
 

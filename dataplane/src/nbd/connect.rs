@@ -9,6 +9,7 @@ use undercroft_format::nbd::negotiation::{Export, Negotiation, Step, Wanted};
 use undercroft_format::nbd::uri::{NbdUri, Server};
 
 use super::error::NbdError;
+use super::status::Status;
 use super::tls::Tls;
 use super::transport::{Socket, Transport};
 
@@ -22,6 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Endpoint {
     uri: NbdUri,
     tls: Option<Tls>,
+    status: Status,
 }
 
 /// An open export on a new connection that does not block.
@@ -33,7 +35,8 @@ pub(super) struct Opened {
 }
 
 impl Endpoint {
-    pub fn new(uri: NbdUri) -> Result<Self, NbdError> {
+    /// Where `uri` leads, to be asked for `status`.
+    pub fn new(uri: NbdUri, status: Status) -> Result<Self, NbdError> {
         let host = match &uri.server {
             Server::Tcp { host, .. } => Some(host.as_str()),
             Server::Unix { .. } => None,
@@ -42,14 +45,18 @@ impl Endpoint {
         let tls = tls
             .map(|parameters| Tls::new(parameters, host))
             .transpose()?;
-        Ok(Self { uri, tls })
+        Ok(Self { uri, tls, status })
+    }
+
+    pub fn status(&self) -> Status {
+        self.status
     }
 
     pub fn uri(&self) -> &NbdUri {
         &self.uri
     }
 
-    fn server(&self) -> String {
+    pub fn server(&self) -> String {
         match &self.uri.server {
             Server::Tcp { host, port } => format!("{host}:{port}"),
             Server::Unix { socket } => socket.clone(),
@@ -77,7 +84,10 @@ impl Endpoint {
         let mut machine = Negotiation::new(Wanted {
             export: self.uri.export.clone(),
             tls: self.tls.is_some(),
-            dirty_bitmap: None,
+            dirty_bitmap: match self.status {
+                Status::Data => None,
+                Status::Dirty => self.uri.dirty_bitmap.clone(),
+            },
         });
         let mut bytes = [0; 4096];
         let export = loop {

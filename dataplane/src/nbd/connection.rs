@@ -12,6 +12,7 @@ use undercroft_format::nbd::wire::{Cookie, Errno};
 use super::books::{Books, Request, What};
 use super::connect::Opened;
 use super::error::NbdError;
+use super::status::Status;
 use super::transport::Transport;
 use crate::clock::Stopwatch;
 
@@ -29,7 +30,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub(super) struct Connection {
     transport: Transport,
     machine: Transmission,
-    allocation: Option<ContextId>,
+    /// The context that tells what the books want to know.
+    status: Option<ContextId>,
     dialect: Dialect,
     in_flight: HashMap<Cookie, Request>,
     staging: Box<[u8]>,
@@ -41,13 +43,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(opened: Opened) -> Self {
+    pub fn new(opened: Opened, status: Status) -> Self {
         let mut staging = vec![0; STAGING_LEN.max(opened.rest.len())].into_boxed_slice();
         staging[..opened.rest.len()].copy_from_slice(&opened.rest);
         Self {
             transport: opened.transport,
             machine: Transmission::new(&opened.export),
-            allocation: opened.export.allocation,
+            status: status.context(&opened.export),
             dialect: opened.export.dialect,
             in_flight: HashMap::new(),
             staging,
@@ -63,7 +65,7 @@ impl Connection {
 
     /// Whether it can be asked for block status.
     pub fn has_status(&self) -> bool {
-        self.allocation.is_some()
+        self.status.is_some()
     }
 
     /// True if it waits for room in the socket.
@@ -161,7 +163,7 @@ impl Connection {
                 Event::Status {
                     context, extents, ..
                 } => {
-                    if self.allocation == Some(context) {
+                    if self.status == Some(context) {
                         books.know(request, &extents);
                     }
                 }

@@ -80,6 +80,21 @@ pub enum NbdError {
         /// Its size now.
         now: u64,
     },
+    /// The server tells nothing, or nothing more, of a dirty bitmap.
+    #[error(
+        "the NBD server {server} has no dirty bitmap {bitmap:?} of the export {export:?}, or does not tell of it"
+    )]
+    NoBitmap {
+        /// The server.
+        server: String,
+        /// The export, without a session in its name.
+        export: String,
+        /// The bitmap.
+        bitmap: String,
+    },
+    /// What is known of ranges could not be had.
+    #[error(transparent)]
+    Status(Arc<NbdError>),
     /// A broken connection could not be made anew.
     #[error("the connection to the NBD server was lost, and {tries} tries to make it anew failed")]
     Lost {

@@ -13,16 +13,20 @@
 //!   where it goes
 //! - `connection`: one connection; `transport`: its bytes, in clear or under TLS
 //! - `connect`: from an address to an open export; `tls`: who is trusted
-//! - `source`: an export as a disk of a backup
+//! - `source`: an export as a disk of a backup; `dirty`: what changed on it; `status`: which of the two a
+//!   connection asks for
 
 mod books;
 mod client;
 mod connect;
 mod connection;
+mod dirty;
 mod error;
 mod source;
+mod status;
 mod tls;
 mod transport;
 
+pub use dirty::dirty_ranges;
 pub use error::NbdError;
 pub use source::{NbdOptions, open};

@@ -11,6 +11,7 @@ use undercroft_format::nbd::uri::NbdUri;
 use super::client::Client;
 use super::connect::Endpoint;
 use super::error::NbdError;
+use super::status::Status;
 use crate::ingest::source::{DiskSource, Reads};
 use crate::io::{BlockFile, Done, Queue, Transfer};
 
@@ -26,7 +27,7 @@ pub struct NbdOptions {
 /// # Errors
 /// [`NbdError`]: what was attempted, at which server, and what it said.
 pub fn open(uri: NbdUri, options: NbdOptions) -> Result<DiskSource, NbdError> {
-    let client = Client::open(Endpoint::new(uri)?, options)?;
+    let client = Client::open(Endpoint::new(uri, Status::Data)?, options)?;
     let size = client.export().size;
     let file = Arc::new(NbdFile {
         size,
@@ -87,7 +88,7 @@ impl BlockFile for NbdFile {
     }
 
     fn next_data(&self, offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {
-        let found = self.client.lock().next_data(offset, end.min(self.size));
+        let found = self.client.lock().next_known(offset, end.min(self.size));
         found.map_err(io::Error::other)
     }
 

@@ -78,6 +78,12 @@ pub trait Session: Send + Sync {
     /// Reads objects of the repository.
     fn objects(&self) -> &Objects;
 
+    /// Whether chunks can be read from [`objects`](Self::objects), and not maps alone: who only adds to a
+    /// repository behind a server gets no data, and would fetch it from afar.
+    fn reads_chunks(&self) -> bool {
+        true
+    }
+
     /// What seals this session's payloads; `None` if the repository is not encrypted.
     fn sealer(&self) -> Option<&Sealer>;
 

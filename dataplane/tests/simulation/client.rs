@@ -18,6 +18,7 @@ use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::entropy::SeededEntropy;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::keys::Keys;
+use undercroft_format::audit::AuditShare;
 use undercroft_format::config::Config;
 use undercroft_format::id::{SessionId, SnapshotId};
 use undercroft_format::units::SegmentNumber;
@@ -222,6 +223,11 @@ impl Clients {
         }
         let job = BackupJob {
             lock: None,
+            // An audit looks at segments that are finished, too.
+            audit: match resume {
+                Some(_) => AuditShare::NONE,
+                None => AuditShare::default(),
+            },
             vm: name,
             disks: jobs,
             parent,

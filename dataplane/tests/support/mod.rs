@@ -29,6 +29,7 @@ use undercroft_dataplane::repository::open::{CreateOptions, OpenNote, reconcile}
 use undercroft_dataplane::repository::pack_reader::{check_record, list_packs, read_contents};
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_dataplane::repository::{LocalRepository, Parts, Repository, layout};
+use undercroft_format::audit::AuditShare;
 use undercroft_format::chunker::{AlignedParams, ChunkerSpec};
 use undercroft_format::config::{Config, KeyMaterial, MasterKey};
 use undercroft_format::extent::Extent;
@@ -339,6 +340,7 @@ pub fn job(
         tags: Vec::new(),
         resume: None,
         lock: None,
+        audit: AuditShare::default(),
         now_ms,
     }
 }

@@ -5,12 +5,14 @@
 
 use std::fmt;
 
-use super::wire::{PORT, STRING_LEN_MAX};
+use super::wire::{DIRTY_BITMAP_PREFIX, PORT, STRING_LEN_MAX};
 
 /// Longest URI, in bytes.
 pub const URI_LEN_MAX: usize = 16 << 10;
 /// Most connections that can be asked for.
 pub const CONNECTIONS_MAX: u8 = 16;
+/// Longest name of a dirty bitmap, in bytes: with its prefix it is a string of the protocol.
+const DIRTY_BITMAP_LEN_MAX: usize = STRING_LEN_MAX - DIRTY_BITMAP_PREFIX.len();
 
 /// An NBD URI. Shown without secrets: an export name may hold a session (XAPI's does).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub struct NbdUri {
     pub tls: Option<TlsParameters>,
     /// Connections to make, where the user says so (`x-connections`).
     pub connections: Option<u8>,
+    /// Name of the bitmap that tells what changed (`x-dirty-bitmap`).
+    pub dirty_bitmap: Option<String>,
 }
 
 /// Where a server is.
@@ -110,15 +114,9 @@ pub enum UriError {
     /// A parameter of TLS without TLS.
     #[error("has the parameter {0:?} of TLS, but no TLS: write nbds:// or nbds+unix://")]
     TlsOfPlain(&'static str),
-    /// A dirty bitmap.
-    #[error(
-        "has the parameter \"x-dirty-bitmap\": changed blocks of an export, as its server tells them, are not supported yet; without it the whole export is read and only what is new is stored"
-    )]
-    DirtyBitmap,
 }
 
-const KNOWN: &str =
-    "socket, tls-type, tls-hostname, tls-verify-peer, tls-certificates, x-tls-pin, x-connections";
+const KNOWN: &str = "socket, tls-type, tls-hostname, tls-verify-peer, tls-certificates, x-tls-pin, x-connections, x-dirty-bitmap";
 const SCHEMES: [(&str, bool, bool); 4] = [
     ("nbd://", false, false),
     ("nbds://", false, true),
@@ -177,6 +175,7 @@ impl NbdUri {
             export,
             tls: parameters.tls(is_tls)?,
             connections: parameters.connections,
+            dirty_bitmap: parameters.dirty_bitmap,
         })
     }
 
@@ -222,6 +221,7 @@ struct Parameters {
     tls: TlsParameters,
     tls_parameter: Option<&'static str>,
     connections: Option<u8>,
+    dirty_bitmap: Option<String>,
 }
 
 impl Parameters {
@@ -273,7 +273,14 @@ impl Parameters {
                 let error = invalid("x-connections", "a number from 1 to 16");
                 self.connections = Some(count.ok_or(error)?);
             }
-            "x-dirty-bitmap" => return Err(UriError::DirtyBitmap),
+            "x-dirty-bitmap" => {
+                let expected = "the name of a bitmap, as in qemu:dirty-bitmap:NAME,";
+                // QEMU's own parameter of this name takes the prefix along.
+                let name = value.strip_prefix(DIRTY_BITMAP_PREFIX).unwrap_or(&value);
+                let is_name = (1..=DIRTY_BITMAP_LEN_MAX).contains(&name.len());
+                let name = is_name.then(|| name.to_owned());
+                self.dirty_bitmap = Some(name.ok_or(invalid("x-dirty-bitmap", expected))?);
+            }
             _ => return Err(UriError::Unknown(key)),
         }
         self.seen.push(key);
@@ -446,13 +453,24 @@ mod tests {
     }
 
     #[test]
-    fn a_dirty_bitmap_is_refused_and_not_passed_over() {
+    fn a_dirty_bitmap_has_a_name() {
+        let of = |text: &str| NbdUri::parse(text).map(|uri| uri.dirty_bitmap);
+        let b0 = Ok(Some("b 0".to_owned()));
+        assert_eq!(of("nbd://h/e?x-dirty-bitmap=b%200"), b0);
+        assert_eq!(of("nbd://h/e?x-dirty-bitmap=qemu:dirty-bitmap:b%200"), b0);
+        assert_eq!(of("nbd://h/e"), Ok(None));
+        let long = format!("nbd://h/e?x-dirty-bitmap={}", "x".repeat(4079));
         for text in [
-            "nbd://h/e?x-dirty-bitmap=b0",
             "nbd://h/e?x-dirty-bitmap",
             "nbd+unix:///?socket=s&x-dirty-bitmap=",
+            "nbd://h/e?x-dirty-bitmap=qemu:dirty-bitmap:",
+            &long,
         ] {
-            assert_eq!(NbdUri::parse(text), Err(UriError::DirtyBitmap), "{text}");
+            let found = of(text);
+            assert!(
+                matches!(found, Err(UriError::Value { .. })),
+                "{text}: {found:?}"
+            );
         }
     }
 
@@ -482,6 +500,7 @@ mod tests {
                 export,
                 tls: None,
                 connections: None,
+                dirty_bitmap: None,
             };
             prop_assert_eq!(NbdUri::parse(&uri.to_string()), Ok(uri));
         }

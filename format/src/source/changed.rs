@@ -102,7 +102,11 @@ mod tests {
 
     fn finish(ranges: &[(u64, u64)], size: u64, parent_size: u64) -> Vec<(u64, u64)> {
         let mut changed = ChangedRanges::default();
-        changed.extend(ranges.iter().map(|(start, end)| DiskRange::new(*start, *end)));
+        changed.extend(
+            ranges
+                .iter()
+                .map(|(start, end)| DiskRange::new(*start, *end)),
+        );
         let set = changed.finish(DiskLength::new(size), DiskLength::new(parent_size));
         let ranges = set.ranges().iter();
         ranges.map(|range| (range.start, range.end)).collect()
@@ -121,7 +125,10 @@ mod tests {
     #[test]
     fn what_lies_past_the_parents_end_changed() {
         assert_eq!(finish(&[], 9 << 16, 100), [(100, 9 << 16)]);
-        assert_eq!(finish(&[(0, 1)], 9 << 16, 7 << 16), [(0, 1 << 16), (7 << 16, 9 << 16)]);
+        assert_eq!(
+            finish(&[(0, 1)], 9 << 16, 7 << 16),
+            [(0, 1 << 16), (7 << 16, 9 << 16)]
+        );
         assert_eq!(finish(&[(8 << 16, 9 << 16)], 7 << 16, 9 << 16), []);
     }
 

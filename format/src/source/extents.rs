@@ -302,8 +302,14 @@ mod tests {
     #[test]
     fn a_map_tells_of_the_whole_disk() {
         let map = r#"[{"offset":0,"length":65536,"dirty":false},{"offset":65536,"length":65536,"dirty":true}]"#;
-        assert_eq!(changed(map, 2 * K64, 2 * K64).expect("whole"), [(K64, 2 * K64)]);
-        assert_eq!(changed(map, 2 * K64, 9 * K64).expect("it shrank"), [(K64, 2 * K64)]);
+        assert_eq!(
+            changed(map, 2 * K64, 2 * K64).expect("whole"),
+            [(K64, 2 * K64)]
+        );
+        assert_eq!(
+            changed(map, 2 * K64, 9 * K64).expect("it shrank"),
+            [(K64, 2 * K64)]
+        );
         let found = changed(map, 9 * K64, 2 * K64).expect("it grew");
         assert_eq!(found, [(K64, 9 * K64)]);
         assert!(error(map, 3 * K64).contains("131072 bytes in a row"));
@@ -314,12 +320,21 @@ mod tests {
     #[test]
     fn what_tells_nothing_about_changes_is_refused() {
         for (text, expected) in [
-            (r#"[{"offset":0,"length":1},{"length":1}]"#, "at extent 1: it has neither"),
-            (r#"[{"offset":0,"length":1,"type":0,"description":"data"}]"#, "neither \"dirty\""),
+            (
+                r#"[{"offset":0,"length":1},{"length":1}]"#,
+                "at extent 1: it has neither",
+            ),
+            (
+                r#"[{"offset":0,"length":1,"type":0,"description":"data"}]"#,
+                "neither \"dirty\"",
+            ),
             (r#"[{"offset":0,"length":1,"type":0}]"#, "neither \"dirty\""),
             (r#"{"offset":0,"length":1}"#, "an array of extents"),
             (r#"[{"offset":0}]"#, "missing field `length`"),
-            (r#"[{"offset":-1,"length":1}]"#, "cannot be read at extent 0"),
+            (
+                r#"[{"offset":-1,"length":1}]"#,
+                "cannot be read at extent 0",
+            ),
             (r#"[{"offset":0,"length":1e9}]"#, "cannot be read"),
             (r#"[{"offset":0,"length":1,"length":2}]"#, "duplicate field"),
             (r#"[{"offset":0,"length":1}] x"#, "trailing characters"),
@@ -334,9 +349,14 @@ mod tests {
     #[test]
     fn endless_text_is_given_up() {
         for text in ["[{\"x\": \"", "[", "[\n\n", "[[[["] {
-            let endless = text.as_bytes().chain(io::repeat(text.as_bytes()[text.len() - 1]));
+            let endless = text
+                .as_bytes()
+                .chain(io::repeat(text.as_bytes()[text.len() - 1]));
             let found = changed_extents(endless, DiskLength::new(1), DiskLength::new(1));
-            assert!(matches!(found, Err(ExtentsError::Unreadable { .. })), "{text}");
+            assert!(
+                matches!(found, Err(ExtentsError::Unreadable { .. })),
+                "{text}"
+            );
         }
         let endless = b"[]".chain(io::repeat(b' '));
         assert!(changed_extents(endless, DiskLength::new(1), DiskLength::new(1)).is_err());

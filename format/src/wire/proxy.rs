@@ -78,10 +78,19 @@ pub enum Ending {
     Failed,
     /// Somebody ended it.
     Cancelled,
+    /// It was done, but something that was relied on turned out to be wrong.
+    Warned,
 }
 
 impl Ending {
-    const ALL: [Self; 4] = [Self::Done, Self::Damage, Self::Failed, Self::Cancelled];
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Done,
+        Self::Damage,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Warned,
+    ];
 
     /// The byte that stands for it.
     pub const fn code(self) -> u8 {
@@ -90,6 +99,7 @@ impl Ending {
             Self::Damage => 1,
             Self::Failed => 2,
             Self::Cancelled => 3,
+            Self::Warned => 4,
         }
     }
 
@@ -100,6 +110,7 @@ impl Ending {
             Self::Damage => "damage",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Warned => "warned",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a proxy is to do: a backup or a restore, in structured form. Nothing in it is a secret: keys and
 //! passphrases are the proxy's own.
 
+use crate::audit::AuditShare;
 use crate::codec::{DecodeError, Problem, Reader, put_string, put_varint};
 use crate::id::SessionId;
 use crate::lock::LockEnd;
@@ -48,6 +49,8 @@ pub struct BackupTask {
     pub resume: Option<SessionId>,
     /// How the snapshot is locked.
     pub lock: Option<LockEnd>,
+    /// How much of what did not change is read all the same.
+    pub audit: AuditShare,
     /// The IANA name of the time zone in which `parent` is read; the proxy's if there is none.
     pub time_zone: Option<String>,
 }
@@ -175,6 +178,7 @@ impl BackupTask {
             out.extend_from_slice(session.as_bytes());
         });
         LockEnd::put(self.lock, out);
+        put_varint(out, self.audit.ppm().into());
         put_text(out, self.time_zone.as_ref());
     }
 
@@ -190,6 +194,7 @@ impl BackupTask {
             })?,
             resume: read_option(reader, |reader| Ok(SessionId::from_bytes(reader.array()?)))?,
             lock: LockEnd::read(reader)?,
+            audit: read_share(reader)?,
             time_zone: read_text(reader, "time zone", ZONE_LEN_MAX)?,
         })
     }
@@ -258,6 +263,12 @@ impl RestoreTask {
             time_zone: read_text(reader, "time zone", ZONE_LEN_MAX)?,
         })
     }
+}
+
+fn read_share(reader: &mut Reader<'_>) -> Result<AuditShare, DecodeError> {
+    let ppm = reader.varint("share of an audit", AuditShare::ALL.ppm().into())? as u32;
+    let too_large = || reader.error(Problem::Invalid("share of an audit"));
+    AuditShare::from_ppm(ppm).ok_or_else(too_large)
 }
 
 fn put_text(out: &mut Vec<u8>, text: Option<&String>) {
@@ -329,13 +340,14 @@ pub(super) mod tests {
                     vec(text(), 0..3),
                     of(session),
                     of(lock),
+                    (0..=1_000_000_u32).prop_map(|ppm| AuditShare::from_ppm(ppm).unwrap()),
                     of(text()),
                 ),
             )
                 .prop_map(
                     |(
                         (repository, vm, disks, parent),
-                        (metadata, tags, resume, lock, time_zone),
+                        (metadata, tags, resume, lock, audit, time_zone),
                     )| {
                         Task::Backup(BackupTask {
                             repository,
@@ -346,6 +358,7 @@ pub(super) mod tests {
                             tags,
                             resume,
                             lock,
+                            audit,
                             time_zone,
                         })
                     }

@@ -267,6 +267,10 @@ impl Session for RemoteSession {
         self.repository.objects()
     }
 
+    fn reads_chunks(&self) -> bool {
+        false
+    }
+
     fn sealer(&self) -> Option<&Sealer> {
         self.sealer.as_ref()
     }

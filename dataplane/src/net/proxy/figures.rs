@@ -13,12 +13,6 @@ use crate::net::refusal::FailureFigures;
 
 /// The kinds of tasks, as [`Task::kind`] names them.
 const KINDS: [&str; 2] = ["backup", "restore"];
-const ENDINGS: [Ending; 4] = [
-    Ending::Done,
-    Ending::Damage,
-    Ending::Failed,
-    Ending::Cancelled,
-];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfTask {
@@ -69,7 +63,7 @@ impl ProxyFigures {
     /// Adds the figures to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         for kind in KINDS {
-            for ending in ENDINGS {
+            for ending in Ending::ALL {
                 let outcome = ending.name();
                 drop(self.ended.get_or_create(&OfTask { kind, outcome }));
             }

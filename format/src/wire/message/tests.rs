@@ -335,12 +335,7 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Sessions(Sessions)),
     ];
     let id = || any::<[u8; 16]>().prop_map(TaskId::from_bytes);
-    let ending = proptest::sample::select(vec![
-        Ending::Done,
-        Ending::Damage,
-        Ending::Failed,
-        Ending::Cancelled,
-    ]);
+    let ending = proptest::sample::select(Ending::ALL.to_vec());
     let proxies = prop_oneof![
         (id(), crate::wire::task::tests::any_task())
             .prop_map(|(id, task)| Message::Submit(Submit { id, task })),
