@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use support::served::Served;
-use support::{Image, fail_with, json, noise, succeed, undercroft, workspace};
+use support::{Image, assert_restores, fail_with, json, noise, succeed, undercroft, workspace};
 use xxhash_rust::xxh64::xxh64;
 
 const MIB: usize = 1 << 20;
@@ -346,6 +346,32 @@ fn an_xva_becomes_disks_lineage_and_metadata() {
     );
     let restored = std::fs::read(all.join("ova.xml")).expect("the metadata");
     assert!(restored == xva.members[0].1, "it is kept byte for byte");
+}
+
+/// Whether it comes first or last in the stream; what is left out is checked all the same.
+#[test]
+fn disks_of_an_xva_can_be_left_out() {
+    let story = story();
+    let xva = story.write("web.xva", &story.xva().bytes());
+    for (excluded, kept, image) in [("xvda", "xvdb", &story.data), ("xvdb", "xvda", &story.root)] {
+        let report = json(story.backup(&xva).args(["--exclude-disk", excluded]));
+        assert_eq!(report["disks"].as_array().map(Vec::len), Some(1));
+        assert_eq!(of_disk(&report, kept)["size"], image.bytes.len());
+        let snapshot = report["id"].as_str().expect("an id");
+        assert_restores(&story.repo, snapshot, &image.bytes, story.dir.path());
+    }
+    let text = fail_with(story.backup(&xva).args(["--exclude-disk", "root"]), 2);
+    assert!(text.contains("labelled: xvda, xvdb"), "{text}");
+    let mut all = story.backup(&xva);
+    all.args(["--exclude-disk", "xvda", "--exclude-disk", "xvdb"]);
+    assert!(fail_with(&mut all, 2).contains("leaves no disk"));
+    let mut damaged = story.xva().bytes();
+    let block = damaged.len() / 2;
+    damaged[block] ^= 1;
+    let damaged = story.write("damaged.xva", &damaged);
+    for excluded in ["xvda", "xvdb"] {
+        fail_with(story.backup(&damaged).args(["--exclude-disk", excluded]), 1);
+    }
 }
 
 #[test]
