@@ -8,7 +8,8 @@
 //! In the order in which data flows:
 //!
 //! - [`units`], [`id`]: positions, lengths and names as types
-//! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`nbd`]: how disks are read over the network
+//! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`vhd`]: disks in files; [`nbd`]: how disks are
+//!   read over the network
 //! - [`ranges`]: what an increment reads; [`lineage`]: whether it begins at its parent; [`audit`]: what of the rest
 //!   is looked at all the same
 //! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
@@ -38,5 +39,6 @@ pub mod snapshot;
 pub mod source;
 pub mod trust;
 pub mod units;
+pub mod vhd;
 pub mod wire;
 pub mod xva;
