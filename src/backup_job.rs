@@ -16,12 +16,14 @@ use undercroft_format::audit::AuditShare;
 use undercroft_format::lineage;
 use undercroft_format::lock::LockEnd;
 use undercroft_format::snapshot::NAME_LEN_MAX;
+use undercroft_format::units::DiskLength;
 
 use crate::backup_request::leave_out;
 use crate::failure::Problem;
 use crate::nbd_source::{dirty_bitmap, is_nbd, open_export, shown_source};
 use crate::settings::Settings;
 use crate::signals::Stoppable;
+use crate::vhd_source::{self, OpenVhd};
 use crate::xva_source::{OVA_XML, PlannedXva, XvaRequest};
 
 /// Longest metadata, in bytes: it is held in memory.
@@ -52,7 +54,11 @@ pub struct Request {
 #[derive(Clone, Debug)]
 pub struct DiskRequest {
     pub label: String,
+    /// False if the label was only made up.
+    pub is_labelled: bool,
     pub source: PathBuf,
+    /// The source holds what changed since the parent alone.
+    pub is_delta: bool,
     pub changed_blocks: Option<PathBuf>,
     pub lineage: Vec<(String, String)>,
 }
@@ -63,7 +69,7 @@ pub fn plan(settings: &Settings, request: Request) -> anyhow::Result<BackupJob> 
         let opened = xva.open(settings.local_root()?)?;
         return plan_xva(request, &xva, &opened);
     }
-    plan_with(settings, request, open_source)
+    plan_with(settings, request, open_disk)
 }
 
 /// Makes the job, but leaves alone what can be read only once.
@@ -72,18 +78,23 @@ pub fn plan_without_streams(settings: &Settings, request: Request) -> anyhow::Re
         let known = xva.known().context("the XVA was not read yet")?;
         return plan_xva(request, &xva, &known);
     }
-    plan_with(settings, request, |path, root| match is_seekable(path) {
-        true => open_source(path, root),
-        false => Ok(Source::Stream(Box::new(io::empty()))),
+    plan_with(settings, request, |disk, root| match is_seekable(disk) {
+        true => open_disk(disk, root),
+        false => Ok(Opened::plain(
+            &disk.source,
+            Source::Stream(Box::new(io::empty())),
+        )),
     })
 }
 
-fn is_seekable(path: &Path) -> bool {
+fn is_seekable(disk: &DiskRequest) -> bool {
+    let path = &disk.source;
     let is_disk = |meta: fs::Metadata| {
         let kind = meta.file_type();
         kind.is_file() || kind.is_block_device()
     };
-    is_nbd(path) || (!is_stdin(path) && fs::metadata(path).is_ok_and(is_disk))
+    let is_vhd = disk.is_delta || vhd_source::files(path).is_some();
+    is_vhd || is_nbd(path) || (!is_stdin(path) && fs::metadata(path).is_ok_and(is_disk))
 }
 
 /// The job of a VM whose disks, name and metadata an XVA tells.
@@ -130,7 +141,7 @@ fn check_tags(tags: &[String]) -> anyhow::Result<()> {
 fn plan_with(
     settings: &Settings,
     request: Request,
-    open: impl Fn(&Path, Option<&Path>) -> anyhow::Result<Source>,
+    open: impl Fn(&DiskRequest, Option<&Path>) -> anyhow::Result<Opened>,
 ) -> anyhow::Result<BackupJob> {
     check_name("VM name", &request.vm)?;
     check_tags(&request.tags)?;
@@ -138,8 +149,8 @@ fn plan_with(
     let root = settings.local_root()?;
     let mut disks = Vec::with_capacity(request.disks.len());
     for disk in request.disks {
-        let source = open(&disk.source, root)?;
-        disks.push(plan_disk(disk, source)?);
+        let opened = open(&disk, root)?;
+        disks.push(plan_disk(disk, opened)?);
     }
     if let Some(path) = &request.metadata {
         check_metadata_name(path, &disks)?;
@@ -157,16 +168,57 @@ fn plan_with(
     })
 }
 
-fn plan_disk(disk: DiskRequest, source: Source) -> anyhow::Result<DiskJob> {
+/// A source that is open.
+struct Opened {
+    source: Source,
+    lineage: Vec<(String, String)>,
+    state: [u8; 32],
+}
+
+impl Opened {
+    fn plain(path: &Path, source: Source) -> Self {
+        Self {
+            source,
+            lineage: Vec::new(),
+            state: file_state(path),
+        }
+    }
+
+    fn vhd(vhd: OpenVhd) -> Self {
+        let states: Vec<_> = vhd.files.iter().map(|file| file_state(file)).collect();
+        Self {
+            source: vhd.source,
+            lineage: vhd.lineage,
+            state: *blake3::hash(states.as_flattened()).as_bytes(),
+        }
+    }
+}
+
+fn open_disk(disk: &DiskRequest, repository: Option<&Path>) -> anyhow::Result<Opened> {
+    let path = &disk.source;
+    if disk.is_delta {
+        let vhd = vhd_source::open_changes(&vhd_source::split(path), repository)?;
+        return Ok(Opened::vhd(vhd));
+    }
+    if let Some(files) = vhd_source::files(path) {
+        return Ok(Opened::vhd(vhd_source::open_disk(&files, repository)?));
+    }
+    Ok(Opened::plain(path, open_source(path, repository)?))
+}
+
+fn plan_disk(disk: DiskRequest, opened: Opened) -> anyhow::Result<DiskJob> {
     let path = disk.source;
     let mut job = DiskJob {
-        source,
+        source: opened.source,
         source_name: shorten(shown_source(&path), VALUE_LEN_MAX),
         label: disk.label,
         changed_blocks: None,
         lineage: Vec::new(),
-        state: file_state(&path),
+        state: opened.state,
     };
+    for (key, value) in opened.lineage {
+        add_lineage(&mut job, key, value)?;
+    }
     if let Some(text) = &disk.changed_blocks {
         add_changed_blocks(&mut job, text)?;
     }
@@ -217,7 +269,8 @@ pub fn complete_states(job: &mut BackupJob) {
                 hasher.update(text.as_bytes());
             }
         }
-        if let (Some(_), Some(parent)) = (&disk.changed_blocks, parent) {
+        let is_increment = disk.changed_blocks.is_some() || matches!(disk.source, Source::Delta(_));
+        if let Some(parent) = parent.filter(|_| is_increment) {
             hasher.update(parent.as_bytes());
             // Another sample may find what this one does not: then nothing of before may be kept.
             hasher.update(&job.audit.ppm().to_le_bytes());
@@ -233,7 +286,9 @@ pub fn can_begin_anew(request: &Request) -> bool {
     }
     request.disks.iter().all(|disk| {
         let path = &disk.source;
-        is_nbd(path)
+        disk.is_delta
+            || vhd_source::files(path).is_some()
+            || is_nbd(path)
             || (!is_stdin(path) && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo()))
     })
 }
@@ -241,7 +296,7 @@ pub fn can_begin_anew(request: &Request) -> bool {
 /// Bytes of all disks whose size is known before they are read.
 pub fn disk_bytes(job: &BackupJob) -> u64 {
     let sizes = job.disks.iter().filter_map(|disk| disk.source.size());
-    sizes.map(|size| size.get()).sum()
+    sizes.map(DiskLength::get).sum()
 }
 
 fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
@@ -365,7 +420,9 @@ fn open_source(path: &Path, repository: Option<&Path>) -> anyhow::Result<Source>
         let file = File::open(path).with_context(opening)?;
         return Ok(Source::Stream(Box::new(Stoppable(file))));
     }
-    Ok(Source::Disk(DiskSource::open(path)?))
+    let disk = DiskSource::open(path)?;
+    vhd_source::warn_of_vhd(path, &disk);
+    Ok(Source::Disk(disk))
 }
 
 fn cannot(doing: String, error: io::Error) -> anyhow::Error {
@@ -386,6 +443,14 @@ pub fn is_inside(path: &Path, root: &Path) -> bool {
 }
 
 fn add_changed_blocks(disk: &mut DiskJob, path: &Path) -> anyhow::Result<()> {
+    if matches!(disk.source, Source::Delta(_)) {
+        return Err(Problem::usage(format!(
+            "disk {} comes from a VHD that holds what changed: it takes no changed blocks",
+            disk.label
+        ))
+        .hint("leave out --changed-blocks")
+        .into());
+    }
     if matches!(disk.source, Source::Stream(_)) {
         return Err(Problem::usage(format!(
             "disk {} is a stream, which has no addresses: changed blocks mean nothing there",

@@ -10,6 +10,7 @@ use undercroft_format::lock::LockEnd;
 use crate::backup_job::{DiskRequest, Request, check_label, is_stdin};
 use crate::failure::Problem;
 use crate::nbd_source::export_name;
+use crate::vhd_source;
 use crate::xva_source::XvaRequest;
 
 /// Label of a stream on standard input.
@@ -24,6 +25,7 @@ pub struct Words {
     pub xva: Option<PathBuf>,
     pub disks: Vec<String>,
     pub sources: Vec<PathBuf>,
+    pub vhd_deltas: Vec<String>,
     pub excluded: Vec<String>,
     pub changed_blocks: Vec<String>,
     pub metadata: Option<PathBuf>,
@@ -37,14 +39,21 @@ impl Words {
     /// What they mean.
     pub fn request(self) -> anyhow::Result<Request> {
         let named = name_disks(&self.disks, &self.sources)?.into_iter();
-        let mut disks: Vec<_> = named
-            .map(|(label, source)| DiskRequest {
+        let is_labelled = |place| place < self.disks.len();
+        let mut disks: Vec<_> = (0..)
+            .zip(named)
+            .map(|(place, (label, source))| DiskRequest {
                 label,
+                is_labelled: is_labelled(place),
                 source,
+                is_delta: false,
                 changed_blocks: None,
                 lineage: Vec::new(),
             })
             .collect();
+        for text in &self.vhd_deltas {
+            disks.push(vhd_delta(text)?);
+        }
         for text in &self.changed_blocks {
             add_changed_blocks(&mut disks, text)?;
         }
@@ -115,11 +124,36 @@ fn stem_label(source: &Path) -> String {
     if is_stdin(source) {
         return STREAM_LABEL.to_owned();
     }
-    let export = export_name(source);
-    let source = export.as_deref().map_or(source, Path::new);
+    let export = export_name(source).map(PathBuf::from);
+    let vhd = vhd_source::files(source).and_then(|files| files.into_iter().next());
+    let inner = export.or(vhd);
+    let source = inner.as_deref().unwrap_or(source);
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
     // What stands before the first '=' of --changed-blocks is a label.
     stem.replace('=', "_")
+}
+
+/// `[LABEL=]FILE[,OLDER...]`.
+fn vhd_delta(text: &str) -> anyhow::Result<DiskRequest> {
+    let split = text.split_once('=').filter(|_| !Path::new(text).exists());
+    if split.is_some_and(|(_, files)| files.is_empty()) || text.is_empty() {
+        return Err(
+            Problem::usage(format!("--vhd-delta {text}: should be LABEL=FILE, or FILE")).into(),
+        );
+    }
+    let (label, source) = match split {
+        Some((label, files)) => (label.to_owned(), PathBuf::from(files)),
+        None => (stem_label(Path::new(text)), PathBuf::from(text)),
+    };
+    check_label(&label)?;
+    Ok(DiskRequest {
+        label,
+        is_labelled: split.is_some(),
+        source,
+        is_delta: true,
+        changed_blocks: None,
+        lineage: Vec::new(),
+    })
 }
 
 fn unknown_label(option: &str, label: &str, disks: &[DiskRequest]) -> anyhow::Error {
@@ -226,5 +260,6 @@ mod tests {
         assert_eq!(labels(&[], &["a=b.raw"]), ["a_b"]);
         assert_eq!(labels(&[], &["nbd://host:1/vm/root.raw"]), ["root"]);
         assert_eq!(labels(&[], &["nbd://host"]), ["disk0"]);
+        assert_eq!(labels(&[], &["vhd:a/b.vhd,c.vhd"]), ["b"]);
     }
 }

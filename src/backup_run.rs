@@ -25,6 +25,7 @@ use crate::runner::Runner;
 use crate::settings::Settings;
 use crate::snapshot_view::{SnapshotView, Totals, disk_table};
 use crate::units::{Size, Took, count, local_time, ratio, timestamp};
+use crate::vhd_source;
 
 /// How long a server is waited for after a session was interrupted.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -234,6 +235,7 @@ fn attempt(
             catalog.warn_unreadable();
             runner.may_use(&parent.snapshot.vm)?;
             job.parent = Some(parent.clone());
+            vhd_source::settle_deltas(&mut job, &request.disks, &catalog)?;
         }
         backup_job::complete_states(&mut job);
         job.resume = resume;

@@ -32,6 +32,7 @@ mod settings;
 mod signals;
 mod snapshot_view;
 mod units;
+mod vhd_source;
 mod watch;
 mod work;
 mod xva_source;

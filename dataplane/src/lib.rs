@@ -4,7 +4,7 @@
 //! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
-//! - [`nbd`]: disks over NBD
+//! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
@@ -21,4 +21,5 @@ pub mod progress;
 pub mod repository;
 pub mod restore;
 pub mod simulate;
+pub mod vhd;
 pub mod wall_clock;

@@ -30,6 +30,9 @@ use crate::settings::Settings;
 /// sample of what did not change is read as well (--audit); if it differs from the parent, the disk is read in
 /// full and the exit code is 4.
 ///
+/// With --vhd-delta and --parent a differencing VHD is laid over a disk of the parent. One that changes something else
+/// ends the backup: nothing can stand in for it.
+///
 /// With --proxy the disks are files and block devices of the proxy's machine, named by absolute paths. Ctrl-C then cancels the
 /// task; if only the connection breaks, it goes on.
 ///
@@ -54,13 +57,13 @@ pub struct Args {
     #[arg(
         long,
         value_name = "FILE|URL",
-        conflicts_with_all = ["disks", "sources", "changed_blocks", "metadata", "lineage"]
+        conflicts_with_all = ["disks", "sources", "vhd_deltas", "changed_blocks", "metadata", "lineage"]
     )]
     xva: Option<PathBuf>,
     /// Leave a disk out; may be given several times
     #[arg(long = "exclude-disk", value_name = "LABEL")]
     excluded: Vec<String>,
-    /// The snapshot that changed blocks refer to
+    /// The snapshot that changed blocks and deltas refer to
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<SnapshotSpec>,
     /// What changed since the parent: XAPI's bitmap in base64, a bit per 64 KiB, or a list of extents in
@@ -68,6 +71,14 @@ pub struct Args {
     /// overlay; the label may be left out if there is one disk
     #[arg(long, value_name = "[LABEL=]FILE")]
     changed_blocks: Vec<String>,
+    /// A differencing VHD with what changed since the parent; of several that changed each other all, the newest first.
+    /// The label may be left out if the parent has one disk
+    #[arg(
+        long = "vhd-delta",
+        value_name = "[LABEL=]FILE[,OLDER]",
+        requires = "parent"
+    )]
+    vhd_deltas: Vec<String>,
     /// A file with the VM's metadata, stored with the snapshot
     #[arg(long, value_name = "FILE")]
     metadata: Option<PathBuf>,
@@ -100,6 +111,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         xva: args.xva,
         disks: args.disks,
         sources: args.sources,
+        vhd_deltas: args.vhd_deltas,
         excluded: args.excluded,
         changed_blocks: args.changed_blocks,
         metadata: args.metadata,

@@ -13,6 +13,7 @@ use crate::failure::Problem;
 use crate::nbd_source::is_nbd;
 use crate::restore_run::{self, Form};
 use crate::settings::Settings;
+use crate::vhd_source::check_no_vhd;
 
 /// The task that `request` is.
 pub fn backup(
@@ -30,6 +31,7 @@ pub fn backup(
         .into());
     }
     let disks = request.disks.into_iter().map(|disk| {
+        check_no_vhd(&disk)?;
         let source = match disk.source.to_str().filter(|_| is_nbd(&disk.source)) {
             Some(uri) => uri.to_owned(),
             None => path_text(&disk.source)?,
@@ -77,7 +79,9 @@ pub fn restore(settings: &Settings, request: &restore_run::Request) -> anyhow::R
 pub fn backup_request(task: &BackupTask) -> Request {
     let disks = task.disks.iter().map(|disk| DiskRequest {
         label: disk.label.clone(),
+        is_labelled: true,
         source: PathBuf::from(&disk.source),
+        is_delta: false,
         changed_blocks: disk.changed_blocks.as_ref().map(PathBuf::from),
         lineage: disk.lineage.clone(),
     });

@@ -29,7 +29,7 @@ use super::worker::{DiskCounters, SegmentWork, WorkerStates};
 use super::xva::archive::{XvaArchive, XvaStream};
 use super::xva::segments::{ArchivedSegment, DiskSegments};
 use crate::clock::Stopwatch;
-use crate::io::{BufferPool, Engine, EngineKind};
+use crate::io::{BlockFile, BufferPool, Engine, EngineKind};
 use crate::progress::{Progress, Waits};
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::record::RecordEncoder;
@@ -37,6 +37,7 @@ use crate::repository::retention::UnixMs;
 use crate::repository::session::{
     Begun, Committed, DiskState, DoneSegments, Session, SessionRequest,
 };
+use crate::repository::snapshot_disk::SnapshotDisk;
 use crate::repository::snapshots::StoredSnapshot;
 use crate::repository::walk::{Place, Visitor, walk_disk};
 use crate::repository::{Repository, Traffic};
@@ -141,8 +142,7 @@ pub fn backup(
         Begun::Open(session) => session,
         Begun::Published(committed) => return published(&*repository, committed),
     };
-    let engine = &**repository.engine();
-    let stored = store_all(&*session, engine, job, threads, progress, &wall);
+    let stored = store_all(&*repository, &*session, job, threads, progress, &wall);
     let sealed = session.sealed();
     match stored {
         Ok((snapshot, waits, told)) => {
@@ -220,8 +220,8 @@ fn request(job: &BackupJob) -> SessionRequest {
 }
 
 fn store_all(
+    repository: &dyn Repository,
     session: &dyn Session,
-    engine: &dyn Engine,
     mut job: BackupJob,
     threads: &rayon::ThreadPool,
     progress: &Progress,
@@ -236,8 +236,9 @@ fn store_all(
     let workers = threads.current_num_threads();
     let segment_len = config.segment_size.bytes() as usize;
     let machine = Machine {
+        repository,
         session,
-        engine,
+        engine: &**repository.engine(),
         threads,
         progress,
         chunker: Chunker::new(&config.chunker),
@@ -316,6 +317,7 @@ fn slowness(waits: &Waits, duration_ms: u64) -> Option<Reason> {
 
 /// What the disks of one run share.
 struct Machine<'a> {
+    repository: &'a dyn Repository,
     session: &'a dyn Session,
     engine: &'a dyn Engine,
     threads: &'a rayon::ThreadPool,
@@ -402,6 +404,21 @@ impl Machine<'_> {
                     stored = self.store_disk(&read, &plan);
                 }
                 (size, plan, phase, stored?)
+            }
+            Source::Delta(delta) => {
+                let below = self.base(&job.label, parent)?;
+                let reading = "reading what changed in";
+                let changed = delta
+                    .changed(below.size)
+                    .map_err(RepositoryError::io(reading, &job.source_name))?;
+                let source = delta.over(self.disk_of_snapshot(below)?);
+                let size = source.size();
+                let mut plan = splice_plan(changed, size, below);
+                note_parent(&mut plan, parent, vm);
+                self.note_io(&source, &mut plan.reasons);
+                let phase = below.grid_phase;
+                let stored = self.store_disk(ordinal, &source, &plan, phase, Some(below))?;
+                (size, plan, phase, stored)
             }
             Source::Stream(mut stream) => {
                 let plan = Plan::full(Reason::Stream);
@@ -673,6 +690,34 @@ impl Machine<'_> {
         )
     }
 
+    /// The disk of the parent that what changed is laid over. Nothing can stand in for it.
+    fn base<'p>(
+        &self,
+        label: &str,
+        parent: Option<&'p StoredSnapshot>,
+    ) -> Result<&'p DiskManifest> {
+        let no_base = |problem| RepositoryError::NoBase {
+            disk: label.to_owned(),
+            problem,
+        };
+        let parent = parent.ok_or_else(|| no_base("there is none, or it was forgotten"))?;
+        let disk = parent.snapshot.disk(label);
+        let disk = disk.ok_or_else(|| no_base("it has no such disk"))?;
+        if disk.segment_size != self.session.config().segment_size {
+            return Err(no_base("its segments have another size"));
+        }
+        if parent.incomplete {
+            return Err(no_base("it lost something"));
+        }
+        Ok(disk)
+    }
+
+    fn disk_of_snapshot(&self, disk: &DiskManifest) -> Result<Arc<dyn BlockFile>> {
+        let keys = self.repository.keys()?.clone();
+        let objects = self.session.objects();
+        Ok(Arc::new(SnapshotDisk::new(objects, keys, disk.clone())))
+    }
+
     fn note_io(&self, source: &DiskSource, reasons: &mut Vec<Reason>) {
         if self.engine.choice().kind == EngineKind::Posix {
             reasons.push(Reason::PlainIo);
@@ -850,7 +895,7 @@ impl Machine<'_> {
 fn archive_of(disks: &[DiskJob]) -> Option<XvaArchive> {
     disks.iter().find_map(|disk| match &disk.source {
         Source::Archived(archived) => archived.archive.lock().take(),
-        Source::Disk(_) | Source::Stream(_) => None,
+        Source::Disk(_) | Source::Delta(_) | Source::Stream(_) => None,
     })
 }
 

@@ -237,19 +237,12 @@ impl Running<'_> {
             while self.reap()? {}
             return Err(error);
         }
-        let mut pieces = Vec::new();
         let mut len = 0;
         for run in runs.iter_mut().filter(|run| run.buffer_offset.is_some()) {
             run.buffer_offset = Some(len);
-            pieces.push(Piece {
-                file: self.reader.source.file().clone(),
-                file_offset: range.start + u64::from(run.start),
-                buffer_offset: len,
-                len: run.len as usize,
-            });
             len += (run.len as usize).next_multiple_of(4096);
         }
-        if pieces.is_empty() {
+        if len == 0 {
             return (self.emit)(FilledSegment {
                 number,
                 range,
@@ -260,7 +253,8 @@ impl Running<'_> {
         while self.queue.in_flight() >= SEGMENTS_IN_FLIGHT {
             self.reap()?;
         }
-        let buffer = self.acquire(len)?;
+        let mut buffer = self.acquire(len)?;
+        let pieces = self.pieces(range, &runs, &mut buffer)?;
         let token = number.0;
         self.waiting.push((token, number, range, runs, 0));
         self.queue.submit(Transfer {
@@ -270,6 +264,24 @@ impl Running<'_> {
             pieces,
         });
         Ok(())
+    }
+
+    /// What to read so that `buffer` holds the bytes of `runs`.
+    fn pieces(&self, segment: DiskRange, runs: &[Run], buffer: &mut Buffer) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::with_capacity(runs.len());
+        for run in runs {
+            let Some(at) = run.buffer_offset else {
+                continue;
+            };
+            let start = segment.start + u64::from(run.start);
+            let range = DiskRange::new(start, start + u64::from(run.len));
+            let out = &mut buffer[at..at + run.len as usize];
+            self.reader
+                .source
+                .add_pieces(range, at, out, &mut pieces)
+                .map_err(RepositoryError::io("looking for data in", "the source"))?;
+        }
+        Ok(pieces)
     }
 
     /// A buffer, as soon as there is one; meanwhile finished reads go to the workers.

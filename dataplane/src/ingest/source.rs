@@ -7,15 +7,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use undercroft_format::partition::{PARTITION_HEAD_LEN, grid_phase};
-use undercroft_format::units::DiskLength;
+use undercroft_format::ranges::RangeSet;
+use undercroft_format::units::{DiskLength, DiskRange};
 
 use super::xva::archive::ArchivedDisk;
-use crate::io::{BlockFile, BufferPool, Engine, OsFile, Queue};
+use crate::io::{BlockFile, BufferPool, Engine, OsFile, Piece, Queue};
 
 /// Where a disk's bytes come from.
 pub enum Source {
     /// A raw file or a block device.
     Disk(DiskSource),
+    /// What changed on a disk since the job's parent: without that it is nothing.
+    Delta(Box<dyn Changes>),
     /// Bytes in order, without addresses or a known end.
     Stream(Box<dyn Read + Send>),
     /// A disk of an XVA. All disks of the job are of the same one then.
@@ -27,6 +30,7 @@ impl Source {
     pub fn size(&self) -> Option<DiskLength> {
         match self {
             Self::Disk(disk) => Some(disk.size()),
+            Self::Delta(delta) => Some(delta.size()),
             Self::Stream(_) => None,
             Self::Archived(disk) => Some(disk.size),
         }
@@ -37,6 +41,7 @@ impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disk(disk) => disk.fmt(f),
+            Self::Delta(delta) => delta.fmt(f),
             Self::Stream(_) => f.write_str("Stream"),
             Self::Archived(disk) => disk.fmt(f),
         }
@@ -50,6 +55,42 @@ pub struct DiskSource {
     size: DiskLength,
     direct: bool,
     reads: Option<Arc<dyn Reads>>,
+    layout: Option<Arc<dyn Layout>>,
+}
+
+/// What changed on a disk, and the bytes that are there now.
+pub trait Changes: fmt::Debug + Send {
+    /// Size of the disk now.
+    fn size(&self) -> DiskLength;
+
+    /// The ranges that changed, and what lies past the end of a parent of `parent_size`.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn changed(&self, parent_size: DiskLength) -> io::Result<RangeSet>;
+
+    /// The disk: what changed, over `parent`.
+    fn over(self: Box<Self>, parent: Arc<dyn BlockFile>) -> DiskSource;
+}
+
+/// Where the bytes of a disk lie that is no file of its own.
+pub trait Layout: fmt::Debug + Send + Sync {
+    /// Tells `found` of the places of `range`'s bytes, in order. What lies between them is zero.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn places(&self, range: DiskRange, found: &mut dyn FnMut(Place<'_>)) -> io::Result<()>;
+}
+
+/// Bytes of a disk and where they lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Where on the disk.
+    pub range: DiskRange,
+    /// In which file.
+    pub file: &'a Arc<dyn BlockFile>,
+    /// Where in the file, in bytes.
+    pub file_offset: u64,
 }
 
 /// Serves the reads of a disk that is no file of the system. It retries by itself: what it reports is final.
@@ -91,7 +132,24 @@ impl DiskSource {
             file,
             direct,
             reads: None,
+            layout: None,
         })
+    }
+
+    /// A disk whose bytes lie where `layout` says: `file` answers what is small, and tells holes.
+    pub fn scattered(
+        file: Arc<dyn BlockFile>,
+        size: u64,
+        direct: bool,
+        layout: Arc<dyn Layout>,
+    ) -> Self {
+        Self {
+            file,
+            size: DiskLength::new(size),
+            direct,
+            reads: None,
+            layout: Some(layout),
+        }
     }
 
     /// A disk elsewhere: `file` answers what is small, `reads` does the work.
@@ -101,7 +159,41 @@ impl DiskSource {
             size: DiskLength::new(size),
             direct: true,
             reads: Some(reads),
+            layout: None,
         }
+    }
+
+    /// Adds what has to be read so that `out`, which lies in a buffer from `buffer_offset` on, holds the bytes of
+    /// `range`; what lies nowhere is zeroed at once.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn add_pieces(
+        &self,
+        range: DiskRange,
+        buffer_offset: usize,
+        out: &mut [u8],
+        pieces: &mut Vec<Piece>,
+    ) -> io::Result<()> {
+        let piece = |file: &Arc<dyn BlockFile>, file_offset, at: usize, len: u64| Piece {
+            file: file.clone(),
+            file_offset,
+            buffer_offset: buffer_offset + at,
+            len: len as usize,
+        };
+        let Some(layout) = &self.layout else {
+            pieces.push(piece(&self.file, range.start, 0, range.len()));
+            return Ok(());
+        };
+        let mut done = 0;
+        layout.places(range, &mut |place| {
+            let at = (place.range.start - range.start) as usize;
+            out[done..at].fill(0);
+            pieces.push(piece(place.file, place.file_offset, at, place.range.len()));
+            done = at + place.range.len() as usize;
+        })?;
+        out[done..range.len() as usize].fill(0);
+        Ok(())
     }
 
     /// A queue for reads of this disk: of `engine`, unless it is elsewhere.

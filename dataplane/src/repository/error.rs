@@ -139,6 +139,14 @@ pub enum RepositoryError {
         /// What is missing or damaged.
         source: Box<RepositoryError>,
     },
+    /// What changed since a snapshot cannot be laid over it.
+    #[error("disk {disk}: what changed cannot be laid over the parent: {problem}")]
+    NoBase {
+        /// The disk's label.
+        disk: String,
+        /// What speaks against it.
+        problem: &'static str,
+    },
     /// Another thread of the session failed first.
     #[error("the session failed: {0}")]
     SessionFailed(String),

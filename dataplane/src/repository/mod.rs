@@ -40,6 +40,7 @@ pub mod retention;
 pub mod scrub;
 pub mod scrubber;
 pub mod session;
+pub mod snapshot_disk;
 pub mod snapshots;
 pub mod stats;
 pub mod verify;
