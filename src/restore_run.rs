@@ -9,16 +9,18 @@ use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::repository::damage::AffectedRange;
 use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_dataplane::restore::vhd::{self, LayoutError};
 use undercroft_dataplane::restore::{RestoreOptions, RestoreReport, restore_disk};
 use undercroft_format::id::SnapshotId;
 use undercroft_format::snapshot::DiskManifest;
+use undercroft_format::vhd::layout::Layout;
 use undercroft_format::xva::ChecksumKind;
 
 use crate::access::{self, PinnedRead};
 use crate::failure::{Outcome, Problem, warn};
 use crate::progress::Activity;
 use crate::report::{self, Align, Table, line};
-use crate::restore_target::{Destination, OpenTarget, Overwrite, Plan, not_in_place};
+use crate::restore_target::{Destination, Format, OpenTarget, Overwrite, Plan, not_in_place};
 use crate::restore_xva::XvaRestore;
 use crate::runner::Runner;
 use crate::settings::{Key, Settings};
@@ -55,13 +57,15 @@ pub struct Request {
     pub form: Form,
     pub overwrite: Overwrite,
     pub allow_damage: bool,
+    /// The snapshot whose child a differencing VHD becomes.
+    pub vhd_since: Option<SnapshotSpec>,
 }
 
 /// What a restore makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Disks.
-    Disks,
+    /// A file or device of each disk.
+    Disks(Format),
     /// One XVA of all of them, with such checksums.
     Xva(ChecksumKind),
 }
@@ -77,17 +81,29 @@ pub fn run_through(
     if is_in_place && destination == Destination::Stdout {
         return Err(not_in_place("standard output"));
     }
-    let specs = std::slice::from_ref(&request.snapshot);
-    let read = access::read_pinned(settings, Key::Needed, specs)?;
+    let format = match request.form {
+        Form::Disks(format) => format,
+        Form::Xva(_) => Format::Raw,
+    };
+    if is_in_place && format == Format::Vhd {
+        return Err(Problem::usage("a VHD cannot be written in place")
+            .hint("leave out --in-place; to overwrite the file: --force")
+            .into());
+    }
+    let specs: Vec<_> = std::iter::once(&request.snapshot)
+        .chain(&request.vhd_since)
+        .cloned()
+        .collect();
+    let read = access::read_pinned(settings, Key::Needed, &specs)?;
     let stored = &read.snapshots[0];
     runner.may_use(&stored.snapshot.vm)?;
     let disks = match request.form {
-        Form::Disks => choose(&read, request.disk.as_deref(), &destination)?,
+        Form::Disks(_) => choose(&read, request.disk.as_deref(), &destination)?,
         Form::Xva(_) => stored.snapshot.disks.iter().collect(),
     };
     let root = settings.local_root()?;
-    let plan = Plan::new(root, &destination, request.overwrite, runner)?;
-    if request.form != Form::Disks {
+    let plan = Plan::new(root, &destination, request.overwrite, format, runner)?;
+    if matches!(request.form, Form::Xva(_)) {
         plan.check_archive()?;
     }
     let work = runner.start(
@@ -132,11 +148,15 @@ pub fn run_through(
         xva: None,
         is_metadata_lost: false,
     };
+    let options = RestoreOptions {
+        allow_damage: request.allow_damage,
+    };
     for disk in disks {
-        let OpenTarget { target, finish } = plan.open(disk)?;
-        let options = RestoreOptions {
-            allow_damage: request.allow_damage,
+        let layout = match format {
+            Format::Raw => None,
+            Format::Vhd => Some(lay_out(&read, disk, options)?),
         };
+        let OpenTarget { target, finish } = plan.open(disk, layout)?;
         let done = restore_disk(
             &*read.repository,
             stored,
@@ -185,6 +205,41 @@ impl Report {
         let damaged = |disk: &DiskReport| !disk.report.damage.is_empty();
         Outcome::of(self.is_metadata_lost || self.disks.iter().any(damaged))
     }
+}
+
+/// What the VHD of a disk looks like: the whole disk, or what differs from an older snapshot if there is a second one.
+fn lay_out(
+    read: &PinnedRead,
+    disk: &DiskManifest,
+    options: RestoreOptions,
+) -> anyhow::Result<Layout> {
+    let stored = &read.snapshots[0];
+    let repository = &*read.repository;
+    let layout = match read.snapshots.get(1) {
+        None => vhd::whole(repository, stored, disk, options),
+        Some(older) => {
+            let Some(older_disk) = older.snapshot.disk(&disk.label) else {
+                return Err(Problem::new(format!(
+                    "snapshot {} has no disk {:?} to be a parent of this one's",
+                    older.id.short(),
+                    disk.label
+                ))
+                .hint("restore the whole disk: leave out --vhd-since")
+                .into());
+            };
+            vhd::difference(repository, (older, older_disk), (stored, disk))
+        }
+    };
+    layout.map_err(|error| match error {
+        LayoutError::Unfit(unfit) => anyhow::Error::new(unfit).context(
+            Problem::new(format!("disk {} cannot be restored as a VHD", disk.label))
+                .hint("restore it as a raw disk: leave out --format vhd"),
+        ),
+        LayoutError::Repository(error) => anyhow::Error::new(error).context(format!(
+            "looking for what a VHD of disk {} holds",
+            disk.label
+        )),
+    })
 }
 
 /// The disks that are asked for.

@@ -1,7 +1,7 @@
 //! Where restored disks go: checks before anything is written, and files that appear only when complete.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, chown};
@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use undercroft_dataplane::io::{BlockFile, OsFile};
+use undercroft_dataplane::restore::vhd::VhdStream;
 use undercroft_dataplane::restore::write::Plain;
 use undercroft_dataplane::restore::{Target, TargetContent};
 use undercroft_format::reason::Reason;
 use undercroft_format::snapshot::DiskManifest;
+use undercroft_format::vhd::layout::Layout;
 pub use undercroft_format::wire::task::Overwrite;
 
 use crate::backup_job::{RESTORED_SUFFIX, is_inside};
@@ -23,8 +25,30 @@ use crate::units::Size;
 
 /// Ends the name of a file that is not complete.
 const PARTIAL_SUFFIX: &str = ".undercroft-partial";
+/// Bytes written at once to what takes a VHD: its bitmaps are small, and a pipe's reader wants no small pieces.
+const STREAM_BUFFER_LEN: usize = 1 << 20;
 /// Longest name of a file, in bytes: NAME_MAX of limits.h.
 const FILE_NAME_LEN_MAX: usize = 255;
+
+/// What a restored disk is written as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Its bytes
+    #[default]
+    Raw,
+    /// A VHD: dynamic, or differencing with --vhd-since
+    Vhd,
+}
+
+impl Format {
+    /// What a restore into a directory adds to a disk's label.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Raw => RESTORED_SUFFIX,
+            Self::Vhd => ".vhd",
+        }
+    }
+}
 
 /// Where to, in the user's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +86,7 @@ fn is_in_place(overwrite: Overwrite) -> bool {
 pub struct Plan<'a> {
     destination: &'a Destination,
     overwrite: Overwrite,
+    format: Format,
     runner: &'a dyn Runner,
 }
 
@@ -77,6 +102,7 @@ impl<'a> Plan<'a> {
         repository: Option<&Path>,
         destination: &'a Destination,
         overwrite: Overwrite,
+        format: Format,
         runner: &'a dyn Runner,
     ) -> anyhow::Result<Self> {
         match destination {
@@ -106,6 +132,7 @@ impl<'a> Plan<'a> {
         Ok(Self {
             destination,
             overwrite,
+            format,
             runner,
         })
     }
@@ -167,6 +194,14 @@ impl<'a> Plan<'a> {
             .hint("is it the right file? To cut what is too much: --in-place --force")
             .into());
         }
+        if kind.is_block_device() && self.format == Format::Vhd {
+            return Err(Problem::usage(format!(
+                "the target {} is a device: a VHD is written to a file",
+                path.display()
+            ))
+            .hint("name a file, or leave out --format vhd")
+            .into());
+        }
         if kind.is_block_device() {
             let file = OsFile::open_read(&path, false)
                 .with_context(|| format!("opening the device {}", path.display()))?;
@@ -192,8 +227,11 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Opens the target of `disk`.
-    pub fn open(&self, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
+    /// Opens the target of `disk`, which becomes a VHD if there is a layout.
+    pub fn open(&self, disk: &DiskManifest, layout: Option<Layout>) -> anyhow::Result<OpenTarget> {
+        if let Some(layout) = layout {
+            return self.open_vhd(disk, layout);
+        }
         let Some(path) = self.path_of(disk)? else {
             return stdout_target();
         };
@@ -247,22 +285,42 @@ impl<'a> Plan<'a> {
 
     /// Opens the destination for an archive.
     pub fn open_archive(&self) -> anyhow::Result<(Box<dyn Write + Send>, Finish)> {
-        let Destination::File(path) = self.destination else {
+        match self.destination {
+            Destination::File(path) => self.open_in_order(Some(path.clone())),
+            Destination::Stdout | Destination::Directory(_) => self.open_in_order(None),
+        }
+    }
+
+    /// Opens what is written from its start on; `None` is standard output.
+    fn open_in_order(
+        &self,
+        path: Option<PathBuf>,
+    ) -> anyhow::Result<(Box<dyn Write + Send>, Finish)> {
+        let Some(path) = path else {
             let stdout = File::from(stdout()?);
             let finish = Finish::plain("standard output".to_owned(), None);
             return Ok((Box::new(stdout), finish));
         };
-        if fs::metadata(path).is_ok_and(|metadata| is_stream(&metadata)) {
+        if fs::metadata(&path).is_ok_and(|metadata| is_stream(&metadata)) {
             let opening = || format!("opening {}", path.display());
-            let stream = OpenOptions::new().write(true).open(path);
+            let stream = OpenOptions::new().write(true).open(&path);
             let finish = Finish::plain(path.display().to_string(), None);
             return Ok((Box::new(stream.with_context(opening)?), finish));
         }
         // A link stays, and what it leads to is replaced.
-        let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let path = path.canonicalize().unwrap_or(path);
         let overwrite = self.overwrite_of(&path);
         let (file, finish) = new_file(path, overwrite, None)?;
         Ok((Box::new(Appended { file, len: 0 }), finish))
+    }
+
+    fn open_vhd(&self, disk: &DiskManifest, layout: Layout) -> anyhow::Result<OpenTarget> {
+        let (stream, finish) = self.open_in_order(self.path_of(disk)?)?;
+        let stream = BufWriter::with_capacity(STREAM_BUFFER_LEN, stream);
+        Ok(OpenTarget {
+            target: Target::Stream(Box::new(VhdStream::new(stream, layout))),
+            finish,
+        })
     }
 
     /// Whether the metadata may be written beside `disks`.
@@ -304,7 +362,7 @@ impl<'a> Plan<'a> {
             Destination::File(path) => path.clone(),
             Destination::Directory(_) => {
                 self.in_directory(&disk.label, "disk")?;
-                self.in_directory(&format!("{}{RESTORED_SUFFIX}", disk.label), "disk")?
+                self.in_directory(&format!("{}{}", disk.label, self.format.suffix()), "disk")?
             }
         };
         // Asked each time: a link may have been put there meanwhile.
@@ -667,6 +725,7 @@ mod tests {
             let plan = Plan {
                 destination: &destination,
                 overwrite,
+                format: Format::Raw,
                 runner: &crate::runner::Terminal,
             };
             let disks = [&disk("root"), &disk("data")];

@@ -9,6 +9,7 @@ use undercroft_dataplane::vhd::delta::VhdDelta;
 use undercroft_dataplane::vhd::disk::VhdDisk;
 use undercroft_dataplane::vhd::error::VhdFileError;
 use undercroft_dataplane::vhd::layer::Layer;
+use undercroft_format::lineage::{self, Begins};
 use undercroft_format::snapshot::{DiskManifest, Snapshot};
 use undercroft_format::vhd::error::{Part, Problem as VhdProblem};
 use undercroft_format::vhd::footer::FOOTER_LEN;
@@ -20,10 +21,6 @@ use crate::catalog::Catalog;
 use crate::failure::{Problem, quote, warn};
 
 const PREFIX: &str = "vhd:";
-/// The lineage entry that says which VHD a disk was.
-const UUID_KEY: &str = "vhd-uuid";
-/// The lineage entry that says whose child it was.
-const PARENT_KEY: &str = "vhd-parent-uuid";
 
 /// The files of a source that is named as a VHD.
 pub fn files(source: &Path) -> Option<Vec<PathBuf>> {
@@ -59,7 +56,7 @@ pub fn open_disk(files: &[PathBuf], repository: Option<&Path>) -> anyhow::Result
         files: read,
         lineage: match uuid {
             // An identity that was drawn for one export says nothing about the disk.
-            Some(uuid) if !is_export => vec![(UUID_KEY.to_owned(), uuid.to_string())],
+            Some(uuid) if !is_export => vec![(lineage::VHD.to_owned(), uuid.to_string())],
             _ => Vec::new(),
         },
     })
@@ -73,8 +70,8 @@ pub fn open_changes(files: &[PathBuf], repository: Option<&Path>) -> anyhow::Res
     let delta = VhdDelta::new(layers, parent);
     let mut lineage = Vec::new();
     if delta.has_identity() {
-        lineage.push((UUID_KEY.to_owned(), delta.uuid().to_string()));
-        lineage.push((PARENT_KEY.to_owned(), parent.to_string()));
+        lineage.push((lineage::VHD.to_owned(), delta.uuid().to_string()));
+        lineage.push((lineage::VHD_PARENT.to_owned(), parent.to_string()));
     }
     Ok(OpenVhd {
         source: Source::Delta(Box::new(delta)),
@@ -238,34 +235,30 @@ fn check_lineage(
     parent: &Snapshot,
     catalog: &Catalog,
 ) -> anyhow::Result<()> {
-    let Some(wanted) = entry(delta, PARENT_KEY) else {
-        warn(format_args!(
-            "what changed on disk {} comes from an export that does not tell of which state: that it was the parent's is believed",
-            disk.label
-        ));
-        return Ok(());
+    let mismatch = match lineage::compare(delta, &disk.lineage) {
+        Ok(Begins::AtParent) => return Ok(()),
+        Ok(Begins::Unknown) => {
+            warn(format_args!(
+                "nothing says that what changed on disk {} begins at the parent: it is believed",
+                disk.label
+            ));
+            return Ok(());
+        }
+        Err(mismatch) => mismatch,
     };
-    let Some(found) = entry(&disk.lineage, UUID_KEY) else {
-        warn(format_args!(
-            "the parent does not tell which VHD its disk {} was: that it was {wanted} is believed",
-            disk.label
-        ));
-        return Ok(());
-    };
-    if wanted == found {
-        return Ok(());
-    }
+    let wanted = entry(delta, lineage::VHD_PARENT);
     let is_it = |snapshot: &Snapshot| {
         let disk = snapshot.disk(&disk.label);
         snapshot.vm == parent.vm
-            && disk.is_some_and(|disk| entry(&disk.lineage, UUID_KEY) == Some(wanted))
+            && wanted.is_some()
+            && disk.is_some_and(|disk| entry(&disk.lineage, lineage::VHD) == wanted)
     };
     let fitting = catalog
         .snapshots
         .iter()
         .rfind(|stored| is_it(&stored.snapshot));
     let problem = Problem::new(format!(
-        "what changed on disk {} changes the VHD {wanted}, but in the parent it was {found}",
+        "what changed on disk {} does not begin at the parent: its {mismatch}",
         disk.label
     ));
     Err(match fitting {

@@ -18,6 +18,7 @@ use undercroft_format::nbd::wire::{CHUNK_MAGIC, OPTION_REPLY_MAGIC, SIMPLE_REPLY
 use undercroft_format::pack::{
     Encoding, ObjectKind, PackHeader, PackKind, RecordHeader, RecordInfo, SealPrefix, Toc, TocEntry,
 };
+use undercroft_format::ranges::RangeSet;
 use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, ReadMode, Snapshot};
@@ -29,6 +30,12 @@ use undercroft_format::trust::scope::Scope;
 use undercroft_format::trust::time::UnixMs;
 use undercroft_format::trust::token::{Secret, Token};
 use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
+use undercroft_format::vhd::error::Part;
+use undercroft_format::vhd::footer::{DiskType, Footer};
+use undercroft_format::vhd::header::{BlockSize, DynamicHeader};
+use undercroft_format::vhd::layout::{Identity, Layout};
+use undercroft_format::vhd::locator::Locator;
+use undercroft_format::vhd::uuid::VhdUuid;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::fetch::RecordPrefix;
 use undercroft_format::wire::frame::Body;
@@ -420,6 +427,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ),
         ("extents", extents_seeds()),
         ("nbd", nbd_seeds()),
+        ("vhd", vhd_seeds()),
         ("codec", vec![all_varints]),
         (
             "config",
@@ -672,6 +680,66 @@ fn extents_seeds() -> Vec<Vec<u8>> {
         ),
         list("[{\"offset\":0,\"length\":1048576,\"dirty\":false}]"),
         [&[0xff; 4], &(1_u32 << 20).to_le_bytes()[..], &[7; 30]].concat(),
+    ]
+}
+
+/// A byte says whether checksums are made to fit; then a VHD.
+fn vhd_seeds() -> Vec<Vec<u8>> {
+    let identity = |byte| Identity {
+        uuid: VhdUuid::derived([byte; 16]),
+        timestamp: 800_000_000,
+    };
+    let size = DiskLength::new((5 << 20) + 512);
+    let whole = Layout::dynamic(size, identity(1), []).expect("a size");
+    let child = Layout::differencing(size, identity(2), identity(1), RangeSet::default());
+    let child = child.expect("a size");
+    let seed = |mode: u8, parts: &[&[u8]]| {
+        let mut bytes = vec![mode];
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        bytes
+    };
+    let footer = Footer::parse(&whole.footer(), Part::Footer, 0).expect("just made");
+    let small = |disk_type, entries: [u32; 2], blocks: usize| {
+        let footer = Footer {
+            disk_type,
+            current_size: 8192,
+            ..footer
+        };
+        let header = DynamicHeader {
+            table_offset: 1536,
+            entries: 2,
+            block_size: BlockSize::new(4096).expect("a size"),
+            parent_uuid: VhdUuid::derived([1; 16]),
+            parent_timestamp: 0,
+            parent_name: "parent.vhd".to_owned(),
+            locators: [Locator::NONE; 8],
+        };
+        let mut bytes = vec![1];
+        bytes.extend(footer.encode());
+        bytes.extend(header.encode());
+        bytes.extend(entries.iter().flat_map(|entry| entry.to_be_bytes()));
+        bytes.resize(1 + 2048, 0);
+        for _ in 0..blocks {
+            bytes.extend([0xa5, 0xff, 0, 1]);
+            bytes.resize(bytes.len() + 508 + 4096, 0);
+        }
+        bytes.extend(footer.encode());
+        bytes
+    };
+    let fixed = Footer {
+        disk_type: DiskType::Fixed,
+        header_offset: u64::MAX,
+        current_size: 1024,
+        ..footer
+    };
+    vec![
+        seed(1, &[&whole.head(), &whole.footer()]),
+        seed(2, &[&child.head(), &child.footer()]),
+        seed(1, &[&[7; 1024], &fixed.encode()]),
+        small(DiskType::Dynamic, [4, u32::MAX], 1),
+        small(DiskType::Differencing, [13, 4], 2),
+        small(DiskType::Dynamic, [4, 5], 2),
+        seed(0, &[b"file://./a%20b.vhd"]),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! Where a disk's state came from, and whether what changed on it begins where its parent ends.
 //!
-//! A lineage is pairs of names and values that a manifest keeps. Five names mean something here:
+//! A lineage is pairs of names and values that a manifest keeps. Seven names mean something here:
 //!
 //! | name | value |
 //! | --- | --- |
@@ -9,9 +9,11 @@
 //! | `base` | the state that the changes given were counted from |
 //! | `cbt-id` | the change tracking, if it has a name: another one when tracking began anew |
 //! | `bitmap` | the dirty bitmap that told the changes |
+//! | `vhd-uuid` | the VHD that was read |
+//! | `vhd-parent-uuid` | the VHD whose child it was, of what changed |
 //!
 //! An increment is spliced onto its parent only if nothing contradicts it: what both have must be equal, and
-//! `base` must be the parent's `snapshot-uuid`. What one of them lacks contradicts nothing.
+//! `base` must be the parent's `snapshot-uuid`, `vhd-parent-uuid` its `vhd-uuid`. What one of them lacks contradicts nothing.
 
 use crate::reason::Reason;
 
@@ -25,6 +27,10 @@ pub const BASE: &str = "base";
 pub const CBT: &str = "cbt-id";
 /// The dirty bitmap.
 pub const BITMAP: &str = "bitmap";
+/// The VHD that was read.
+pub const VHD: &str = "vhd-uuid";
+/// The VHD whose child holds the changes.
+pub const VHD_PARENT: &str = "vhd-parent-uuid";
 
 /// Pairs of a name and a value.
 type Lineage = [(String, String)];
@@ -73,7 +79,8 @@ pub fn compare(disk: &Lineage, parent: &Lineage) -> Result<Begins, LineageMismat
     };
     must_equal(VDI, VDI, Reason::LineageVdi)?;
     must_equal(CBT, CBT, Reason::LineageCbt)?;
-    if must_equal(BASE, SNAPSHOT, Reason::LineageBase)? {
+    let is_child = must_equal(VHD_PARENT, VHD, Reason::LineageBase)?;
+    if must_equal(BASE, SNAPSHOT, Reason::LineageBase)? || is_child {
         // Which of the states it is counts, not the name of what told the changes since.
         return Ok(Begins::AtParent);
     }
@@ -132,6 +139,9 @@ mod tests {
                 "snapshot-uuid=s1 bitmap=y",
                 Ok(AtParent),
             ),
+            ("vhd-parent-uuid=1 vhd-uuid=2", "vhd-uuid=1", Ok(AtParent)),
+            ("vhd-parent-uuid=1", "vhd-uuid=2", Err(Reason::LineageBase)),
+            ("vhd-uuid=2", "vhd-uuid=1", Ok(Unknown)),
             ("other=1", "other=2", Ok(Unknown)),
         ] {
             assert_eq!(found(disk, parent), expected, "{disk} onto {parent}");

@@ -19,6 +19,8 @@ use std::collections::HashMap;
 use crate::codec::{DecodeError, Problem, Reader, put_varint};
 use crate::extent::{Extent, push_extent};
 use crate::id::{ChunkId, SegmentMapId, segment_map_id};
+use crate::ranges::RangeSet;
+use crate::units::DiskRange;
 
 /// Version of the encoding.
 const VERSION: u8 = 1;
@@ -143,6 +145,27 @@ impl SegmentMap {
         }
         old.copy(len - at, &mut extents);
         Self { len, extents }
+    }
+
+    /// The map of this segment, which lies at `range` of its disk, with zeros wherever `kept` does not say otherwise.
+    pub fn masked(&self, range: DiskRange, kept: &RangeSet) -> Self {
+        let mut extents = Vec::new();
+        let mut old = Cursor::new(&self.extents);
+        let mut at = range.start;
+        let zero = |extents: &mut Vec<_>, old: &mut Cursor<'_>, len: u64| {
+            old.skip(len as u32);
+            push_extent(extents, Extent::Zero { len: len as u32 });
+        };
+        for part in kept.within(range) {
+            zero(&mut extents, &mut old, part.start - at);
+            old.copy(part.len() as u32, &mut extents);
+            at = part.end;
+        }
+        zero(&mut extents, &mut old, range.end - at);
+        Self {
+            len: self.len,
+            extents,
+        }
     }
 
     /// The canonical encoding.

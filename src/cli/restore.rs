@@ -8,7 +8,7 @@ use crate::failure::Outcome;
 use crate::proxy::{Through, tasks};
 use crate::report;
 use crate::restore_run::{self, Form, Request, run_through};
-use crate::restore_target::Overwrite;
+use crate::restore_target::{Format, Overwrite};
 use crate::runner::Terminal;
 use crate::settings::Settings;
 
@@ -17,6 +17,10 @@ use crate::settings::Settings;
 /// TARGET is a file, a block device, a directory (one that exists, or a name ending in `/`) or `-` for
 /// standard output. Into a directory go all disks as LABEL.raw and the VM's metadata. A file appears
 /// under its name only when it is complete.
+///
+/// With --format vhd a disk becomes a dynamic VHD, LABEL.vhd in a directory, in which only blocks of 2 MiB with data are
+/// there; with --vhd-since a differencing one, which holds what differs from an older snapshot and whose parent is the
+/// VHD of that. The same snapshot always gives the same file.
 ///
 /// With --xva the VM becomes one file to import, always the same for a snapshot. Its ova.xml is the one that was
 /// backed up, where what was exported from a snapshot is no template any more; for a snapshot without one it is
@@ -50,7 +54,7 @@ pub struct Args {
         long,
         value_name = "FILE",
         value_parser = NonEmptyStringValueParser::new(),
-        conflicts_with_all = ["to", "disk", "in_place"]
+        conflicts_with_all = ["to", "disk", "in_place", "format", "vhd_since"]
     )]
     xva: Option<String>,
     /// The checksums in the XVA: sha1 is for releases before 8.1
@@ -65,6 +69,12 @@ pub struct Args {
     /// Go on past damage
     #[arg(long)]
     allow_damage: bool,
+    /// What to write
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    format: Format,
+    /// Write what differs from this snapshot, as a differencing VHD
+    #[arg(long, value_name = "SNAPSHOT")]
+    vhd_since: Option<SnapshotSpec>,
     #[command(flatten)]
     through: Through,
 }
@@ -81,9 +91,13 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         XvaChecksum::Xxhash => ChecksumKind::Xxh64,
         XvaChecksum::Sha1 => ChecksumKind::Sha1,
     };
+    let format = match args.vhd_since {
+        Some(_) => Format::Vhd,
+        None => args.format,
+    };
     let (to, form) = match (args.xva, args.to) {
         (Some(xva), _) => (xva, Form::Xva(checksums)),
-        (None, to) => (to.unwrap_or_default(), Form::Disks),
+        (None, to) => (to.unwrap_or_default(), Form::Disks(format)),
     };
     let request = Request {
         snapshot: args.snapshot,
@@ -96,6 +110,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             (false, false) => Overwrite::Never,
         },
         allow_damage: args.allow_damage,
+        vhd_since: args.vhd_since,
     };
     if args.through.is_used() {
         let task = tasks::restore(settings, &request)?;

@@ -12,6 +12,7 @@ use crate::backup_job::{DiskRequest, Request, is_stdin};
 use crate::failure::Problem;
 use crate::nbd_source::is_nbd;
 use crate::restore_run::{self, Form};
+use crate::restore_target::Format;
 use crate::settings::Settings;
 use crate::vhd_source::check_no_vhd;
 
@@ -59,9 +60,9 @@ pub fn backup(
 
 /// The task that `request` is.
 pub fn restore(settings: &Settings, request: &restore_run::Request) -> anyhow::Result<Task> {
-    if request.form != Form::Disks {
-        return Err(Problem::usage("a proxy restores disks, not XVAs")
-            .hint("restore the XVA without --proxy")
+    if request.form != Form::Disks(Format::Raw) {
+        return Err(Problem::usage("a proxy restores raw disks only")
+            .hint("leave out --proxy; or restore raw disks and make VHDs or XVAs of them later")
             .into());
     }
     checked(Task::Restore(RestoreTask {
@@ -103,9 +104,10 @@ pub fn restore_request(task: &RestoreTask) -> anyhow::Result<restore_run::Reques
         snapshot: task.snapshot.parse()?,
         disk: task.disk.clone(),
         to: task.target.clone(),
-        form: Form::Disks,
+        form: Form::Disks(Format::Raw),
         overwrite: task.overwrite,
         allow_damage: task.allow_damage,
+        vhd_since: None,
     })
 }
 

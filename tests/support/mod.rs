@@ -8,6 +8,7 @@ pub mod packs;
 pub mod proxied;
 pub mod served;
 pub mod server;
+pub mod vhd;
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

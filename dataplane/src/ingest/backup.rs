@@ -406,19 +406,38 @@ impl Machine<'_> {
                 (size, plan, phase, stored?)
             }
             Source::Delta(delta) => {
-                let below = self.base(&job.label, parent)?;
+                let size = delta.size();
+                let increment = Increment {
+                    label: &job.label,
+                    size,
+                    segment_size,
+                    lineage: &job.lineage,
+                    vm,
+                };
                 let reading = "reading what changed in";
                 let changed = delta
-                    .changed(below.size)
+                    .changed()
                     .map_err(RepositoryError::io(reading, &job.source_name))?;
+                let changed = Some(ChangedBlocks::known(changed));
+                let mut plan = increment.plan(changed, parent, &mut Vec::new());
+                // A full read would take what did not change for zeros.
+                let Some(below) = parent_disk.filter(|_| plan.parent.is_some()) else {
+                    return Err(RepositoryError::NoBase {
+                        disk: job.label,
+                        reason: plan.reasons.first().copied().unwrap_or(Reason::NoParent),
+                    });
+                };
                 let source = delta.over(self.disk_of_snapshot(below)?);
-                let size = source.size();
-                let mut plan = splice_plan(changed, size, below);
-                note_parent(&mut plan, parent, vm);
                 self.note_io(&source, &mut plan.reasons);
-                let phase = below.grid_phase;
-                let stored = self.store_disk(ordinal, &source, &plan, phase, Some(below))?;
-                (size, plan, phase, stored)
+                let read = DiskRead {
+                    ordinal,
+                    label: &job.label,
+                    source: &source,
+                    grid_phase: below.grid_phase,
+                    parent: Some(below),
+                };
+                let stored = self.store_disk(&read, &plan)?;
+                (size, plan, below.grid_phase, stored)
             }
             Source::Stream(mut stream) => {
                 let plan = Plan::full(Reason::Stream);
@@ -688,28 +707,6 @@ impl Machine<'_> {
             disk,
             &mut Distrust(self.session),
         )
-    }
-
-    /// The disk of the parent that what changed is laid over. Nothing can stand in for it.
-    fn base<'p>(
-        &self,
-        label: &str,
-        parent: Option<&'p StoredSnapshot>,
-    ) -> Result<&'p DiskManifest> {
-        let no_base = |problem| RepositoryError::NoBase {
-            disk: label.to_owned(),
-            problem,
-        };
-        let parent = parent.ok_or_else(|| no_base("there is none, or it was forgotten"))?;
-        let disk = parent.snapshot.disk(label);
-        let disk = disk.ok_or_else(|| no_base("it has no such disk"))?;
-        if disk.segment_size != self.session.config().segment_size {
-            return Err(no_base("its segments have another size"));
-        }
-        if parent.incomplete {
-            return Err(no_base("it lost something"));
-        }
-        Ok(disk)
     }
 
     fn disk_of_snapshot(&self, disk: &DiskManifest) -> Result<Arc<dyn BlockFile>> {

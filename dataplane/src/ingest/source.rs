@@ -63,11 +63,11 @@ pub trait Changes: fmt::Debug + Send {
     /// Size of the disk now.
     fn size(&self) -> DiskLength;
 
-    /// The ranges that changed, and what lies past the end of a parent of `parent_size`.
+    /// The ranges that changed, rounded outwards where that saves memory.
     ///
     /// # Errors
     /// What the system says.
-    fn changed(&self, parent_size: DiskLength) -> io::Result<RangeSet>;
+    fn changed(&self) -> io::Result<RangeSet>;
 
     /// The disk: what changed, over `parent`.
     fn over(self: Box<Self>, parent: Arc<dyn BlockFile>) -> DiskSource;

@@ -5,6 +5,7 @@ use std::io;
 use undercroft_format::codec::{DecodeError, Problem};
 use undercroft_format::id::{ObjectId, PackId, SegmentMapId, SessionId, SnapshotId};
 use undercroft_format::pack::ObjectKind;
+use undercroft_format::reason::Reason;
 use undercroft_format::units::DiskRange;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 
@@ -140,12 +141,12 @@ pub enum RepositoryError {
         source: Box<RepositoryError>,
     },
     /// What changed since a snapshot cannot be laid over it.
-    #[error("disk {disk}: what changed cannot be laid over the parent: {problem}")]
+    #[error("disk {disk}: what changed cannot be laid over the parent: {reason}")]
     NoBase {
         /// The disk's label.
         disk: String,
-        /// What speaks against it.
-        problem: &'static str,
+        /// What speaks against it; of another disk, it would be why that is read in full.
+        reason: Reason,
     },
     /// Another thread of the session failed first.
     #[error("the session failed: {0}")]

@@ -6,10 +6,11 @@
 //!
 //! One thread makes the [`plan`] of each segment and fetches the records it needs, many reads in
 //! flight; the workers [`decode`] segments, in any order, each record checked against its id; a thread
-//! of its own ([`mod@write`]) writes them. No chain is walked: every snapshot's maps are complete.
+//! of its own ([`mod@write`], [`vhd`]) writes them. No chain is walked: every snapshot's maps are complete.
 
 pub mod decode;
 pub mod plan;
+pub mod vhd;
 pub mod write;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use undercroft_format::extent::Extent;
 use undercroft_format::id::SegmentMapId;
 use undercroft_format::maptree::Tree;
+use undercroft_format::ranges::RangeSet;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::DiskManifest;
 use undercroft_format::units::{DiskRange, SegmentNumber};
@@ -147,6 +149,10 @@ pub fn restore_disk(
             _ => None,
         },
         is_stream: target.is_stream(),
+        only: match &target {
+            Target::Stream(stream) => stream.wanted(),
+            Target::Disk { .. } => None,
+        },
         all_segments: target.is_stream() || needs_zeros(&target),
         // A segment's records may be longer than its data: headers, gaps, other parts of chunks.
         fetch_pool: BufferPool::new(
@@ -264,6 +270,8 @@ struct Restore<'a> {
     new_file: Option<Arc<dyn BlockFile>>,
     /// The target takes segments in order.
     is_stream: bool,
+    /// Nothing but these ranges is wanted.
+    only: Option<RangeSet>,
     /// Segments of zeros matter too.
     all_segments: bool,
     fetch_pool: Arc<BufferPool>,
@@ -346,7 +354,13 @@ impl Restore<'_> {
     fn expect(&self, tree: Tree, window: std::ops::Range<u64>) -> Result<Vec<PlacedMap>> {
         let mut found = Vec::new();
         self.visit(tree, window, &mut |number, map| {
-            found.push((number, map));
+            let mut wanted = self
+                .only
+                .iter()
+                .flat_map(|only| only.within(self.range_of(number)));
+            if self.only.is_none() || wanted.next().is_some() {
+                found.push((number, map));
+            }
             Ok(())
         })?;
         let maps: Vec<SegmentMapId> = found.iter().map(|(_, map)| *map).collect();
@@ -359,7 +373,10 @@ impl Restore<'_> {
         let range = self.range_of(number);
         let map = self.repository.objects().segment_map(id)?;
         if u64::from(map.len()) == range.len() {
-            return Ok(map);
+            return Ok(match &self.only {
+                Some(only) => map.masked(range, only),
+                None => map,
+            });
         }
         Err(RepositoryError::ForeignMap { id, range })
     }

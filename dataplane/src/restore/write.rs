@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, TryRecvError};
+use undercroft_format::ranges::RangeSet;
 use undercroft_format::units::{DiskRange, SegmentNumber, SegmentSize};
 
 use super::Target;
@@ -125,6 +126,11 @@ fn reap(queue: &mut dyn Queue) -> Result<()> {
 
 /// Takes the bytes of a disk in order.
 pub trait InOrder: Send {
+    /// The only ranges of the disk that matter, if not all do: of the others zeros will do.
+    fn wanted(&self) -> Option<RangeSet> {
+        None
+    }
+
     /// Bytes.
     ///
     /// # Errors

@@ -4,17 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use undercroft_format::ranges::RangeSet;
-use undercroft_format::units::{DiskLength, DiskRange};
+use undercroft_format::source::changed::{BLOCK_LEN, ChangedRanges};
+use undercroft_format::units::DiskLength;
 use undercroft_format::vhd::uuid::VhdUuid;
 
 use super::disk::VhdDisk;
 use super::layer::Layer;
 use crate::ingest::source::{Changes, DiskSource};
 use crate::io::BlockFile;
-
-/// Bytes to whose multiples changes are rounded outwards, as those of bitmaps are. What a block of these has that did
-/// not change is the snapshot's.
-const BLOCK_LEN: u64 = 64 << 10;
 
 /// What changed on a disk.
 #[derive(Debug)]
@@ -55,24 +52,17 @@ impl Changes for VhdDelta {
         self.newest().image().size
     }
 
-    fn changed(&self, parent_size: DiskLength) -> io::Result<RangeSet> {
-        let size = self.size().get();
-        let mut ranges = vec![DiskRange::new(parent_size.get().min(size), size)];
+    fn changed(&self) -> io::Result<RangeSet> {
+        let size = self.size();
+        let mut changed = ChangedRanges::default();
         for layer in &self.layers {
             let mut at = 0;
-            while let Some(here) = layer.next_here(at, size)? {
-                let start = here.start - here.start % BLOCK_LEN;
-                let end = here.end.next_multiple_of(BLOCK_LEN).min(size);
-                match ranges.last_mut() {
-                    Some(last) if (last.start..=last.end).contains(&start) => {
-                        last.end = last.end.max(end);
-                    }
-                    _ => ranges.push(DiskRange::new(start, end)),
-                }
-                at = end;
+            while let Some(here) = layer.next_here(at, size.get())? {
+                changed.add(here);
+                at = here.end.next_multiple_of(BLOCK_LEN);
             }
         }
-        Ok(ranges.into_iter().collect())
+        Ok(changed.finish(size, size))
     }
 
     fn over(self: Box<Self>, parent: Arc<dyn BlockFile>) -> DiskSource {

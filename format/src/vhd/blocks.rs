@@ -150,28 +150,29 @@ impl TableReader {
     pub fn finish(self, reserved: &[Reserved]) -> Result<BlockTable, VhdError> {
         let size = self.table.block_size;
         let sectors = ((size.bitmap_len() + size.bytes()) / SECTOR_LEN) as u32;
-        let mut by_place: Vec<(u32, u32)> = self.table.present.clone();
-        by_place.sort_unstable_by_key(|(_, sector)| *sector);
+        let present = &self.table.present;
+        let mut places: Vec<u32> = present.iter().map(|(_, sector)| *sector).collect();
+        places.sort_unstable();
         let range = |sector: u32| {
             let start = u64::from(sector) * SECTOR_LEN;
             DiskRange::new(start, start + u64::from(sectors) * SECTOR_LEN)
         };
-        for pair in by_place.windows(2) {
-            let [(_, first), (number, second)] = [pair[0], pair[1]];
-            if second - first < sectors {
-                let other = "another block";
-                let range = range(first);
-                return Err(self.error(number, Problem::Overlaps { other, range }));
+        let overlap = |sector: u32, other, range| {
+            let at_place = present.iter().rfind(|(_, known)| *known == sector);
+            let (number, _) = at_place.expect("it was one of them");
+            self.error(*number, Problem::Overlaps { other, range })
+        };
+        for pair in places.windows(2) {
+            if pair[1] - pair[0] < sectors {
+                return Err(overlap(pair[1], "another block", range(pair[0])));
             }
         }
         for taken in reserved {
-            let place =
-                by_place.partition_point(|(_, sector)| range(*sector).end <= taken.range.start);
-            if let Some((number, sector)) = by_place.get(place)
+            let place = places.partition_point(|sector| range(*sector).end <= taken.range.start);
+            if let Some(sector) = places.get(place)
                 && range(*sector).start < taken.range.end
             {
-                let (other, range) = (taken.what, taken.range);
-                return Err(self.error(*number, Problem::Overlaps { other, range }));
+                return Err(overlap(*sector, taken.what, taken.range));
             }
         }
         Ok(self.table)

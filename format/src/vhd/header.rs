@@ -24,8 +24,9 @@ use crate::units::{DiskLength, DiskRange};
 
 /// Bytes of a dynamic header.
 pub const HEADER_LEN: usize = 1024;
-/// Entries of the largest table that is read: 32 MiB of it. A disk of 2040 GiB has an eighth of that.
-pub const ENTRIES_MAX: u32 = 1 << 23;
+/// Entries of the largest table that is read: 16 MiB of it. A disk of 2040 GiB has a quarter of that, or as many with
+/// the smallest blocks of Hyper-V, 512 KiB.
+pub const ENTRIES_MAX: u32 = 1 << 22;
 /// Where a header's checksum is.
 const CHECKSUM_AT: usize = 36;
 const COOKIE: &[u8; 8] = b"cxsparse";

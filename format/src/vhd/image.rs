@@ -222,7 +222,7 @@ fn at(part: Part, offset: u64, problem: Problem) -> VhdError {
 
 /// `len` bytes at `offset` of the file, which have to end before `limit` and not to be the footer's copy.
 fn region(part: Part, offset: u64, len: u64, limit: u64) -> Result<DiskRange, VhdError> {
-    let end = offset.checked_add(len).unwrap_or(u64::MAX);
+    let end = offset.saturating_add(len);
     if end > limit {
         return Err(at(part, offset, Problem::PastEnd { end, limit }));
     }

@@ -90,6 +90,8 @@ impl Layout {
         parent: Identity,
         differing: RangeSet,
     ) -> Result<Self, UnfitSize> {
+        // A parent may have been longer.
+        let differing: RangeSet = differing.within(DiskRange::new(0, size.get())).collect();
         let data = differing.ranges().to_vec();
         let parent = Parent {
             identity: parent,
@@ -128,6 +130,11 @@ impl Layout {
     /// Size of the disk.
     pub fn size(&self) -> DiskLength {
         self.size
+    }
+
+    /// What differs from the parent; `None` of a whole disk.
+    pub fn differing(&self) -> Option<&RangeSet> {
+        self.parent.as_ref().map(|parent| &parent.differing)
     }
 
     /// Bytes of the file.

@@ -101,7 +101,6 @@ fn geometries_are_those_of_the_specification() {
         let found = Geometry::of(DiskLength::new(bytes));
         (found.cylinders, found.heads, found.sectors)
     };
-    // As qemu-img 10.0 writes them with force_size.
     assert_eq!(of(10 << 20), (301, 4, 17));
     assert_eq!(of(127 << 30), (65278, 16, 255));
     assert_eq!(of(1 << 30), (2080, 16, 63));
@@ -258,9 +257,10 @@ fn fixed_disks_end_with_a_footer() {
 
 #[test]
 fn what_is_wrong_is_named() {
-    let whole =
-        |change: fn(&mut Footer, &mut DynamicHeader)| small(&[sector(0), sector(1)], 8192, change);
-    let bytes = whole(|_, _| {});
+    fn small_with(change: &dyn Fn(&mut Footer, &mut DynamicHeader)) -> Vec<u8> {
+        small(&[sector(0), sector(1)], 8192, change)
+    }
+    let bytes = small_with(&|_, _| {});
     assert!(open(&bytes).is_ok());
     let len = bytes.len() as u64;
     let cut = &bytes[..bytes.len() - 512];
@@ -281,7 +281,7 @@ fn what_is_wrong_is_named() {
     );
     let mut other = bytes.clone();
     let end = bytes.len() - 512;
-    let grown = whole(|footer, _| footer.uuid = PARENT.uuid);
+    let grown = small_with(&|footer, _| footer.uuid = PARENT.uuid);
     other[end..].copy_from_slice(&grown[end..]);
     assert_eq!(
         problem(&other),
@@ -289,19 +289,19 @@ fn what_is_wrong_is_named() {
     );
     for (wrong, part, expected) in [
         (
-            whole(|footer, _| footer.current_size = DISK_LEN_MAX + 512),
+            small_with(&|footer, _| footer.current_size = DISK_LEN_MAX + 512),
             Part::Footer,
             Problem::DiskLength {
                 found: DISK_LEN_MAX + 512,
             },
         ),
         (
-            whole(|footer, _| (footer.creator, footer.creator_version) = (*b"tap\0", 1)),
+            small_with(&|footer, _| (footer.creator, footer.creator_version) = (*b"tap\0", 1)),
             Part::Footer,
             Problem::OldTapdisk,
         ),
         (
-            whole(|footer, _| footer.header_offset = u64::MAX),
+            small_with(&|footer, _| footer.header_offset = u64::MAX),
             Part::DynamicHeader,
             Problem::PastEnd {
                 end: u64::MAX,
@@ -309,7 +309,7 @@ fn what_is_wrong_is_named() {
             },
         ),
         (
-            whole(|footer, _| footer.header_offset = 0),
+            small_with(&|footer, _| footer.header_offset = 0),
             Part::DynamicHeader,
             Problem::Overlaps {
                 other: "the footer's copy",
@@ -317,7 +317,7 @@ fn what_is_wrong_is_named() {
             },
         ),
         (
-            whole(|_, header| header.table_offset = 1024),
+            small_with(&|_, header| header.table_offset = 1024),
             Part::BlockTable,
             Problem::Overlaps {
                 other: "the dynamic header",
@@ -325,7 +325,7 @@ fn what_is_wrong_is_named() {
             },
         ),
         (
-            whole(|_, header| header.table_offset = len),
+            small_with(&|_, header| header.table_offset = len),
             Part::BlockTable,
             Problem::PastEnd {
                 end: len + 512,
@@ -333,7 +333,7 @@ fn what_is_wrong_is_named() {
             },
         ),
         (
-            whole(|_, header| header.entries = 1),
+            small_with(&|_, header| header.entries = 1),
             Part::DynamicHeader,
             Problem::Entries {
                 found: 1,
@@ -341,7 +341,7 @@ fn what_is_wrong_is_named() {
             },
         ),
         (
-            whole(|_, header| header.entries = u32::MAX),
+            small_with(&|_, header| header.entries = u32::MAX),
             Part::DynamicHeader,
             Problem::Entries {
                 found: u32::MAX,
