@@ -11,6 +11,7 @@ use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::progress::{Progress, Waits};
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::SessionId;
+use undercroft_format::reason::Reason;
 use undercroft_format::wire::failure::FailureCode;
 
 use crate::access;
@@ -280,9 +281,11 @@ fn explain(
     .into()
 }
 
-/// What a backup came to: it is done, but what told the changes of a disk may have lied.
+/// What a backup came to: it is done, but what told the changes of a disk, or its zeros, may have lied.
 pub fn outcome(report: &BackupReport) -> Outcome {
-    match report.audits.iter().any(|audit| audit.mismatch.is_some()) {
+    let mut disks = report.snapshot.disks.iter();
+    let differs = report.audits.iter().any(|audit| audit.mismatch.is_some());
+    match differs || disks.any(|disk| disk.reasons.contains(&Reason::HolesUntrue)) {
         true => Outcome::Warned,
         false => Outcome::Done,
     }

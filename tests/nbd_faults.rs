@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use support::exports::{Server, Story, story};
-use support::{fail_with, json, succeed, undercroft};
+use support::{assert_restores, fail_with, json, succeed, undercroft};
 
 fn assert_no_snapshots(story: &Story) {
     let snapshots = json(undercroft(&story.repo).arg("snapshots"));
@@ -131,6 +131,27 @@ fn slow_servers_are_waited_for() {
     let args = ["--filter=delay", "file", story.file(), "rdelay=40ms"];
     let _server = Server::nbdkit(&story.path("s"), &args);
     story.assert_backs_up(&story.unix_uri("s"));
+}
+
+/// It says that all of it is zero.
+#[test]
+fn a_server_that_lies_about_zeros_is_read_whole() {
+    let story = story();
+    let len = story.image.bytes.len();
+    let pread = format!(
+        "pread=dd if={} iflag=count_bytes,skip_bytes skip=$4 count=$3 bs=1M 2>/dev/null",
+        story.file()
+    );
+    let size = format!("get_size=echo {len}");
+    let extents = format!("extents=echo 0 {len} hole,zero");
+    let liar = ["eval", &size, &pread, &extents];
+    let _server = Server::nbdkit(&story.path("s"), &liar);
+    let text = fail_with(&mut story.backup(&story.unix_uri("s")), 4);
+    assert!(text.contains("which its server says are zero"), "{text}");
+    let (repo, scratch) = (&story.repo, story.dir.path());
+    assert_restores(repo, "web@latest", &story.image.bytes, scratch);
+    let shown = json(undercroft(repo).args(["show", "web@latest"])).to_string();
+    assert!(shown.contains("note:holes-untrue"), "{shown}");
 }
 
 /// A daemon whose process number stands in a file.

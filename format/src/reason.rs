@@ -77,6 +77,8 @@ reasons! {
     AuditMismatch = 21, "full:audit-mismatch";
     /// Nothing says that the changes begin where the parent ends.
     LineageUnchecked = 22, "note:lineage-unchecked";
+    /// Something was found where the source says that there are zeros: all of it was read.
+    HolesUntrue = 23, "note:holes-untrue";
     /// Most of the time went into waiting for the source.
     WaitedForSource = 32, "slow:source";
     /// Most of the time went into CPU work: cutting, hashing, compressing.

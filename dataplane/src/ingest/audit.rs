@@ -98,6 +98,24 @@ pub struct Auditor<'a> {
     pub progress: &'a Progress,
 }
 
+/// Numbers for what a session draws of a disk: the same whenever it is gone on with.
+pub(super) fn session_random(
+    session: &dyn Session,
+    purpose: &[u8],
+    disk: u16,
+) -> impl FnMut() -> u64 + use<> {
+    let mut numbers = blake3::Hasher::new()
+        .update(purpose)
+        .update(session.id().as_bytes())
+        .update(&disk.to_le_bytes())
+        .finalize_xof();
+    move || {
+        let mut bytes = [0; 8];
+        numbers.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+}
+
 /// How a block is compared.
 struct Check {
     /// The bytes of the source that it takes: those of the parts.
@@ -163,7 +181,7 @@ impl Auditor<'_> {
                 unreadable: None,
             },
         };
-        let mut random = self.random();
+        let mut random = session_random(self.session, b"audit", self.ordinal);
         for first in (0..strata).step_by(STRATA_AT_ONCE as usize) {
             run.strata(
                 first..strata.min(first + STRATA_AT_ONCE),
@@ -173,19 +191,6 @@ impl Auditor<'_> {
         }
         while run.reap()? {}
         Ok(run.audit)
-    }
-
-    fn random(&self) -> impl FnMut() -> u64 + use<> {
-        let mut numbers = blake3::Hasher::new()
-            .update(b"audit")
-            .update(self.session.id().as_bytes())
-            .update(&self.ordinal.to_le_bytes())
-            .finalize_xof();
-        move || {
-            let mut bytes = [0; 8];
-            numbers.fill(&mut bytes);
-            u64::from_le_bytes(bytes)
-        }
     }
 
     fn map_id(&self, block: DiskRange) -> Result<Option<SegmentMapId>> {

@@ -18,9 +18,10 @@ use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, Snapshot};
 use undercroft_format::units::{DiskLength, SegmentNumber, SegmentSize};
 
-use super::audit::{Auditor, DiskAudit};
+use super::audit::{Auditor, DiskAudit, session_random};
 use super::changes::ChangedBlocks;
 use super::chunker::Chunker;
+use super::hole_audit::untrue_hole;
 use super::plan::{Increment, Plan};
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
 use super::source::{DiskSource, Source};
@@ -374,6 +375,7 @@ impl Machine<'_> {
                 };
                 let mut plan = increment.plan(job.changed_blocks, parent, &mut told.warnings);
                 self.note_io(&source, &mut plan.reasons);
+                self.check_holes(ordinal, &job.label, &source, &mut plan, told)?;
                 let phase = match parent_disk {
                     Some(disk) => disk.grid_phase,
                     None => source.grid_phase().map_err(RepositoryError::io(
@@ -602,6 +604,32 @@ impl Machine<'_> {
         self.progress
             .done_bytes
             .add(segments.size().get().saturating_sub(at));
+        Ok(())
+    }
+
+    /// Looks whether there are zeros where a source elsewhere says so; if not, all is read that is planned.
+    fn check_holes(
+        &self,
+        ordinal: u16,
+        label: &str,
+        source: &DiskSource,
+        plan: &mut Plan,
+        told: &mut Told,
+    ) -> Result<()> {
+        if !source.retries_itself() {
+            return Ok(());
+        }
+        let mut random = session_random(self.session, b"holes", ordinal);
+        let found = untrue_hole(source, self.audit, &mut random, self.progress)?;
+        if let Some(block) = found {
+            source.distrust_holes();
+            plan.reasons.push(Reason::HolesUntrue);
+            told.warnings.push(format!(
+                "disk {label}: there is data in bytes {block}, which its server says are zero; what it says of \
+                 zeros is passed over. Backups of this server's disks by other tools, and earlier ones of this disk, \
+                 may lack data"
+            ));
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use undercroft_format::partition::{PARTITION_HEAD_LEN, grid_phase};
 use undercroft_format::ranges::RangeSet;
@@ -55,6 +56,8 @@ pub struct DiskSource {
     size: DiskLength,
     direct: bool,
     reads: Option<Arc<dyn Reads>>,
+    /// Set when something was found where the source says that there are zeros.
+    holes_distrusted: Arc<AtomicBool>,
     layout: Option<Arc<dyn Layout>>,
 }
 
@@ -132,6 +135,7 @@ impl DiskSource {
             file,
             direct,
             reads: None,
+            holes_distrusted: Arc::default(),
             layout: None,
         })
     }
@@ -148,6 +152,7 @@ impl DiskSource {
             size: DiskLength::new(size),
             direct,
             reads: None,
+            holes_distrusted: Arc::default(),
             layout: Some(layout),
         }
     }
@@ -159,6 +164,7 @@ impl DiskSource {
             size: DiskLength::new(size),
             direct: true,
             reads: Some(reads),
+            holes_distrusted: Arc::default(),
             layout: None,
         }
     }
@@ -239,10 +245,18 @@ impl DiskSource {
         if offset >= size {
             return Ok(None);
         }
+        if self.holes_distrusted.load(Ordering::Relaxed) {
+            return Ok(Some(offset..size));
+        }
         Ok(self.file.next_data(offset, size)?.map(|range| {
             let start = (range.start & !4095).max(offset);
             start..range.end.next_multiple_of(4096).min(size)
         }))
+    }
+
+    /// From now on everything is read, whatever the source says of holes.
+    pub fn distrust_holes(&self) {
+        self.holes_distrusted.store(true, Ordering::Relaxed);
     }
 
     /// The phase of the chunker's grid: see [`undercroft_format::partition`].
