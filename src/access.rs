@@ -1,4 +1,7 @@
 //! Opening repositories: to change them, to read data, or only to list snapshots.
+//!
+//! Behind a server, whoever opens says by which frames the conversations will begin that need more than to list:
+//! what the role does not allow is then refused before anything is looked at or done.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_dataplane::repository::{LocalRepository, Repository};
 use undercroft_format::codec;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::wire::frame::FrameType;
 
 use crate::catalog::Catalog;
 use crate::failure::{one_line, warn};
@@ -33,7 +37,7 @@ pub fn ingest<R>(
     work: impl FnOnce(&Arc<dyn Repository>) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
     if let Location::Remote(address) = settings.location()? {
-        let repository: Arc<dyn Repository> = remote::open(settings, address, Key::Needed)?;
+        let repository: Arc<dyn Repository> = remote::open(settings, address, &[], Key::Needed)?;
         return work(&repository);
     }
     own(settings, command, Key::Needed, |repository| {
@@ -46,11 +50,12 @@ pub fn ingest<R>(
 pub fn maintain<R>(
     settings: &Settings,
     command: &str,
+    purposes: &[FrameType],
     key: Key,
     work: impl FnOnce(&dyn Maintenance) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
     if let Location::Remote(address) = settings.location()? {
-        return work(&remote::open(settings, address, key)?);
+        return work(&remote::open(settings, address, purposes, key)?);
     }
     own(settings, command, key, |repository| work(repository))
 }
@@ -60,21 +65,23 @@ pub fn maintain<R>(
 pub fn maintain_surely<R>(
     settings: &Settings,
     command: &str,
+    purposes: &[FrameType],
     key: Key,
     mut work: impl FnMut(&dyn Maintenance, bool) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
     let Location::Remote(address) = settings.location()? else {
-        return maintain(settings, command, key, |maintenance| {
+        return maintain(settings, command, purposes, key, |maintenance| {
             work(maintenance, false)
         });
     };
-    let mut repository = remote::open(settings, address, key)?;
+    let open = || remote::open(settings, address, purposes, key);
+    let mut repository = open()?;
     let mut is_again = false;
     loop {
         match work(&repository, is_again) {
             Err(error) if remote::is_lost(&error) => {
                 warn("the connection broke before the answer came; asking again");
-                repository = remote::again(|| remote::open(settings, address, key))?;
+                repository = remote::again(open)?;
                 is_again = true;
             }
             done => return done,
@@ -115,17 +122,21 @@ pub fn owner(settings: &Settings, command: &str) -> String {
 }
 
 /// Opens to look at the repository; others may own it meanwhile.
-pub fn inspect(settings: &Settings, key: Key) -> anyhow::Result<Box<dyn Maintenance>> {
+pub fn inspect(
+    settings: &Settings,
+    purposes: &[FrameType],
+    key: Key,
+) -> anyhow::Result<Box<dyn Maintenance>> {
     if let Location::Remote(address) = settings.location()? {
-        return Ok(Box::new(remote::open(settings, address, key)?));
+        return Ok(Box::new(remote::open(settings, address, purposes, key)?));
     }
     Ok(Box::new(open(settings, Access::Read, key)?))
 }
 
 /// Opens to see snapshots alone, which is fast.
-pub fn list(settings: &Settings) -> anyhow::Result<Arc<dyn Repository>> {
+pub fn list(settings: &Settings, purposes: &[FrameType]) -> anyhow::Result<Arc<dyn Repository>> {
     if let Location::Remote(address) = settings.location()? {
-        return Ok(remote::open(settings, address, Key::IfGiven)?);
+        return Ok(remote::open(settings, address, purposes, Key::IfGiven)?);
     }
     Ok(open(settings, Access::List, Key::IfGiven)?)
 }
@@ -150,10 +161,11 @@ enum Kept {
 /// Opens to read data of the snapshots that `specs` mean.
 pub fn read_pinned(
     settings: &Settings,
+    purposes: &[FrameType],
     key: Key,
     specs: &[SnapshotSpec],
 ) -> anyhow::Result<PinnedRead> {
-    read_chosen(settings, key, |catalog| {
+    read_chosen(settings, purposes, key, |catalog| {
         let ids = specs.iter().map(|spec| Ok(catalog.resolve(spec)?.id));
         let ids = ids.collect::<anyhow::Result<_>>()?;
         catalog.warn_unreadable();
@@ -166,11 +178,13 @@ pub fn read_pinned(
 /// They are pinned before the index is opened: what the index says of their data then stays true.
 pub fn read_chosen(
     settings: &Settings,
+    purposes: &[FrameType],
     key: Key,
     choose: impl FnOnce(&Catalog) -> anyhow::Result<Vec<SnapshotId>>,
 ) -> anyhow::Result<PinnedRead> {
     if let Location::Remote(address) = settings.location()? {
-        return hold_remote(settings, remote::open(settings, address, key)?, choose);
+        let repository = remote::open(settings, address, purposes, key)?;
+        return hold_remote(settings, repository, choose);
     }
     let root = settings.root()?;
     let listed = open_with(settings, Access::List, None)?;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use undercroft_control::{PolicyError, SelectError};
 use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::net::proxy::status::TaskFailure;
@@ -156,10 +156,19 @@ pub fn exit_code(result: anyhow::Result<Outcome>, program: &str, json: bool) -> 
 
 /// Tells of a command line that was not understood, or shows the help that was asked for, and gives the exit
 /// code.
-pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
+pub fn misused(error: &clap::Error, command: &clap::Command, json: bool) -> ExitCode {
     let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-    if !error.use_stderr() || is_help || !json {
+    let variable = variable_of(error, command);
+    if !error.use_stderr() || is_help || (!json && variable.is_none()) {
         error.exit();
+    }
+    let variable =
+        variable.map(|name| format!("the value comes from the environment: {name} is set"));
+    if !json {
+        // Nobody is left to be told if this fails.
+        let _ = error.print();
+        let _ = writeln!(io::stderr(), "\nHint: {}", variable.unwrap_or_default());
+        return ExitCode::from(2);
     }
     let text = error.render().to_string();
     let mut parts = text.trim_end().split("\n\n");
@@ -167,11 +176,40 @@ pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
     let failure = TaskFailure {
         error: what.strip_prefix("error: ").unwrap_or(what).to_owned(),
         causes: Vec::new(),
-        hints: parts.map(|part| part.trim().to_owned()).collect(),
+        hints: parts
+            .map(|part| part.trim().to_owned())
+            .chain(variable)
+            .collect(),
         exit_code: 2,
     };
     let _ = io::stderr().write_all((failure.json() + "\n").as_bytes());
     ExitCode::from(failure.exit_code)
+}
+
+/// The variable that gave the option whose value is wrong, if it was not on the command line.
+fn variable_of(error: &clap::Error, command: &clap::Command) -> Option<String> {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let long = option.split([' ', '=']).next()?.strip_prefix("--")?;
+    let is_given = std::env::args_os().any(|word| {
+        let word = word.to_string_lossy();
+        let word = word.strip_prefix("--").map(|word| word.split('=').next());
+        word.flatten() == Some(long)
+    });
+    let variable = variable_in(command, long)?;
+    (!is_given && std::env::var_os(&variable).is_some()).then_some(variable)
+}
+
+fn variable_in(command: &clap::Command, long: &str) -> Option<String> {
+    let of_command = command.get_arguments().find_map(|argument| {
+        let variable = argument.get_env()?.to_str()?;
+        (argument.get_long() == Some(long)).then(|| variable.to_owned())
+    });
+    of_command.or_else(|| {
+        let mut commands = command.get_subcommands();
+        commands.find_map(|command| variable_in(command, long))
+    })
 }
 
 /// Writes a warning to stderr, or tells whoever hears this thread's.
@@ -311,8 +349,7 @@ fn repository_hints(error: &RepositoryError) -> Vec<String> {
                 .into(),
             "restore what is left: `undercroft restore SNAPSHOT --allow-damage --to TARGET`".into(),
         ],
-        // The first failure, in the words of another thread.
-        RepositoryError::SessionFailed(text) if text.contains("No space left") => hint(DISK_FULL),
+        RepositoryError::SessionFailed(_) if error.is_disk_full() => hint(DISK_FULL),
         // Transparent: the chain of causes goes past it.
         RepositoryError::Index(error) => index_hint(error).into_iter().collect(),
         RepositoryError::Interrupted {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata};
-use tracing_subscriber::filter::{EnvFilter, FilterExt};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter};
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
@@ -30,6 +30,15 @@ pub enum LogFormat {
 /// Begins to log: what `filter` says, or else as often as `-v` was given.
 pub fn log_to_stderr(verbose: u8, filter: Option<&str>, format: LogFormat) -> anyhow::Result<()> {
     let filter = match filter.filter(|filter| !filter.is_empty()) {
+        Some(filter) if is_misspelt(filter) => {
+            return Err(Problem::usage(format!(
+                "{filter:?} is no level of the log: off, error, warn, info, debug, trace"
+            ))
+            .hint(format!(
+                "a part of the program is named with its level: {filter}=debug"
+            ))
+            .into());
+        }
         Some(filter) => filter.parse::<EnvFilter>().map_err(|error| {
             Problem::usage(format!("{filter:?} is no filter for the log: {error}"))
                 .hint("as in --log info, or --log warn,undercroft_dataplane::net=debug")
@@ -52,6 +61,11 @@ pub fn log_to_stderr(verbose: u8, filter: Option<&str>, format: LogFormat) -> an
         LogFormat::Text => registry.with(lines.with_filter(filter)).try_init(),
     };
     Ok(())
+}
+
+/// A word alone that is no level would be taken for a part of the program, and nothing would be logged.
+fn is_misspelt(filter: &str) -> bool {
+    filter.chars().all(|c| c.is_ascii_alphabetic()) && filter.parse::<LevelFilter>().is_err()
 }
 
 fn by_verbosity(verbose: u8) -> EnvFilter {

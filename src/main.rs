@@ -39,14 +39,14 @@ mod xva_source;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let wants_json = std::env::args_os().any(|word| word == "--json");
-            return failure::misused(&error, wants_json);
+            return failure::misused(&error, &cli::Cli::command(), wants_json);
         }
     };
     let program = cli.global.program();

@@ -14,6 +14,7 @@ use undercroft_dataplane::net::trust::tls::{PROXY, Protocols, REPOSITORY};
 use undercroft_dataplane::net::trust::{SERVER_NAME, SystemClock, WallClock};
 use undercroft_dataplane::repository::entropy::SystemEntropy;
 use undercroft_dataplane::repository::error::RepositoryError;
+use undercroft_format::wire::frame::FrameType;
 
 use crate::failure::{Problem, one_line, warn};
 use crate::settings::{Key, Settings};
@@ -135,14 +136,16 @@ pub fn again<R>(mut connect: impl FnMut() -> anyhow::Result<R>) -> anyhow::Resul
     }
 }
 
-/// Opens a repository.
+/// Opens a repository for conversations that begin with frames of the types `purposes`.
 pub fn open(
     settings: &Settings,
     address: &RemoteAddress,
+    purposes: &[FrameType],
     key: Key,
 ) -> anyhow::Result<Arc<RemoteRepository>> {
     let link = connect(settings, &address.server)?;
-    RemoteRepository::open(link, &address.name, settings.engine()?, |config| {
+    let engine = settings.engine()?;
+    RemoteRepository::open(link, &address.name, engine, purposes, |config| {
         let unlock = match config.is_encrypted() {
             true => settings.unlock(key)?,
             false if settings.names_key_file() => return Err(RepositoryError::NotEncrypted.into()),

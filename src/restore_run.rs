@@ -14,6 +14,7 @@ use undercroft_dataplane::restore::{RestoreOptions, RestoreReport, restore_disk}
 use undercroft_format::id::SnapshotId;
 use undercroft_format::snapshot::DiskManifest;
 use undercroft_format::vhd::layout::Layout;
+use undercroft_format::wire::frame::FrameType;
 use undercroft_format::xva::ChecksumKind;
 
 use crate::access::{self, PinnedRead};
@@ -94,7 +95,7 @@ pub fn run_through(
         .chain(&request.vhd_since)
         .cloned()
         .collect();
-    let read = access::read_pinned(settings, Key::Needed, &specs)?;
+    let read = access::read_pinned(settings, &[FrameType::Fetch], Key::Needed, &specs)?;
     let stored = &read.snapshots[0];
     runner.may_use(&stored.snapshot.vm)?;
     let disks = match request.form {

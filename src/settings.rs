@@ -110,7 +110,7 @@ impl GlobalArgs {
     /// How a user reaches the same repository again: begins the commands in hints.
     pub fn program(&self) -> String {
         match &self.repo {
-            Some(repo) if std::env::var(REPOSITORY_VARIABLE).as_ref() != Ok(repo) => {
+            Some(repo) if !is_from(REPOSITORY_VARIABLE, Some(repo)) => {
                 format!("undercroft --repo {}", quote(repo))
             }
             _ => "undercroft".to_owned(),
@@ -150,7 +150,13 @@ pub struct Settings {
 impl Settings {
     /// Validates `args` and sets up logging.
     pub fn new(args: GlobalArgs) -> anyhow::Result<Self> {
-        log_to_stderr(args.verbose, args.log.as_deref(), args.log_format)?;
+        let logging = log_to_stderr(args.verbose, args.log.as_deref(), args.log_format);
+        logging.map_err(|error| match is_from(LOG_VARIABLE, args.log.as_deref()) {
+            true => error.context(Problem::usage(format!(
+                "reading the variable {LOG_VARIABLE}"
+            ))),
+            false => error,
+        })?;
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let progress = match args.progress {
             // Log lines and a bar would run into each other.
@@ -161,7 +167,7 @@ impl Settings {
             asked => asked,
         };
         Ok(Self {
-            repo: args.repo.map(|repo| repo.parse()).transpose()?,
+            repo: args.repo.map(|repo| location(&repo)).transpose()?,
             may_ask: io::stderr().is_terminal(),
             passphrase_file: args.passphrase_file,
             recovery_key_file: args.recovery_key_file,
@@ -311,6 +317,24 @@ impl Settings {
     pub fn has_passphrase_file(&self) -> bool {
         self.passphrase_file.is_some()
     }
+}
+
+fn location(repo: &str) -> anyhow::Result<Location> {
+    repo.parse().map_err(|error| {
+        let error = anyhow::Error::new(error);
+        match is_from(REPOSITORY_VARIABLE, Some(repo)) {
+            true => {
+                let text = format!("reading the variable {REPOSITORY_VARIABLE}");
+                error.context(Problem::usage(text))
+            }
+            false => error,
+        }
+    })
+}
+
+/// Whether the environment's variable gave this value, as far as can be told.
+fn is_from(variable: &str, value: Option<&str>) -> bool {
+    value.is_some() && std::env::var(variable).ok().as_deref() == value
 }
 
 fn ask(question: &str) -> anyhow::Result<Zeroizing<String>> {

@@ -105,7 +105,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| wrong())?;
     match number.checked_mul(seconds) {
-        None | Some(0) => Err(wrong()),
+        None => Err(wrong()),
+        Some(0) => Err(format!(
+            "'{text}' is no time at all: write one like 30s, 30min, 12h, 7d or 2w"
+        )),
         Some(seconds) => Ok(Duration::from_secs(seconds)),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use undercroft_dataplane::observe::{Endpoint, EndpointError, Observed};
 
+use crate::daemon::parse_listen;
 use crate::logging::limit_floods;
 
 /// Options of every daemon.
@@ -17,6 +18,7 @@ pub struct WatchArgs {
     #[arg(
         long,
         value_name = "ADDRESS:PORT",
+        value_parser = parse_listen,
         env = "UNDERCROFT_METRICS",
         hide_env_values = true
     )]

@@ -117,6 +117,40 @@ fn an_increment_on_damaged_maps_is_a_full_read_behind_a_server() {
     );
 }
 
+/// A pack that goes while the server has it open: as long as the index knew it, backups would build upon what is lost.
+#[test]
+fn a_pack_that_is_lost_under_a_running_server_is_sent_again_after_a_repair() {
+    let world = World::start(None);
+    let lost = largest_data_pack(&world.repository());
+    std::fs::remove_file(&lost).expect("it is there");
+    let repair = |code: i32| {
+        let mut repair = world.undercroft();
+        let output = repair
+            .args(["repair", "--json"])
+            .output()
+            .expect("it starts");
+        assert_eq!(output.status.code(), Some(code));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    let report = repair(3);
+    assert_eq!(report["damage"][0]["problem"], "the pack is gone");
+    assert!(report["records_lost"].as_u64() > Some(0), "{report}");
+    assert_eq!(
+        report["snapshots_incomplete"].as_array().map(Vec::len),
+        Some(1)
+    );
+    let again = json(&mut world.backup());
+    assert!(again["new_bytes"].as_u64() > Some(0), "{again}");
+    world.assert_restores();
+    let report = repair(0);
+    assert_eq!(report["damage"], serde_json::json!([]));
+    assert_eq!(
+        report["snapshots_whole_again"].as_array().map(Vec::len),
+        Some(1)
+    );
+    succeed(world.undercroft().args(["verify", "--deep"]));
+}
+
 #[test]
 fn a_damaged_chunk_is_sent_again_behind_a_server() {
     let mut world = World::start(None);

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use support::fail_with;
 use support::server::{Place, Server};
-use support::{copy_tree, succeed};
+use support::{copy_tree, json, succeed};
 
 /// Words before a command that make it see another time.
 fn faketime(offset: &str) -> Option<Vec<OsString>> {
@@ -65,7 +65,7 @@ fn certificates_of_another_server() {
     assert_told(
         &here,
         &mut here.enroll_command("stray", "ingest", &token),
-        "the server's authority is not the one that is trusted here",
+        "the token was not made by the server or proxy at",
         "it has a token or a certificate of another server",
     );
 }
@@ -134,6 +134,43 @@ fn a_token_that_is_used_or_of_another_role_or_mistyped() {
     );
     assert!(said.contains("ingest"), "{said}");
     assert!(server.log().contains("refused"), "{}", server.log());
+}
+
+/// A token may say the name; whoever does not say one gets that of the token. Attempts in vain leave nothing.
+#[test]
+fn a_token_that_is_for_a_name() {
+    let server = start();
+    let token = server.token(&["--role", "ingest", "--name", "proxy-1"]);
+    let said = fail_with(&mut server.enroll_command("other", "ingest", &token), 1);
+    assert!(
+        said.contains("is for the name proxy-1") && said.contains("--name"),
+        "{said}"
+    );
+    let left = |who: &str| std::fs::read_dir(server.path(&format!("{who}.config")));
+    let left = |who: &str| left(who).map_or(0, Iterator::count);
+    assert_eq!(left("other"), 0, "an attempt in vain left something");
+    let enroll = |server: &Server, address: &str| {
+        let mut command = server.program("machine");
+        command.args(["enroll", address, "--role", "ingest", "--token", &token]);
+        command
+    };
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let nobody = format!("quic://{}", nobody.local_addr().expect("an address"));
+    fail_with(&mut enroll(&server, &nobody), 1);
+    assert_eq!(left("machine"), 0, "an attempt in vain left something");
+    let report = json(&mut enroll(&server, &server.address()));
+    assert_eq!(report["name"], "proxy-1");
+    succeed(server.undercroft_as("machine").arg("snapshots"));
+    // A name that somebody has.
+    let again = server.token(&["--role", "ingest"]);
+    let mut taken = server.program("again");
+    taken.args(["enroll", &server.address(), "--role", "ingest"]);
+    taken.args(["--token", &again, "--name", "proxy-1"]);
+    let said = fail_with(&mut taken, 1);
+    assert!(
+        said.contains("is taken") && said.contains("--name"),
+        "{said}"
+    );
 }
 
 #[test]

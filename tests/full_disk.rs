@@ -9,7 +9,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Image, assert_restores, fail_with, succeed, undercroft, workspace};
+use support::served::Served;
+use support::{Image, assert_restores, fail_with, json, noise, succeed, undercroft, workspace};
 
 /// A small file system, unmounted when dropped.
 struct SmallDisk(PathBuf);
@@ -96,7 +97,7 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
         dir.path(),
     );
     succeed(undercroft(&repo).arg("verify"));
-    let oldest = support::json(undercroft(&repo).arg("snapshots"))[0]["id"]
+    let oldest = json(undercroft(&repo).arg("snapshots"))[0]["id"]
         .as_str()
         .expect("an id")
         .to_owned();
@@ -114,6 +115,45 @@ fn a_full_disk_loses_nothing_and_can_be_collected() {
     );
     assert_restores(&repo, "other@latest", &small.bytes, dir.path());
     succeed(undercroft(&repo).args(["verify", "--deep"]));
+}
+
+/// Behind a server a backup that found no room is not kept: what it wrote would keep the disk full for its lease.
+#[test]
+fn a_full_disk_behind_a_server_is_freed_by_a_collection() {
+    let dir = workspace();
+    let Some(_disk) = SmallDisk::mount(&dir.path().join("store"), 64 << 20) else {
+        eprintln!("not root: cannot mount a small file system");
+        return;
+    };
+    let (served, _) = Served::start_in(dir, |_| {});
+    let sizes = ["--segment-size", "1M", "--pack-size", "1M"];
+    succeed(
+        served
+            .undercroft()
+            .arg("init")
+            .args(sizes)
+            .args(["--index-memory", "16M"]),
+    );
+    let small = Image::new(served.path("small.raw"), 1, 4 << 20);
+    succeed(&mut served.backup(&small));
+    let large = served.path("large.raw");
+    std::fs::write(&large, noise(7, 96 << 20)).expect("an image");
+    let mut backup = served.undercroft();
+    let text = fail_with(backup.args(["backup", "--vm", "large"]).arg(&large), 1);
+    assert!(
+        text.contains("No space left") && text.contains("gc"),
+        "{text}"
+    );
+    assert!(served.sessions().is_empty(), "it can write no more");
+    served.assert_restores("vm@latest", &small.bytes);
+    let freed = json(served.undercroft().arg("gc"));
+    assert!(freed["bytes_freed"].as_u64() > Some(16 << 20), "{freed}");
+    assert_eq!(freed["packs_held"], 0);
+    let other = Image::new(served.path("other.raw"), 2, 4 << 20);
+    let mut backup = served.undercroft();
+    succeed(backup.args(["backup", "--vm", "other"]).arg(&other.path));
+    served.assert_restores("other@latest", &other.bytes);
+    succeed(served.undercroft().args(["verify", "--deep"]));
 }
 
 /// Sealed packs together: what a session that failed leaves for the next to find.

@@ -20,13 +20,16 @@ use undercroft_dataplane::net::trust::{ClientStore, SERVER_NAME, SystemClock, Wa
 use undercroft_dataplane::repository::keys::Keys;
 use undercroft_format::config::Config;
 use undercroft_format::id::{ObjectId, SegmentMapId, SessionId};
+use undercroft_format::lock::LockEnd;
 use undercroft_format::pack::{Encoding, ObjectKind, RecordHeader, RecordInfo};
 use undercroft_format::units::{DiskLength, SegmentNumber};
 use undercroft_format::wire::failure::FailureCode;
 use undercroft_format::wire::fetch::Fetch;
 use undercroft_format::wire::frame::{Body, FrameHeader, FrameType};
 use undercroft_format::wire::lane::{AskObjects, Attach, Flush, PushBuilder, SegmentDone};
-use undercroft_format::wire::message::{Create, ListSnapshots, Open};
+use undercroft_format::wire::message::{
+    Collect, Create, Forget, ListSnapshots, Lock, May, Open, Protect, Repair, Stats, Verify,
+};
 use undercroft_format::wire::session::{
     Abandon, Begin, Begun, Commit, DiskState, DoneSegment, Epoch, SegmentPlace,
 };
@@ -433,6 +436,88 @@ fn sessions_are_anothers_over_or_in_disorder() {
         0
     );
     drop(foreign);
+}
+
+/// One identity cannot keep all others from having sessions.
+#[test]
+fn sessions_are_begun_and_left() {
+    let world = World::start();
+    world.withstands(|world| {
+        let (link, _) = world.link("evil");
+        let mut left = 0;
+        let code = loop {
+            let mut stream = link.converse().expect("a stream");
+            stream.say(&begin_of("evil", None)).expect("sent");
+            match stream.answer::<Begun>() {
+                Ok(_) => left += 1,
+                Err(error) => break error.to_string(),
+            }
+            assert!(left <= 256, "nothing stops it");
+        };
+        assert_eq!(left, 128);
+        assert!(code.contains("evil has 128 sessions"), "{code}");
+    });
+}
+
+/// Honest clients ask first whether they may; that is not what keeps others out.
+#[test]
+fn what_a_role_may_not_do_is_not_asked_for_first() {
+    let world = World::start();
+    let disk = Image::new(world.server.path("evil.raw"), 5, 1 << 20);
+    succeed(&mut world.server.backup("evil", &disk.path));
+    let snapshots = world.server.snapshots();
+    let id = snapshots[0]["id"].as_str().expect("an id");
+    let snapshot = id.parse().expect("an id");
+    let json = String::from("{}");
+    let until = LockEnd::After(Duration::from_secs(60));
+    let forget = Forget {
+        snapshots: vec![snapshot],
+    }
+    .frame();
+    let protect = Protect {
+        snapshot,
+        is_protected: true,
+    }
+    .frame();
+    let lock = Lock {
+        snapshot,
+        end: until,
+    }
+    .frame();
+    let collect = Collect { json: json.clone() }.frame();
+    let verify = Verify { json }.frame();
+    let repair = Repair { is_deep: false }.frame();
+    let fetch = Fetch {
+        kind: ObjectKind::Chunk,
+        ids: vec![ObjectId::from_bytes([1; 32])],
+    }
+    .frame();
+    let (ingest, _) = world.link("evil");
+    let (restore, _) = world.link("reader");
+    let of_none = [
+        &forget,
+        &protect,
+        &collect,
+        &verify,
+        &repair,
+        &Stats.frame(),
+    ];
+    for link in [&ingest, &restore] {
+        for frame in of_none {
+            let code = refused(link, std::slice::from_ref(frame));
+            assert_eq!(code, FailureCode::Denied, "type {}", frame[4]);
+        }
+    }
+    assert_eq!(refused(&ingest, &[fetch]), FailureCode::Denied);
+    assert_eq!(refused(&restore, &[lock]), FailureCode::Denied);
+    let begin = begin_of("evil", None).frame();
+    assert_eq!(refused(&restore, &[begin]), FailureCode::Denied);
+    let asked = May {
+        first: FrameType::Hello,
+    }
+    .frame();
+    assert_eq!(refused(&ingest, &[asked]), FailureCode::Protocol);
+    world.server.assert_restores("evil@latest", &disk.bytes);
 }
 
 #[test]

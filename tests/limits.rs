@@ -151,7 +151,33 @@ fn what_is_no_limit_is_told() {
             2,
         );
         assert!(text.contains(said), "{text}");
+        assert!(!text.contains("environment"), "{text}");
     }
+    // Whoever did not write it here is told where it comes from.
+    for (variable, words) in [
+        ("UNDERCROFT_LIMIT_UPLOAD", &["snapshots"][..]),
+        ("UNDERCROFT_LIMIT_DOWNLOAD", &["snapshots", "--json"]),
+        ("UNDERCROFT_PROXY", &["proxy", "status"]),
+        (
+            "UNDERCROFT_METRICS",
+            &["repository", "serve", "--store", "x"],
+        ),
+        ("UNDERCROFT_LOG", &["snapshots"]),
+        ("UNDERCROFT_LOG", &["snapshots", "--json"]),
+    ] {
+        let mut command = served.undercroft();
+        let text = fail_with(command.args(words).env(variable, "fast=/x"), 2);
+        assert!(text.contains(variable), "{variable}: {text}");
+    }
+    let mut command = served.undercroft();
+    let text = fail_with(command.args(["snapshots", "--log", "inof"]), 2);
+    assert!(text.contains("no level of the log"), "{text}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_undercroft"));
+    let text = fail_with(
+        command.arg("snapshots").env("UNDERCROFT_REPO", "ftp://x"),
+        2,
+    );
+    assert!(text.contains("UNDERCROFT_REPO"), "{text}");
 }
 
 /// Revoked in the middle of a backup: the client says why and ends; somebody else goes on.

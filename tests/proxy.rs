@@ -517,6 +517,76 @@ fn tasks_wait_for_streams_and_can_be_cancelled_and_suspended() {
     assert_eq!(snapshots(&served), 1);
 }
 
+/// A task that has read everything, and waits for a slow path, is not published once it is cancelled.
+#[test]
+fn a_task_whose_last_data_are_on_their_way_can_be_cancelled() {
+    let served = Served::start_with(&["--limit-in", "4MiB/s"]);
+    served.init();
+    let proxied = Proxied::start(&served, "p", "ingest", &BOTH);
+    let disk = served.path("disks").join("noise.raw");
+    std::fs::write(&disk, support::noise(1, 16 << 20)).expect("an image");
+    let mut submit = proxied.backup(&served, "admin", "vm", &disk);
+    succeed(submit.args(["--detach", "--task", TASK]));
+    wait_for("data", || {
+        let shown = proxied.show(&served, TASK);
+        shown["stored_bytes"].as_u64() > Some(8 << 20)
+    });
+    succeed(&mut proxied.proxy(&served, &["cancel", TASK]));
+    wait_for("its end", || {
+        !["running", "cancelling"].contains(&&*proxied.state_of(&served, TASK))
+    });
+    assert_eq!(proxied.state_of(&served, TASK), "cancelled");
+    assert_eq!(snapshots(&served), 0);
+    assert!(served.sessions().is_empty(), "it was abandoned");
+}
+
+/// What somebody submitted is not done for them once they are let in no more.
+#[test]
+fn tasks_of_who_was_revoked_are_ended() {
+    let served = Served::start();
+    served.init();
+    let options = with(&["--threads", "1", "--streams", "1"]);
+    let mut proxied = Proxied::start(&served, "p", "ingest", &options);
+    proxied.enroll_as("mallory", "ingest", "*");
+    let disk = image(&served, "disk.raw", 1, 96 << 20);
+    let small = image(&served, "small.raw", 2, 1 << 20);
+    let submit = |who: &str, vm: &str, path: &std::path::Path| {
+        let mut command = proxied.backup(&served, who, vm, path);
+        let submitted = json(command.arg("--detach"));
+        submitted["task"].as_str().expect("an id").to_owned()
+    };
+    let runs = submit("mallory", "big", &disk.path);
+    wait_for("finished segments", || finished(&served) > 2);
+    signal(&served.process, "STOP");
+    let waits = submit("mallory", "waits", &small.path);
+    let others = submit("admin", "others", &small.path);
+    let mut revoke = std::process::Command::new(env!("CARGO_BIN_EXE_undercroft"));
+    revoke.args(["proxy", "revoke", "mallory", "--state"]);
+    succeed(revoke.arg(proxied.state()));
+    wait_for("the task that waits to end", || {
+        proxied.state_of(&served, &waits) == "cancelled"
+    });
+    signal(&served.process, "CONT");
+    wait_for("the task that runs to end", || {
+        proxied.state_of(&served, &runs) == "cancelled"
+    });
+    for task in [&runs, &waits] {
+        let shown = proxied.show(&served, task)["result"].to_string();
+        assert!(
+            shown.contains("mallory, who submitted the task, was revoked"),
+            "{shown}"
+        );
+    }
+    wait_for("somebody else's task", || {
+        proxied.state_of(&served, &others) == "done"
+    });
+    assert!(served.sessions().is_empty(), "it was abandoned");
+    assert_eq!(snapshots(&served), 1);
+    proxied.stop();
+    proxied.start_again();
+    assert_eq!(proxied.state_of(&served, &waits), "cancelled");
+}
+
 /// Ctrl-C at the client ends the task on the proxy.
 #[test]
 fn ctrl_c_cancels_the_task() {
@@ -558,6 +628,25 @@ fn a_failed_task_fails_as_it_would_locally() {
     let mut local = served.undercroft();
     local.args(["backup", "--vm", "vm", "--parent", "vm@latest", "--json"]);
     assert_eq!(there, fail_with(local.arg(&disk.path), 1));
+    // Where it was looked for, and by whom.
+    let missing = served.path("disks/missing.raw");
+    let text = fail_with(&mut proxied.backup(&served, "admin", "vm", &missing), 1);
+    let port = proxied.port.to_string();
+    for part in ["missing.raw", "No such file", "proxy", &port] {
+        assert!(text.contains(part), "{part} is missing in: {text}");
+    }
+    // Each daemon has tokens of its own.
+    let mut tokens = std::process::Command::new(env!("CARGO_BIN_EXE_undercroft"));
+    tokens.args(["repository", "tokens", "--role", "ingest", "--store"]);
+    let made = json(tokens.arg(served.path("store")));
+    let token = made["token"].as_str().expect("a token");
+    let mut enroll = served.undercroft_as("lost");
+    enroll.args(["enroll", &proxied.address(), "--role", "ingest"]);
+    let text = fail_with(enroll.args(["--token", token]), 1);
+    assert!(
+        text.contains("was not made by") && text.contains("proxy tokens"),
+        "{text}"
+    );
     // A second proxy with the same state would run its tasks twice.
     let mut second = std::process::Command::new(env!("CARGO_BIN_EXE_undercroft"));
     second.args(["proxy", "serve", "--listen", "127.0.0.1:0", "--state"]);

@@ -159,6 +159,11 @@ fn mistakes_are_told_with_what_to_do() {
             "30min, 12h, 7d or 2w",
         ),
         (
+            &["tokens", "--role", "ingest", "--expires", "0s"],
+            2,
+            "no time at all",
+        ),
+        (
             &["tokens", "--role", "ingest", "--expires", "9w"],
             2,
             "30 days at most",
@@ -177,11 +182,16 @@ fn mistakes_are_told_with_what_to_do() {
         !store.join(DIRECTORY).exists(),
         "a mistake made an authority"
     );
-    let error = fail_with(
-        &mut undercroft(&store.join("nowhere"), &["tokens", "--role", "admin"]),
-        2,
-    );
-    assert!(error.contains("is no directory"), "{error}");
+    for args in [
+        &["tokens", "--role", "admin"][..],
+        &["tokens"],
+        &["tokens", "--cancel", "abcd"],
+        &["identities"],
+        &["revoke", "somebody"],
+    ] {
+        let error = fail_with(&mut undercroft(&store.join("nowhere"), args), 2);
+        assert!(error.contains("is no directory"), "{args:?}: {error}");
+    }
 
     succeed(&mut undercroft(store, &["tokens", "--role", "admin"]));
     let error = told(&["revoke", "nobody"], 1);

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use support::served::Served;
+use support::server::{Place, Server};
 use support::{Image, fail_with, json, succeed, undercroft};
 
 #[test]
@@ -258,6 +259,76 @@ fn roles_and_scopes_are_enforced() {
         served.undercroft_as("proxy").args(["repository", "status"]),
         1,
     );
+}
+
+/// An address with brackets, from the command line to the directory of the certificates.
+#[test]
+fn a_server_is_reached_by_ipv6() {
+    let server = Server::start(Place {
+        address: Some("[::1]".to_owned()),
+        ..Place::default()
+    });
+    server.init();
+    let image = Image::new(server.path("disk.raw"), 1, 2 << 20);
+    succeed(&mut server.backup("vm", &image.path));
+    server.assert_restores("vm@latest", &image.bytes);
+    let config = format!("admin.config/[::1]:{}/identity", server.port);
+    assert!(server.path(&config).exists());
+}
+
+/// Who may not do something is told so, and nothing else: whether there is anything to do is looked at afterwards.
+#[test]
+fn what_a_role_may_not_do_is_refused_whatever_there_is_to_do() {
+    let served = Served::start();
+    served.init();
+    served.enroll_as("proxy", "ingest", "*");
+    served.enroll_as("operator", "restore", "*");
+    let target = served.path("out.raw");
+    let target = target.to_str().expect("UTF-8");
+    let refuse = |is_there: bool| {
+        for (who, words, verb) in [
+            ("proxy", &["prune", "--keep-last", "9"][..], "forget"),
+            (
+                "proxy",
+                &["prune", "--keep-last", "9", "--dry-run"],
+                "forget",
+            ),
+            (
+                "operator",
+                &["prune", "--keep-last", "9", "-n", "--vm", "x"],
+                "forget",
+            ),
+            ("proxy", &["forget", "vm@latest"], "forget"),
+            ("operator", &["forget", "x@latest"], "forget"),
+            ("proxy", &["protect", "vm@latest"], "protect"),
+            ("operator", &["protect", "--off", "x@latest"], "protect"),
+            ("operator", &["lock", "vm@latest", "--until", "1d"], "lock"),
+            ("proxy", &["gc", "--dry-run"], "collect"),
+            ("operator", &["gc"], "collect"),
+            ("proxy", &["verify"], "verify"),
+            ("operator", &["verify", "x@latest"], "verify"),
+            ("proxy", &["repair"], "repair"),
+            ("operator", &["repair", "--deep"], "repair"),
+            ("proxy", &["stats"], "figures"),
+            ("proxy", &["restore", "vm@latest", "--to", target], "data"),
+            ("proxy", &["restore", "x@latest", "--to", target], "data"),
+        ] {
+            let text = fail_with(served.undercroft_as(who).args(words), 1);
+            let is_told = text.contains("may not") && text.contains(verb);
+            assert!(is_told, "{who} {words:?} ({is_there}): {text}");
+        }
+        assert!(!served.path("out.raw").exists(), "a target was touched");
+    };
+    refuse(false);
+    let image = Image::new(served.path("disk.raw"), 1, 2 << 20);
+    succeed(&mut served.backup(&image));
+    refuse(true);
+    let prune = json(
+        served
+            .undercroft()
+            .args(["prune", "--keep-last", "9", "-n"]),
+    );
+    assert_eq!(prune["decisions"][0]["keep"], true);
 }
 
 /// SIGTERM: the server ends in order, and the backup goes on when it is back.

@@ -44,7 +44,7 @@ struct DiskDifference<'a> {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let read = access::read_pinned(settings, Key::IfGiven, &[args.a, args.b])?;
+    let read = access::read_pinned(settings, &[], Key::IfGiven, &[args.a, args.b])?;
     let [a, b] = &read.snapshots[..] else {
         unreachable!("two were asked for");
     };

@@ -3,13 +3,15 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use anyhow::Context;
 use serde::Serialize;
 use undercroft_dataplane::net::address::ServerAddress;
 use undercroft_dataplane::net::client::link::exchange;
 use undercroft_dataplane::net::client::{LinkLimits, LinkOptions};
-use undercroft_dataplane::net::trust::enrolment::{EnrolOptions, enrol};
+use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::net::trust::{
-    IdentityName, Role, SERVER_NAME, SystemClock, Token, WallClock,
+    ClientStore, EnrolError, EnrolOptions, Enrolled, HandshakeError, IdentityName, Refusal, Role,
+    SERVER_NAME, SystemClock, Token, WallClock, enrol,
 };
 use undercroft_dataplane::repository::entropy::SystemEntropy;
 
@@ -39,7 +41,7 @@ pub struct Args {
     /// The role that the token is for: ingest, restore, admin
     #[arg(long, value_name = "ROLE")]
     role: Role,
-    /// The name of this machine or person at the server (default: this host's name)
+    /// The name of this machine or person at the server (default: the one that the token is for, or this host's)
     #[arg(long, value_name = "NAME")]
     name: Option<IdentityName>,
 }
@@ -62,34 +64,16 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         anyhow::Error::new(error).context(problem)
     })?;
     let store = client_store(&args.server)?;
-    let name = match args.name {
-        Some(name) => name,
-        None => host_name().parse()?,
-    };
-    let options = EnrolOptions {
-        role: args.role,
-        name,
-        scope: None,
-    };
-    let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
-    let enrolled = enrol(
-        &store,
-        &token,
-        options,
-        &clock,
-        &SystemEntropy,
-        |tls, request| {
-            let link = LinkOptions {
-                address: args.server.clone(),
-                tls,
-                server_name: SERVER_NAME.to_owned(),
-                program: PROGRAM.to_owned(),
-                connections: 1,
-                limits: LinkLimits::default(),
-            };
-            exchange(&link, request)
+    let enrol_as = |name: IdentityName| enrol_as(&args.server, &store, &token, args.role, name);
+    let enrolled = match &args.name {
+        Some(name) => enrol_as(name.clone()),
+        None => match enrol_as(host_name()?) {
+            // Nobody has asked for another one.
+            Err(EnrolError::Refused(Refusal::Name { granted, .. })) => enrol_as(granted),
+            other => other,
         },
-    )?;
+    };
+    let enrolled = enrolled.map_err(|error| explain(error, &args.server))?;
     let report = Report {
         server: args.server.to_string(),
         name: enrolled.identity().name.to_string(),
@@ -108,10 +92,67 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match name.trim() {
-        "" => "localhost".to_owned(),
-        name => name.to_owned(),
+fn enrol_as(
+    server: &ServerAddress,
+    store: &ClientStore,
+    token: &Token,
+    role: Role,
+    name: IdentityName,
+) -> Result<Enrolled, EnrolError> {
+    let options = EnrolOptions {
+        role,
+        name,
+        scope: None,
+    };
+    let clock: Arc<dyn WallClock> = Arc::new(SystemClock);
+    enrol(
+        store,
+        token,
+        options,
+        &clock,
+        &SystemEntropy,
+        |tls, request| {
+            let link = LinkOptions {
+                address: server.clone(),
+                tls,
+                server_name: SERVER_NAME.to_owned(),
+                program: PROGRAM.to_owned(),
+                connections: 1,
+                limits: LinkLimits::default(),
+            };
+            exchange(&link, request)
+        },
+    )
+}
+
+fn explain(error: EnrolError, server: &ServerAddress) -> anyhow::Error {
+    match error {
+        EnrolError::Exchange(cause)
+            if distrust_in(&*cause) == Some(HandshakeError::WrongServer) =>
+        {
+            let text = format!("the token was not made by the server or proxy at {server}");
+            Problem::new(text)
+                .hint("a repository server and a proxy have tokens of their own: `undercroft repository tokens` makes those of a server, `undercroft proxy tokens` those of a proxy, whose port is 7421")
+                .hint("if it was made there, either that machine's directory `trust` was made anew, and it takes a new token, or somebody is in the middle: ask its administrator")
+                .into()
+        }
+        EnrolError::Refused(refusal @ (Refusal::Name { .. } | Refusal::NameTaken { .. })) => {
+            Problem::new(refusal.to_string())
+                .hint("the name is given by --name NAME")
+                .into()
+        }
+        error => error.into(),
     }
+}
+
+fn host_name() -> anyhow::Result<IdentityName> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = match name.trim() {
+        "" => "localhost",
+        name => name,
+    };
+    name.parse().context(
+        Problem::usage("this host's name cannot be the name of an identity")
+            .hint("give one by --name NAME"),
+    )
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::wire::frame::FrameType;
 
 use crate::access;
 use crate::catalog::Catalog;
@@ -31,23 +32,29 @@ struct Report {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let mut forgotten: Vec<SnapshotId> = Vec::new();
-    access::maintain_surely(settings, "forget", Key::IfGiven, |maintenance, is_again| {
-        let catalog = Catalog::read(settings, maintenance.repository())?;
-        if is_again && !forgotten.is_empty() {
-            return Ok(maintenance.forget(&catalog.left_of(&forgotten))?);
-        }
-        for spec in &args.snapshots {
-            let stored = catalog.resolve(spec)?;
-            if stored.protected {
-                return Err(RepositoryError::Protected { id: stored.id }.into());
+    access::maintain_surely(
+        settings,
+        "forget",
+        &[FrameType::Forget],
+        Key::IfGiven,
+        |maintenance, is_again| {
+            let catalog = Catalog::read(settings, maintenance.repository())?;
+            if is_again && !forgotten.is_empty() {
+                return Ok(maintenance.forget(&catalog.left_of(&forgotten))?);
             }
-            if !forgotten.contains(&stored.id) {
-                forgotten.push(stored.id);
+            for spec in &args.snapshots {
+                let stored = catalog.resolve(spec)?;
+                if stored.protected {
+                    return Err(RepositoryError::Protected { id: stored.id }.into());
+                }
+                if !forgotten.contains(&stored.id) {
+                    forgotten.push(stored.id);
+                }
             }
-        }
-        catalog.warn_unreadable();
-        Ok(maintenance.forget(&forgotten)?)
-    })?;
+            catalog.warn_unreadable();
+            Ok(maintenance.forget(&forgotten)?)
+        },
+    )?;
     let report = Report { forgotten };
     report::emit(settings, &report, |text| {
         for id in &report.forgotten {

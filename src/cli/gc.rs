@@ -3,6 +3,7 @@
 use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_dataplane::repository::gc::{CollectOptions, CollectReport};
 use undercroft_dataplane::repository::maintenance::Maintenance;
+use undercroft_format::wire::frame::FrameType;
 
 use crate::access;
 use crate::failure::{Outcome, Problem};
@@ -50,9 +51,13 @@ impl Default for Options {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let report = access::maintain(settings, "gc", Key::IfGiven, |maintenance| {
-        collect(settings, maintenance, &args.options)
-    })?;
+    let report = access::maintain(
+        settings,
+        "gc",
+        &[FrameType::Collect],
+        Key::IfGiven,
+        |maintenance| collect(settings, maintenance, &args.options),
+    )?;
     report::emit(settings, &report, |text| {
         write(text, &report, args.options.dry_run);
     })?;

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::wire::frame::FrameType;
 
 use crate::access;
 use crate::catalog::Catalog;
@@ -38,16 +39,22 @@ struct Report {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let end = args.until.resolve(&settings.time_zone)?;
-    let report = access::maintain_surely(settings, "lock", Key::IfGiven, |maintenance, _| {
-        let catalog = Catalog::read(settings, maintenance.repository())?;
-        let id = catalog.resolve(&args.snapshot)?.id;
-        catalog.warn_unreadable();
-        let until = maintenance.lock(id, end)?;
-        Ok(Report {
-            id,
-            locked_until: timestamp(until.as_millis()),
-        })
-    })?;
+    let report = access::maintain_surely(
+        settings,
+        "lock",
+        &[FrameType::Lock],
+        Key::IfGiven,
+        |maintenance, _| {
+            let catalog = Catalog::read(settings, maintenance.repository())?;
+            let id = catalog.resolve(&args.snapshot)?.id;
+            catalog.warn_unreadable();
+            let until = maintenance.lock(id, end)?;
+            Ok(Report {
+                id,
+                locked_until: timestamp(until.as_millis()),
+            })
+        },
+    )?;
     report::emit(settings, &report, |text| {
         let until = local_time(report.locked_until, &settings.time_zone);
         line!(text, "Locked {} until {until}", report.id);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use undercroft_control::SnapshotSpec;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::wire::frame::FrameType;
 
 use crate::access;
 use crate::catalog::Catalog;
@@ -29,13 +30,19 @@ struct Report {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let id = access::maintain_surely(settings, "protect", Key::IfGiven, |maintenance, _| {
-        let catalog = Catalog::read(settings, maintenance.repository())?;
-        let id = catalog.resolve(&args.snapshot)?.id;
-        catalog.warn_unreadable();
-        maintenance.protect(id, !args.off)?;
-        Ok(id)
-    })?;
+    let id = access::maintain_surely(
+        settings,
+        "protect",
+        &[FrameType::Protect],
+        Key::IfGiven,
+        |maintenance, _| {
+            let catalog = Catalog::read(settings, maintenance.repository())?;
+            let id = catalog.resolve(&args.snapshot)?.id;
+            catalog.warn_unreadable();
+            maintenance.protect(id, !args.off)?;
+            Ok(id)
+        },
+    )?;
     let report = Report {
         id,
         protected: !args.off,

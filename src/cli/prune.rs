@@ -3,6 +3,7 @@
 use serde::Serialize;
 use undercroft_control::{Decision, Policy, Within, plan};
 use undercroft_dataplane::repository::gc::CollectReport;
+use undercroft_format::wire::frame::FrameType;
 
 use super::gc;
 use crate::access;
@@ -91,8 +92,10 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         }
         anyhow::Ok(plan(&summaries, &policy, &settings.time_zone)?)
     };
+    let mut purposes = vec![FrameType::Forget];
+    purposes.extend(args.gc.then_some(FrameType::Collect));
     if args.dry_run {
-        let catalog = Catalog::read(settings, &*access::list(settings)?)?;
+        let catalog = Catalog::read(settings, &*access::list(settings, &purposes)?)?;
         catalog.warn_unreadable();
         let outcome = catalog.outcome();
         let report = Report {
@@ -104,8 +107,12 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let mut decided: Option<Vec<Decision>> = None;
-    let (report, outcome) =
-        access::maintain_surely(settings, "prune", Key::IfGiven, |maintenance, _| {
+    let (report, outcome) = access::maintain_surely(
+        settings,
+        "prune",
+        &purposes,
+        Key::IfGiven,
+        |maintenance, _| {
             let catalog = Catalog::read(settings, maintenance.repository())?;
             catalog.warn_unreadable();
             let outcome = catalog.outcome();
@@ -128,7 +135,8 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
                 gc,
             };
             Ok((report, outcome))
-        })?;
+        },
+    )?;
     report::emit(settings, &report, |text| write(text, settings, &report))?;
     Ok(outcome)
 }

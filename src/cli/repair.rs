@@ -2,6 +2,7 @@
 
 use undercroft_dataplane::repository::repair::RepairReport;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::wire::frame::FrameType;
 
 use crate::access;
 use crate::failure::Outcome;
@@ -31,17 +32,23 @@ pub struct Args {
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let key = if args.deep { Key::Needed } else { Key::IfGiven };
-    let report = access::maintain(settings, "repair", key, |maintenance| {
-        let work = Work::start(
-            settings,
-            Activity {
-                name: "repair",
-                // It is only for progress: what stands in the way, the work itself tells.
-                total_bytes: maintenance.pack_bytes().unwrap_or_default(),
-            },
-        )?;
-        Ok(maintenance.repair(args.deep, &work.threads, &work.progress)?)
-    })?;
+    let report = access::maintain(
+        settings,
+        "repair",
+        &[FrameType::Repair],
+        key,
+        |maintenance| {
+            let work = Work::start(
+                settings,
+                Activity {
+                    name: "repair",
+                    // It is only for progress: what stands in the way, the work itself tells.
+                    total_bytes: maintenance.pack_bytes().unwrap_or_default(),
+                },
+            )?;
+            Ok(maintenance.repair(args.deep, &work.threads, &work.progress)?)
+        },
+    )?;
     report::emit(settings, &report, |text| write(text, &report))?;
     Ok(Outcome::of(
         !report.affected.is_empty() || !report.snapshots_removed.is_empty(),

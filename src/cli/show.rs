@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let repository = access::list(settings)?;
+    let repository = access::list(settings, &[])?;
     let catalog = Catalog::read(settings, &*repository)?;
     let stored = catalog.resolve(&args.snapshot)?;
     catalog.warn_unreadable();

@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
-    let repository = access::list(settings)?;
+    let repository = access::list(settings, &[])?;
     let mut catalog = Catalog::read(settings, &*repository)?;
     catalog.warn_unreadable();
     let outcome = catalog.outcome();

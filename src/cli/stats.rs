@@ -1,5 +1,7 @@
 //! `undercroft stats`.
 
+use undercroft_format::wire::frame::FrameType;
+
 use crate::access;
 use crate::failure::Outcome;
 use crate::report::{self, line};
@@ -15,7 +17,7 @@ use crate::units::{Size, count};
 pub struct Args {}
 
 pub fn run(settings: &Settings, _: Args) -> anyhow::Result<Outcome> {
-    let stats = access::inspect(settings, Key::IfGiven)?.stats()?;
+    let stats = access::inspect(settings, &[FrameType::Stats], Key::IfGiven)?.stats()?;
     report::emit(settings, &stats, |text| {
         line!(
             text,

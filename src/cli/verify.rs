@@ -6,6 +6,7 @@ use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::repository::damage::Damage;
 use undercroft_dataplane::repository::layout;
 use undercroft_dataplane::repository::verify::{VerifyOptions, VerifyReport};
+use undercroft_format::wire::frame::FrameType;
 
 use crate::access::{self, PinnedRead};
 use crate::failure::{Outcome, warn};
@@ -101,10 +102,11 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
 
 /// The newest snapshot is pinned in place of all: that keeps a collection from moving data meanwhile.
 fn open(settings: &Settings, key: Key, asked: &[SnapshotSpec]) -> anyhow::Result<PinnedRead> {
+    let purposes = &[FrameType::Verify];
     if !asked.is_empty() {
-        return access::read_pinned(settings, key, asked);
+        return access::read_pinned(settings, purposes, key, asked);
     }
-    access::read_chosen(settings, key, |catalog| {
+    access::read_chosen(settings, purposes, key, |catalog| {
         let newest = catalog.snapshots.last();
         Ok(newest.map(|newest| newest.id).into_iter().collect())
     })

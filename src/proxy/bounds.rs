@@ -86,7 +86,10 @@ impl Bounds {
             Ok(real) => real,
             // Whether there is something outside is nobody's business.
             Err(error) if self.is_below(&self.reads, path) => {
-                return Err(error).with_context(|| format!("looking at {}", path.display()));
+                return Err(error).with_context(|| {
+                    let path = path.display();
+                    format!("looking for {path} on the proxy's machine, where paths are looked up")
+                });
             }
             Err(_) => return Err(outside(path, "--read")),
         };

@@ -4,7 +4,9 @@ use serde::Serialize;
 use undercroft_dataplane::net::address::ProxyAddress;
 use undercroft_dataplane::net::proxy::ProxyLink;
 use undercroft_dataplane::repository::entropy::{Entropy, SystemEntropy};
+use undercroft_dataplane::repository::error::RepositoryError;
 use undercroft_format::id::TaskId;
+use undercroft_format::wire::failure::FailureCode;
 use undercroft_format::wire::task::Task;
 
 use super::follow::follow;
@@ -68,6 +70,27 @@ struct Detached {
     is_new: bool,
 }
 
+/// A proxy's codes are those of a repository server, but other things are to be done about them.
+fn not_taken(error: RepositoryError, proxy: &ProxyAddress) -> anyhow::Error {
+    let RepositoryError::Remote(failure) = error else {
+        return anyhow::Error::new(error)
+            .context(format!("submitting the task to the proxy {proxy}"));
+    };
+    let problem = Problem::new(format!(
+        "the proxy {proxy} does not take the task: {}",
+        failure.text
+    ));
+    let problem = match failure.code {
+        FailureCode::AlreadyExists => problem.hint("leave out --task, or give another id"),
+        FailureCode::Suspended => problem.hint(format!(
+            "an administrator resumes it: `undercroft proxy resume --proxy {proxy}`"
+        )),
+        FailureCode::Busy | FailureCode::Draining => problem.hint("try again later"),
+        _ => problem,
+    };
+    problem.into()
+}
+
 impl Through {
     /// Whether a proxy is to do it.
     pub fn is_used(&self) -> bool {
@@ -90,7 +113,9 @@ impl Through {
             None => TaskId::from_bytes((&SystemEntropy as &dyn Entropy).array()?),
         };
         let link = remote::connect_to_proxy(proxy)?;
-        let is_new = link.submit(id, &task)?;
+        let is_new = link
+            .submit(id, &task)
+            .map_err(|error| not_taken(error, proxy))?;
         if !self.detach {
             return follow(settings, proxy, link, id, &task);
         }

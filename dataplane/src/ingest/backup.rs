@@ -145,6 +145,11 @@ pub fn backup(
     };
     let stored = store_all(&*repository, &*session, job, threads, progress, &wall);
     let sealed = session.sealed();
+    // Whoever asks to stop while the last segments are on their way does not want the snapshot.
+    let stored = stored.and_then(|stored| match progress.is_stopping() {
+        true => Err(RepositoryError::Cancelled),
+        false => Ok(stored),
+    });
     match stored {
         Ok((snapshot, waits, told)) => {
             let committed = tracing::info_span!("commit", session = %session.id())

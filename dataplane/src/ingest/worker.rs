@@ -286,6 +286,11 @@ impl SegmentWork<'_> {
         if state.batch.is_empty() {
             return Ok(());
         }
+        // A slow path may take minutes for what was read ahead.
+        if self.progress.is_stopping() {
+            state.batch.clear();
+            return Err(RepositoryError::Cancelled);
+        }
         let _pusher = tracing::trace_span!("pusher", bytes = state.batch.len()).entered();
         let waited = Stopwatch::start();
         let stored = self.session.store_chunks(&state.batch)?;

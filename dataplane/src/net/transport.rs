@@ -34,10 +34,10 @@ const _: () = assert!(MTU_LAST <= DATAGRAM_LEN_MAX / BATCH_PACKETS);
 const SOCKET_BUFFER_LEN: usize = 8 << 20;
 /// Bytes that a peer may send before they are read, per connection and per stream: what fills a gigabit
 /// over 30 ms. It bounds what a fast client makes the server hold.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+pub const CONNECTION_WINDOW: u32 = 4 << 20;
 const STREAM_WINDOW: u32 = 2 << 20;
 /// Bytes sent but not acknowledged, per connection.
-const SEND_WINDOW: u64 = 8 << 20;
+pub const SEND_WINDOW: u64 = 8 << 20;
 /// Bytes that may be on their way before the first is acknowledged. The usual ten packets would make a small
 /// backup over 50 ms wait four times; and `quinn` never ends a connection whose window is full of
 /// MTU probes.

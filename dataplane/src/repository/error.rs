@@ -250,6 +250,8 @@ impl RepositoryError {
             ),
             Self::Index(error) => error.is_disk_full(),
             Self::Remote(failure) => failure.code == FailureCode::DiskFull,
+            // The first failure, in the words of another thread.
+            Self::SessionFailed(text) => text.contains("No space left"),
             _ => false,
         }
     }

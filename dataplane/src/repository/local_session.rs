@@ -317,6 +317,11 @@ impl SessionStore {
         self.packer().checkpoint()
     }
 
+    /// Whether something could not be written: then nothing is written any more.
+    pub fn has_failed(&self) -> bool {
+        self.packer().has_failed()
+    }
+
     /// What was sealed so far.
     pub fn figures(&self) -> PackerFigures {
         self.packer().figures()

@@ -273,6 +273,11 @@ impl Packer {
         self.check_failure()
     }
 
+    /// Whether something could not be written: then nothing is written any more.
+    pub fn has_failed(&self) -> bool {
+        self.shared.has_failed()
+    }
+
     /// What was sealed so far.
     pub fn figures(&self) -> PackerFigures {
         PackerFigures {

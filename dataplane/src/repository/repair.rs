@@ -5,10 +5,11 @@
 //! `damaged/`, where nothing looks. Snapshots that lost something are marked, so that an increment on
 //! one of them becomes a full read.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use undercroft_format::id::{SessionId, SnapshotId};
+use undercroft_format::id::{PackId, SessionId, SnapshotId};
 use undercroft_format::pack::{RECORD_HEADER_LEN, RecordHeader};
 
 use super::damage::{AffectedRange, Damage};
@@ -19,7 +20,7 @@ use super::pack_reader::list_packs;
 use super::packer::{Packer, PackerContext};
 use super::scrub::PackFindings;
 use super::scrubber::scrub_packs;
-use super::{LocalRepository, Repository, layout};
+use super::{LocalRepository, Repository, layout, loss};
 use crate::progress::Progress;
 
 /// What a repair did.
@@ -62,6 +63,7 @@ pub fn repair_at(
     progress: &Progress,
 ) -> Result<RepairReport> {
     let mut report = RepairReport::default();
+    forget_lost_packs(repository, &mut report)?;
     let packs = list_packs(&**repository.storage())?.sealed;
     let (findings, mut present) = scrub_packs(repository, &packs, depth, threads, progress)?;
     let damaged: Vec<&PackFindings> = findings.iter().filter(|f| !f.damage.is_empty()).collect();
@@ -110,6 +112,41 @@ pub fn repair_at(
         }
     }
     Ok(report)
+}
+
+/// Takes packs that are gone out of the index, as whoever opens the repository does: while it knows them, what was in
+/// them is taken for stored, and no backup sends it again.
+fn forget_lost_packs(repository: &LocalRepository, report: &mut RepairReport) -> Result<()> {
+    let index = repository.lookup().index();
+    // Packs enter the index after their files are there.
+    let known = index.packs()?;
+    let listed = list_packs(&**repository.storage())?.sealed;
+    let present: HashSet<PackId> = listed.iter().map(|(id, _)| *id).collect();
+    let mut is_noted = false;
+    for pack in known.iter().filter(|pack| !present.contains(&pack.id)) {
+        // A collection takes a pack from the index before its file goes.
+        let Some(number) = index.pack_number(pack.id) else {
+            continue;
+        };
+        if !is_noted {
+            loss::note_loss(&**repository.storage())?;
+            is_noted = true;
+        }
+        let entries = index.entries_of(number)?;
+        index.remove_pack(number, &entries)?;
+        repository.lookup().forget(number);
+        repository.files().forget(pack.id);
+        report.records_lost += entries.len() as u64;
+        report.damage.push(Damage {
+            path: layout::pack(pack.id),
+            position: None,
+            problem: "the pack is gone".into(),
+        });
+    }
+    if is_noted {
+        loss::mark_losers(repository)?;
+    }
+    Ok(())
 }
 
 /// Writes damaged marks of protection anew: a mark counts by its presence, whatever it says. A damaged lock

@@ -13,8 +13,8 @@ use undercroft_dataplane::net::client::{Link, LinkLimits, LinkOptions};
 use undercroft_dataplane::net::door::Limits;
 use undercroft_dataplane::net::server::{CheckpointPolicy, Server, ServerLimits, ServerOptions};
 use undercroft_dataplane::net::trust::{
-    Authority, ClientStore, EnrolOptions, EnrolRequest, Enrolled, Role, SERVER_NAME, Scope,
-    SystemClock, TokenOptions, WallClock, enrol,
+    Authority, ClientStore, EnrolOptions, EnrolRequest, Enrolled, NoAnswer, Role, SERVER_NAME,
+    Scope, SystemClock, TokenOptions, WallClock, enrol,
 };
 use undercroft_dataplane::repository::entropy::SystemEntropy;
 use undercroft_dataplane::repository::error::RepositoryError;
@@ -135,7 +135,7 @@ impl World {
             options,
             &clock,
             &SystemEntropy,
-            |_, request| answer(request),
+            |_, request| answer(request).map_err(NoAnswer::lost),
         );
         enrolled.expect("enrolled")
     }

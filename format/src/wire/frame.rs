@@ -161,6 +161,8 @@ frames! {
     Judge = 88, RECORD_BODY_MAX;
     /// Which of them are not.
     Judged = 89, 1 << 20;
+    /// Would a frame of this type be refused?
+    May = 90, 1;
     /// What the server does.
     Status = 96, 0;
     /// The sessions of all repositories.

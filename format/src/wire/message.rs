@@ -25,8 +25,8 @@ pub use super::snapshots::{
     StatSnapshot,
 };
 pub use super::upkeep::{
-    Collect, Done, ListSnapshots, PackBytes, Progress, Repair, Report, Sessions, Stats, Status,
-    Stop, Verify,
+    Collect, Done, ListSnapshots, May, PackBytes, Progress, Repair, Report, Sessions, Stats,
+    Status, Stop, Verify,
 };
 
 macro_rules! messages {
@@ -131,6 +131,7 @@ messages! {
     Stop(Stop),
     Report(Report),
     Judged(Judged),
+    May(May),
     Status(Status),
     Sessions(Sessions),
     Submit(Submit),

@@ -79,6 +79,15 @@ empty! {
     Sessions;
 }
 
+/// Asks whether the caller's role and scope allow a conversation that begins with a frame of this type, as far as
+/// that can be told before it; answered by [`Done`]. Who asks first is refused before anything is looked at, and
+/// whatever there is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct May {
+    /// The type.
+    pub first: FrameType,
+}
+
 /// Sets damage aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repair {
@@ -97,6 +106,21 @@ pub struct Progress {
     pub read_bytes: u64,
     /// Bytes written.
     pub stored_bytes: u64,
+}
+
+impl Body for May {
+    const KIND: FrameType = FrameType::May;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(self.first.code());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let at = reader.clone();
+        let first = FrameType::from_code(reader.u8()?);
+        let first = first.ok_or_else(|| at.error(Problem::Invalid("frame type")))?;
+        Ok(Self { first })
+    }
 }
 
 impl Body for Repair {

@@ -36,12 +36,15 @@ const TASK_OVERHEAD: u64 = 32 << 20;
 ///
 /// SIGTERM or Ctrl-C shuts down in order: running tasks are stopped, and the next start goes on with them, as
 /// it does after a crash; a second one ends at once.
+///
+/// JSON, a line each: event listening, with address, authority (its fingerprint), token (of the first
+/// administrator; null later), metrics (null without --metrics); event stopping.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     #[command(flatten)]
     state: State,
-    /// Where to listen
-    #[arg(long, value_name = "ADDRESS:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], PROXY_PORT)))]
+    /// Where to listen: an address or a name of this machine, and a port
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = daemon::parse_listen, default_value_t = SocketAddr::from(([0, 0, 0, 0], PROXY_PORT)))]
     listen: SocketAddr,
     /// Tasks at once (default: twice the cores, as far as memory goes)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -91,7 +94,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let server = ProxyServer::start(options, agent, authority.clone())?;
     let watched = args.watch.open(server.watched())?;
     let address = server.address().context("asking where the proxy listens")?;
-    daemon::attend(signals, address, &authority, watched.as_ref())?;
+    daemon::attend(settings, signals, address, &authority, watched.as_ref())?;
     match server.drain() {
         0 => {}
         left => warn(format_args!(

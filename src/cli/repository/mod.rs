@@ -71,6 +71,20 @@ pub trait Place: clap::Args + Clone + std::fmt::Debug {
     /// The directory.
     fn dir(&self) -> &Path;
 
+    /// Refuses a directory that is none: a slip of the pen would otherwise look like a daemon that nobody knows.
+    fn check(&self) -> anyhow::Result<()> {
+        let dir = self.dir();
+        if dir.is_dir() {
+            return Ok(());
+        }
+        let dir = dir.display();
+        Err(Problem::usage(format!("{dir} is no directory"))
+            .hint(format!(
+                "name the directory of the daemon's files, or make it: mkdir {dir}"
+            ))
+            .into())
+    }
+
     /// The authority of the daemon; made if there is none.
     fn open_or_create(&self) -> anyhow::Result<Authority> {
         let (clock, entropy) = components();
@@ -80,6 +94,7 @@ pub trait Place: clap::Args + Clone + std::fmt::Debug {
 
     /// The authority of the daemon.
     fn open(&self) -> anyhow::Result<Authority> {
+        self.check()?;
         let (clock, entropy) = components();
         let dir = self.dir().join(DIRECTORY);
         Ok(Authority::open(&dir, clock, entropy)?)

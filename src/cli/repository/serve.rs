@@ -27,6 +27,9 @@ use crate::watch::WatchArgs;
 /// administrator. SIGTERM or Ctrl-C shuts down in order: clients finish the segments that they have
 /// begun (within 30 seconds), what was pushed is made durable, and backups go on when the server is back; a
 /// second one ends at once.
+///
+/// JSON, a line each: event listening, with address, authority (its fingerprint), token (of the first
+/// administrator; null later), metrics (null without --metrics); event stopping.
 #[allow(
     rustdoc::broken_intra_doc_links,
     reason = "the brackets in the help are those of a syntax"
@@ -35,8 +38,8 @@ use crate::watch::WatchArgs;
 pub struct Args {
     #[command(flatten)]
     store: Store,
-    /// Where to listen
-    #[arg(long, value_name = "ADDRESS:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)))]
+    /// Where to listen: an address or a name of this machine, and a port
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = daemon::parse_listen, default_value_t = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)))]
     listen: SocketAddr,
     /// How long an interrupted backup can be gone on with
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
@@ -90,7 +93,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let address = server
         .address()
         .context("asking where the server listens")?;
-    daemon::attend(signals, address, &authority, watched.as_ref())?;
+    daemon::attend(settings, signals, address, &authority, watched.as_ref())?;
     for error in server.drain() {
         warn(format_args!(
             "a repository was not closed cleanly and will be checked when it is opened next: {}",

@@ -92,14 +92,7 @@ pub fn run<P: Place>(settings: &Settings, args: Args<P>) -> anyhow::Result<Outco
 }
 
 fn make<P: Place>(settings: &Settings, args: &Args<P>, role: Role) -> anyhow::Result<Outcome> {
-    if !args.place.dir().is_dir() {
-        let dir = args.place.dir().display();
-        return Err(Problem::usage(format!("{dir} is no directory"))
-            .hint(format!(
-                "name the directory of the daemon's files, or make it: mkdir {dir}"
-            ))
-            .into());
-    }
+    args.place.check()?;
     let or_all = |patterns: &[Pattern]| match patterns {
         [] => vec![Pattern::any()],
         patterns => patterns.to_vec(),

@@ -23,7 +23,7 @@ use crate::net::distrust::{distrust, distrust_on_stream};
 use crate::net::manners::Manners;
 use crate::net::transport;
 use crate::net::trust::message::MESSAGE_LEN_MAX;
-use crate::net::trust::{HandshakeError, Side};
+use crate::net::trust::{HandshakeError, NoAnswer, Side};
 use crate::repository::Traffic;
 use crate::repository::error::{RepositoryError, Result};
 
@@ -371,27 +371,29 @@ async fn close<'c>(connections: impl Iterator<Item = &'c Connection>) {
 }
 
 /// Sends the request of a machine without a certificate and returns the answer.
-pub fn exchange(options: &LinkOptions, request: &[u8]) -> Result<Vec<u8>> {
+pub fn exchange(options: &LinkOptions, request: &[u8]) -> Result<Vec<u8>, NoAnswer> {
+    let no_socket = |error| NoAnswer::unsent(lost(LinkError::Socket(error)));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| lost(LinkError::Socket(error)))?;
-    let config = transport::client_config(options.tls.clone())
-        .map_err(|error| lost(LinkError::Socket(error)))?;
+        .map_err(no_socket)?;
+    let config = transport::client_config(options.tls.clone()).map_err(no_socket)?;
     let mut failure = LinkError::Silent {
         address: options.address.clone(),
     };
-    for address in resolve(&options.address)? {
+    for address in resolve(&options.address).map_err(NoAnswer::unsent)? {
         match runtime.block_on(connect_to(&config, address, options)) {
             Ok((_endpoint, connection)) => {
-                let answer = runtime.block_on(exchange_over(&connection, request))?;
+                let answer = runtime
+                    .block_on(exchange_over(&connection, request))
+                    .map_err(|error| NoAnswer::lost(RepositoryError::from(error)))?;
                 runtime.block_on(close(std::iter::once(&connection)));
                 return Ok(answer);
             }
             Err(error) => failure = error,
         }
     }
-    Err(lost(failure))
+    Err(NoAnswer::unsent(lost(failure)))
 }
 
 async fn exchange_over(connection: &Connection, request: &[u8]) -> Result<Vec<u8>, StreamError> {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use undercroft_format::config::Config;
 use undercroft_format::id::SnapshotId;
+use undercroft_format::wire::frame::FrameType;
 use undercroft_format::wire::snapshots::{HOLDS_MAX, Hold};
-use undercroft_format::wire::upkeep::Done;
+use undercroft_format::wire::upkeep::{Done, May};
 
 use super::link::Link;
 use super::records::RemoteRecords;
@@ -39,15 +40,20 @@ pub struct Held {
 }
 
 impl RemoteRepository {
-    /// Opens the repository `name`. `unlock` is asked for what unlocks it if it is encrypted: the server
-    /// never learns that.
+    /// Opens the repository `name` for conversations that begin with frames of the types `purposes`: whether they are
+    /// allowed is asked first. `unlock` is asked for what unlocks it if it is encrypted: the server never learns
+    /// that.
     pub fn open<E: From<RepositoryError>>(
         link: Link,
         name: &RepositoryName,
         engine: Arc<dyn Engine>,
+        purposes: &[FrameType],
         unlock: impl FnOnce(&Config) -> std::result::Result<Option<Unlock>, E>,
     ) -> std::result::Result<Arc<Self>, E> {
         let config = link.open(name)?;
+        for first in purposes {
+            let Done = link.ask(&May { first: *first })?;
+        }
         let unlock = unlock(&config)?;
         let keys = match (&unlock, config.is_encrypted()) {
             (None, true) => None,

@@ -21,7 +21,7 @@ use super::shared::{Moved, Shared, State, entry_of};
 use super::status::{ProxyStatus, TaskDetails, TaskStatus};
 use super::task_files::TaskFiles;
 use crate::clock::Stopwatch;
-use crate::net::trust::{Object, PeerIdentity, Verb, WallClock};
+use crate::net::trust::{IdentityName, Object, PeerIdentity, Verb, WallClock};
 
 /// What an agent works with.
 pub struct AgentOptions {
@@ -56,7 +56,7 @@ pub enum AgentError {
 pub struct Agent(pub(super) Arc<Shared>);
 
 impl Agent {
-    /// Takes up what was left, and returns what is wrong with it.
+    /// Takes up what was left, and returns what is wrong with it. Nothing runs before [`begin`](Self::begin).
     ///
     /// # Errors
     /// [`AgentError`] if the files cannot be read.
@@ -73,8 +73,17 @@ impl Agent {
         for id in to_cancel {
             shared.cancel(&mut shared.state(), id);
         }
-        shared.pump();
         Ok((Self(shared), problems))
+    }
+
+    /// Begins with the tasks that were left.
+    pub fn begin(&self) {
+        self.0.pump();
+    }
+
+    /// Ends all tasks of owners whom the proxy lets in no more, those that run as if they were cancelled.
+    pub fn end_tasks_of(&self, is_revoked: impl Fn(&IdentityName) -> bool) {
+        self.0.cancel_of(is_revoked);
     }
 
     /// Takes a task: it is on disk on return.
@@ -164,7 +173,8 @@ impl Agent {
             streams_busy: books.running() as u64,
             streams_free: if is_open { free as u64 } else { 0 },
             queued: books.count(Phase::Queued) as u64,
-            rate_bytes_per_s: state.live.values().map(Live::rate).sum(),
+            // The sum of nothing would be minus zero.
+            rate_bytes_per_s: state.live.values().map(Live::rate).fold(0.0, |a, b| a + b),
             reads,
             writes,
         }

@@ -37,6 +37,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_secs(1);
 /// The authority is looked after once in so many ticks.
 const UPKEEP_TICKS: u64 = 60;
+/// Owners of tasks are looked after once in so many ticks, as often as connections are.
+const REVOCATION_TICKS: u64 = 2;
 /// How long tasks have to stop when the proxy shuts down.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long clients have to hear that it does.
@@ -94,7 +96,9 @@ impl ProxyServer {
             agent: agent.clone(),
             authority: authority.clone(),
         });
+        end_tasks_of_revoked(&agent, &authority);
         let door = Door::open(door, authority.clone(), peers, runtime.handle())?;
+        agent.begin();
         runtime.spawn(tick(agent.clone(), authority.clone()));
         Ok(Self {
             agent,
@@ -133,6 +137,9 @@ async fn tick(agent: Agent, authority: Arc<Authority>) {
         let (agent, authority) = (agent.clone(), authority.clone());
         let ticked = tokio::task::spawn_blocking(move || {
             agent.tick();
+            if number.is_multiple_of(REVOCATION_TICKS) {
+                end_tasks_of_revoked(&agent, &authority);
+            }
             if number.is_multiple_of(UPKEEP_TICKS)
                 && let Err(error) = authority.upkeep()
             {
@@ -141,6 +148,14 @@ async fn tick(agent: Agent, authority: Arc<Authority>) {
         });
         // What it panics with is on standard error; the proxy goes on.
         let _ = ticked.await;
+    }
+}
+
+/// A registry that cannot be read ends nothing, as with connections.
+fn end_tasks_of_revoked(agent: &Agent, authority: &Authority) {
+    match authority.revoked_names() {
+        Ok(names) => agent.end_tasks_of(|name| names.contains(name)),
+        Err(error) => tracing::warn!(%error, "who was revoked could not be looked up"),
     }
 }
 

@@ -18,6 +18,7 @@ use super::run::TaskRun;
 use super::status::{TaskFailure, TaskStatus};
 use super::task_files::TaskFiles;
 use crate::clock::Stopwatch;
+use crate::net::trust::IdentityName;
 use crate::progress::Progress;
 
 /// Warnings of a task that are kept.
@@ -39,6 +40,8 @@ pub(super) struct State {
     pub books: Books,
     pub live: HashMap<TaskId, Live>,
     pub notes: HashMap<TaskId, Vec<String>>,
+    /// Why tasks were cancelled that still run, where that was not their owner's wish.
+    why_cancelled: HashMap<TaskId, TaskFailure>,
     /// What runs moved that are over.
     moved: Moved,
 }
@@ -86,6 +89,7 @@ impl Shared {
                 books,
                 live: HashMap::new(),
                 notes: HashMap::new(),
+                why_cancelled: HashMap::new(),
                 moved: Moved::default(),
             }),
             figures: ProxyFigures::default(),
@@ -132,6 +136,12 @@ impl Shared {
                 self.keep(entry_of(&state, id));
                 state.rest(id);
             } else {
+                let why = state.why_cancelled.remove(&id);
+                let why = why.filter(|_| result.ending == Ending::Cancelled);
+                let result = match why {
+                    Some(why) => ended(Ending::Cancelled, why.json()),
+                    None => result,
+                };
                 self.end(&mut state, id, result);
             }
         }
@@ -147,11 +157,43 @@ impl Shared {
         self.ended(state, id, &forgotten);
     }
 
+    /// Ends a task because somebody asked for it.
     pub(super) fn cancel(&self, state: &mut State, id: TaskId) {
         let failure = TaskFailure::new("cancelled before it began: nothing was read or written");
+        self.cancel_saying(state, id, failure);
+    }
+
+    /// Ends all tasks of owners who are let in no more.
+    pub(super) fn cancel_of(&self, is_revoked: impl Fn(&IdentityName) -> bool) {
+        let mut state = self.state.lock();
+        let entries = state.books.entries().into_iter();
+        let orphaned = entries.filter(|entry| {
+            let is_told = matches!(entry.phase, Phase::Over | Phase::Cancelling);
+            !is_told && is_revoked(&entry.owner.name)
+        });
+        let orphaned: Vec<_> = orphaned
+            .map(|entry| (entry.id, entry.owner.name.clone()))
+            .collect();
+        for (id, owner) in orphaned {
+            tracing::warn!(task = %id, %owner, reason = "its owner was revoked", "a task is ended");
+            let text = format!("ended by the proxy: {owner}, who submitted the task, was revoked");
+            let failure = TaskFailure {
+                hints: vec!["submit it again as somebody whom the proxy lets in".to_owned()],
+                ..TaskFailure::new(text)
+            };
+            state.why_cancelled.insert(id, failure.clone());
+            self.cancel_saying(&mut state, id, failure);
+        }
+    }
+
+    /// Ends a task; if it has not begun, `failure` is what is told of it.
+    fn cancel_saying(&self, state: &mut State, id: TaskId, failure: TaskFailure) {
         let result = ended(Ending::Cancelled, failure.json());
         match state.books.cancel(id, result, self.now_ms()) {
-            (Cancelled::AtOnce, forgotten) => self.ended(state, id, &forgotten),
+            (Cancelled::AtOnce, forgotten) => {
+                state.why_cancelled.remove(&id);
+                self.ended(state, id, &forgotten);
+            }
             (Cancelled::Running, _) => {
                 self.keep(entry_of(state, id));
                 if let Some(live) = state.live.get(&id) {

@@ -4,9 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::net::bandwidth::{Flow, Pace, Rules, Throttle};
-use crate::net::manners::{FrameRoom, Manners};
+use crate::net::manners::{FRAMES_LEN_MAX, FrameRoom, Manners};
 use crate::net::status::LimitStatus;
-use crate::net::transport::IDLE_TIMEOUT;
+use crate::net::transport::{CONNECTION_WINDOW, IDLE_TIMEOUT, SEND_WINDOW};
+
+/// Most bytes of memory that one connection can make the server hold for it, besides its streams' threads and what
+/// its sessions and fetches take: what has come and was not read, frames that are received or worked on, and what
+/// was sent and not acknowledged.
+pub const CONNECTION_LEN_MAX: u64 = CONNECTION_WINDOW as u64 + FRAMES_LEN_MAX as u64 + SEND_WINDOW;
 
 /// Limits that an operator may set.
 #[derive(Clone, Debug)]
@@ -86,5 +91,24 @@ impl Bounds {
                     .collect(),
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_says_what_a_connection_takes() {
+        let document = include_str!("../../../../docs/protocol.md").replace('\n', " ");
+        let said = format!(
+            "at most {} MiB per connection: {} MiB of window, {} MiB of frames, and {} MiB of what was sent and not \
+             acknowledged",
+            CONNECTION_LEN_MAX >> 20,
+            CONNECTION_WINDOW >> 20,
+            FRAMES_LEN_MAX >> 20,
+            SEND_WINDOW >> 20
+        );
+        assert!(document.contains(&said), "{said}");
     }
 }

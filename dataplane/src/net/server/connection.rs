@@ -11,7 +11,7 @@ use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::{Body, FrameType};
 use undercroft_format::wire::hello::{Create, Hello, Open, Opened, Renew, Renewed, Welcome};
 use undercroft_format::wire::message::{
-    Attach, Begin, Collect, Done, Fetch, Forget, Hold, Lock, Protect, ReadSnapshot, Repair,
+    Attach, Begin, Collect, Done, Fetch, Forget, Hold, Lock, May, Protect, ReadSnapshot, Repair,
     StatSnapshot, Verify,
 };
 use undercroft_format::wire::upkeep::Report;
@@ -399,6 +399,7 @@ fn converse(on: &mut Conversing, first: &Frame) -> Ending {
         FrameType::Repair => upkeep::repair(on, expect::<Repair>(first)?),
         FrameType::Stats => upkeep::stats(on),
         FrameType::PackBytes => upkeep::pack_bytes(on),
+        FrameType::May => upkeep::may(on, expect::<May>(first)?.first),
         kind => Err(StreamError::Unexpected(kind).into()),
     }
 }

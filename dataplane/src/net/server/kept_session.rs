@@ -118,9 +118,20 @@ impl KeptSession {
         self.make_durable(Write::Always)
     }
 
+    /// Names the client.
+    pub fn set_peer(&self, peer: &str) {
+        *self.peer.lock() = Some(peer.to_owned());
+    }
+
+    /// Whether `peer` was the last to have it. Nobody's are those that an earlier server left, until somebody goes
+    /// on with them.
+    pub fn is_of(&self, peer: &str) -> bool {
+        self.peer.lock().as_deref() == Some(peer)
+    }
+
     /// Names the client, and tells it of what becomes durable.
-    pub fn attach(&self, epoch: Epoch, peer: String, listener: Sender<Vec<SegmentPlace>>) {
-        *self.peer.lock() = Some(peer);
+    pub fn attach(&self, epoch: Epoch, peer: &str, listener: Sender<Vec<SegmentPlace>>) {
+        self.set_peer(peer);
         *self.listener.lock() = Some((epoch, listener));
     }
 
@@ -371,6 +382,24 @@ impl KeptSession {
     /// Waits until whoever is ending the session is done.
     pub fn wait_for_end(&self) {
         drop(self.store.read());
+    }
+
+    /// Whether a client holds it.
+    pub fn is_attached(&self) -> bool {
+        self.ledger.lock().is_attached()
+    }
+
+    /// Whether it has published or was abandoned, though its client may not have heard of it.
+    pub fn is_over(&self) -> bool {
+        self.store.read().is_none()
+    }
+
+    /// Whether it can write no more: a disk was full, or failed. Nobody could go on with it.
+    pub fn has_failed(&self) -> bool {
+        self.store
+            .read()
+            .as_ref()
+            .is_some_and(SessionStore::has_failed)
     }
 
     /// Lets go of everything that an ended session holds.

@@ -32,7 +32,7 @@ mod unplugged;
 mod upkeep;
 mod watched;
 
-pub use bounds::ServerLimits;
+pub use bounds::{CONNECTION_LEN_MAX, ServerLimits};
 pub use kept_session::CheckpointPolicy;
 pub use listener::{Server, ServerError, ServerOptions};
 pub use unplugged::UnpluggedServer;

@@ -31,6 +31,8 @@ use crate::repository::{LocalRepository, Repository};
 const WRITE_LEN: usize = 512 << 10;
 /// Sessions of one repository at once.
 const SESSIONS_MAX: usize = 256;
+/// Of them, those that one identity began or goes on with: nobody keeps all others out.
+const OF_IDENTITY_MAX: usize = SESSIONS_MAX / 2;
 
 /// What a client gets that wants a session.
 pub enum Began {
@@ -158,17 +160,12 @@ impl Served {
         &self.published
     }
 
-    /// Begins a session, or goes on with one.
-    pub fn begin(&self, request: &Begin) -> std::result::Result<Began, Failure> {
+    /// Begins a session for `peer`, or goes on with one.
+    pub fn begin(&self, request: &Begin, peer: &str) -> std::result::Result<Began, Failure> {
         if let Some(id) = request.resume {
             return self.resume(id, request);
         }
-        if self.sessions.lock().len() >= SESSIONS_MAX {
-            return Err(Failure::new(
-                FailureCode::Busy,
-                format!("{SESSIONS_MAX} sessions are open already: try again later"),
-            ));
-        }
+        self.check_room(peer)?;
         let begin = || -> Result<KeptSession> {
             let id = SessionId::from_bytes(self.repository.entropy().array()?);
             let ledger = Ledger::begin(id, request);
@@ -181,9 +178,27 @@ impl Served {
             ))
         };
         let session = Arc::new(begin().map_err(|error| failure_of(&error))?);
+        session.set_peer(peer);
         self.sessions.lock().insert(session.id(), session.clone());
         self.figures.session(SessionEvent::Begun, 1);
         Ok(Began::Open(session, Epoch(1)))
+    }
+
+    /// Interrupted sessions count until their leases lapse.
+    fn check_room(&self, peer: &str) -> std::result::Result<(), Failure> {
+        let sessions = self.sessions.lock();
+        let of_peer = sessions.values().filter(|session| session.is_of(peer));
+        let text = if sessions.len() >= SESSIONS_MAX {
+            format!("{SESSIONS_MAX} sessions are open already: try again later")
+        } else if of_peer.count() >= OF_IDENTITY_MAX {
+            format!(
+                "{peer} has {OF_IDENTITY_MAX} sessions, which is the most that one identity may have: end or resume \
+                 some, or wait until their leases lapse"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Failure::new(FailureCode::Busy, text))
     }
 
     /// Goes on with a session, or says what it has published: it may be about to, with nobody there any more
@@ -228,6 +243,28 @@ impl Served {
         self.sessions.lock().remove(&id);
     }
 
+    /// The client of `epoch` is gone: the session stays for its lease, unless it is over, or failed. What a failed
+    /// one wrote must not keep a full disk full: without it, a collection gives the room back. What is durable
+    /// of it is found by the next session as long as no collection runs.
+    pub fn leave(&self, session: &KeptSession, epoch: Epoch, now_ms: u64) {
+        if !session.is_over() {
+            session.detach(epoch, now_ms);
+        }
+        if session.is_over() {
+            self.remove(session.id());
+        } else if session.has_failed() && session.check(epoch).is_ok() {
+            self.give_up(session);
+        }
+    }
+
+    fn give_up(&self, session: &KeptSession) {
+        let id = session.id();
+        tracing::warn!(session = %id, reason = "it can write no more", "a session is given up");
+        self.figures.session(SessionEvent::Abandoned, 1);
+        self.remove(id);
+        session.discard();
+    }
+
     /// Makes durable what has waited long enough, and ends sessions whose lease has lapsed.
     pub fn tick(&self, now_ms: u64, lease_ms: u64) {
         let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
@@ -238,8 +275,12 @@ impl Served {
                 self.remove(session.id());
                 session.discard();
             } else if let Err(failure) = session.tick() {
-                let (session, text) = (session.id(), failure.text);
-                tracing::warn!(%session, text, "what was pushed is not durable");
+                let (id, text) = (session.id(), failure.text);
+                tracing::warn!(session = %id, text, "what was pushed is not durable");
+                // Otherwise its client is told, and leaves.
+                if session.has_failed() && !session.is_attached() {
+                    self.give_up(&session);
+                }
             }
         }
     }

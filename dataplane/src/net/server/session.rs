@@ -33,7 +33,7 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
     on.caller.check_vm(verb, &request.vm)?;
     on.refuse_while_draining()?;
     check_lock(on, &request.vm, request.lock)?;
-    let (session, epoch) = match on.served.begin(&request)? {
+    let (session, epoch) = match on.served.begin(&request, on.caller.peer.name.as_str())? {
         Began::Open(session, epoch) => (session, epoch),
         Began::Published(published) => return Ok(on.stream.say(&published)?),
     };
@@ -42,7 +42,7 @@ pub fn converse(on: &mut Conversing, request: Begin) -> Ending {
     let ended = begun.and_then(|()| serve(on, &session, epoch));
     match ended {
         Ok(true) => on.served.remove(session.id()),
-        Ok(false) | Err(_) => session.detach(epoch, on.shared.now_ms()),
+        Ok(false) | Err(_) => on.served.leave(&session, epoch, on.shared.now_ms()),
     }
     ended.map(|_| ())
 }
@@ -100,7 +100,7 @@ fn begin(
 /// True if the session ended, false if the client went away.
 fn serve(on: &mut Conversing, session: &Arc<KeptSession>, epoch: Epoch) -> Result<bool, Broken> {
     let (listener, acknowledgements) = channel();
-    session.attach(epoch, on.caller.peer.name.to_string(), listener);
+    session.attach(epoch, on.caller.peer.name.as_str(), listener);
     let shared = on.shared.clone();
     let mut is_told = false;
     // Answers and acknowledgements share the stream, so that both go through one thread.

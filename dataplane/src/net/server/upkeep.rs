@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use undercroft_format::wire::failure::{Failure, FailureCode};
 use undercroft_format::wire::frame::FrameType;
-use undercroft_format::wire::upkeep::{self, Collect, Repair, Report, Verify};
+use undercroft_format::wire::upkeep::{self, Collect, Done, Repair, Report, Verify};
 
 use super::connection::{Broken, Conversing, Ending};
 use super::judge;
@@ -77,6 +77,23 @@ pub fn repair(on: &mut Conversing, request: Repair) -> Ending {
     long(on, Work::Repair, move |repository, threads, progress| {
         repository.repair(request.is_deep, threads, progress)
     })
+}
+
+/// Says whether the caller may begin such a conversation.
+pub fn may(on: &mut Conversing, first: FrameType) -> Ending {
+    let caller = &on.caller;
+    match first {
+        FrameType::Fetch => caller.check_role(Verb::ReadData),
+        FrameType::Forget => caller.check_role(Verb::Forget),
+        FrameType::Protect => caller.check_role(Verb::Protect),
+        FrameType::Lock => caller.check_role(Verb::LockUntil),
+        FrameType::Collect => caller.check_repository(Verb::Collect),
+        FrameType::Verify => caller.check_repository(Verb::Verify),
+        FrameType::Repair => caller.check_repository(Verb::Repair),
+        FrameType::Stats => caller.check_repository(Verb::Stats),
+        kind => return Err(StreamError::Unexpected(kind).into()),
+    }?;
+    Ok(on.stream.say(&Done)?)
 }
 
 /// Gives figures.

@@ -13,6 +13,7 @@
 //! Several processes may have it open: the server, and commands on the same machine. Each change is made
 //! under the lock, to what the file holds by then; each question sees the changes of others.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -215,6 +216,20 @@ impl Authority {
     /// The identities that are remembered, those that have ended or were revoked included.
     pub fn identities(&self) -> Result<Vec<IssuedIdentity>> {
         Ok(self.registry()?.identities.values().cloned().collect())
+    }
+
+    /// Names that were let in once and are no more: a certificate of theirs was revoked, and none is live.
+    pub fn revoked_names(&self) -> Result<BTreeSet<IdentityName>> {
+        let now = self.time().now();
+        let registry = self.registry()?;
+        let entries = || registry.identities.values();
+        let names = |of: fn(&IssuedIdentity, UnixMs) -> bool| -> BTreeSet<IdentityName> {
+            let entries = entries().filter(|entry| of(entry, now));
+            entries.map(|entry| entry.identity.name.clone()).collect()
+        };
+        let live = names(IssuedIdentity::is_live);
+        let revoked = names(|entry, _| entry.revoked.is_some());
+        Ok(revoked.difference(&live).cloned().collect())
     }
 
     /// Revokes all certificates of a name, or the one of a serial number. Returns those that were live.

@@ -116,6 +116,13 @@ impl ClientStore {
         file::create_directory(&self.dir)?;
         file::replace(&self.dir.join(layout::PENDING), &encode_pending(token, key))
     }
+
+    /// Removes what [`begin`](Self::begin) left, and the directory if nothing else is in it. What cannot be removed
+    /// does no harm: the next enrolment replaces it.
+    pub(super) fn give_up(&self) {
+        let _ = file::remove(&self.dir.join(layout::PENDING));
+        let _ = std::fs::remove_dir(&self.dir);
+    }
 }
 
 impl Enrolled {

@@ -58,10 +58,37 @@ pub enum EnrolError {
     Exchange(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// A request got no answer.
+#[derive(Debug)]
+pub struct NoAnswer {
+    source: Box<dyn std::error::Error + Send + Sync>,
+    was_sent: bool,
+}
+
+impl NoAnswer {
+    /// There was nobody to send it to.
+    pub fn unsent(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self {
+            source: source.into(),
+            was_sent: false,
+        }
+    }
+
+    /// It was sent, or part of it: what came of it is not known.
+    pub fn lost(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self {
+            source: source.into(),
+            was_sent: true,
+        }
+    }
+}
+
 /// An enrolment that was begun.
 #[derive(Debug)]
 pub struct Enrolment {
     store: ClientStore,
+    /// Its key was made now: no earlier request was made with it.
+    is_first: bool,
     authority: Fingerprint,
     options: EnrolOptions,
     key: KeyPair,
@@ -82,22 +109,25 @@ pub struct Renewal {
 ///
 /// # Errors
 /// [`EnrolError`]. The same token can be used again unless it was refused: a machine that did not get the
-/// answer gets it then.
-pub fn enrol<E>(
+/// answer gets it then. Where it is certain that nothing was granted, nothing is left of the attempt.
+pub fn enrol(
     store: &ClientStore,
     token: &Token,
     options: EnrolOptions,
     clock: &Arc<dyn WallClock>,
     entropy: &dyn Entropy,
-    exchange: impl FnOnce(ClientConfig, &[u8]) -> Result<Vec<u8>, E>,
-) -> Result<Enrolled, EnrolError>
-where
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+    exchange: impl FnOnce(ClientConfig, &[u8]) -> Result<Vec<u8>, NoAnswer>,
+) -> Result<Enrolled, EnrolError> {
     let enrolment = Enrolment::begin(store, token, options, entropy)?;
-    let answer = exchange(enrolment.config(clock)?, enrolment.request())
-        .map_err(|error| EnrolError::Exchange(error.into()))?;
-    enrolment.finish(&answer)
+    match exchange(enrolment.config(clock)?, enrolment.request()) {
+        Ok(answer) => enrolment.finish(&answer),
+        Err(NoAnswer { source, was_sent }) => {
+            if !was_sent {
+                enrolment.give_up();
+            }
+            Err(EnrolError::Exchange(source))
+        }
+    }
 }
 
 impl Enrolment {
@@ -118,7 +148,9 @@ impl Enrolment {
             }));
         }
         let hash = token.secret.hash();
-        let key = match store.pending(hash)? {
+        let pending = store.pending(hash)?;
+        let is_first = pending.is_none();
+        let key = match pending {
             Some(key) => key,
             None => {
                 let key = KeyPair::generate(entropy)?;
@@ -135,6 +167,7 @@ impl Enrolment {
         };
         Ok(Self {
             store: store.clone(),
+            is_first,
             authority: token.authority,
             options,
             key,
@@ -154,7 +187,14 @@ impl Enrolment {
 
     /// Checks the answer and keeps what was granted.
     pub fn finish(self, answer: &[u8]) -> Result<Enrolled, EnrolError> {
-        let grant = granted(answer)?;
+        let grant = match granted(answer) {
+            // A server that failed may have granted it all the same.
+            Err(EnrolError::Refused(refusal)) if refusal != Refusal::Unavailable => {
+                self.give_up();
+                return Err(EnrolError::Refused(refusal));
+            }
+            grant => grant?,
+        };
         let found = fingerprint_of(&grant.authority);
         if found != self.authority {
             return Err(EnrolError::Trust(TrustError::WrongAuthority {
@@ -178,6 +218,14 @@ impl Enrolment {
         }
         self.store.save(&enrolled)?;
         Ok(enrolled)
+    }
+
+    /// Nothing was granted for the key, and nothing will be. A key of an earlier attempt whose answer was lost
+    /// stays: something may have been granted then.
+    fn give_up(&self) {
+        if self.is_first {
+            self.store.give_up();
+        }
     }
 }
 

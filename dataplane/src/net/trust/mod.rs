@@ -53,7 +53,7 @@ pub use access::{Denied, Object};
 pub use authority::{Authority, TokenOptions};
 pub use certificate::{CERTIFICATE_LIFETIME, RENEWAL_LEAD, SERVER_NAME};
 pub use enrolled::{ClientStore, Enrolled};
-pub use enrolment::{EnrolError, EnrolOptions, Enrolment, Renewal, enrol};
+pub use enrolment::{EnrolError, EnrolOptions, Enrolment, NoAnswer, Renewal, enrol};
 pub use error::TrustError;
 pub use expiry::Expiry;
 pub use handshake::{HandshakeError, Side};

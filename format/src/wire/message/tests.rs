@@ -313,6 +313,10 @@ fn message() -> impl Strategy<Value = Message> {
             })
         }),
         Just(Message::Stop(Stop)),
+        (0..FrameType::ALL.len()).prop_map(|at| {
+            let first = FrameType::ALL[at];
+            Message::May(May { first })
+        }),
         text().prop_map(|json| Message::Report(Report { json })),
         (any::<u32>(), vec(record(), 0..5)).prop_map(|(batch, records)| {
             let mut builder = JudgeBuilder::new(batch);

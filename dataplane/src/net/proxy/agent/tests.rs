@@ -68,6 +68,16 @@ impl World {
         Self { dir }
     }
 
+    fn options(&self, streams: usize, worker: Obedient) -> AgentOptions {
+        AgentOptions {
+            state: self.dir.path().to_owned(),
+            streams,
+            program: "test".into(),
+            worker: Arc::new(worker),
+            clock: Arc::new(SetClock::new(UnixMs::from_seconds(1))),
+        }
+    }
+
     fn start(&self, streams: usize) -> Running {
         let (begun, hears_begun) = sync_channel(64);
         let (go_on, hears_go_on) = sync_channel(64);
@@ -75,15 +85,9 @@ impl World {
             begun,
             go_on: Mutex::new(hears_go_on),
         };
-        let (agent, problems) = Agent::start(AgentOptions {
-            state: self.dir.path().to_owned(),
-            streams,
-            program: "test".into(),
-            worker: Arc::new(worker),
-            clock: Arc::new(SetClock::new(UnixMs::from_seconds(1))),
-        })
-        .unwrap();
+        let (agent, problems) = Agent::start(self.options(streams, worker)).unwrap();
         assert_eq!(problems, Vec::<String>::new());
+        agent.begin();
         Running {
             agent,
             begun: hears_begun,
@@ -107,6 +111,10 @@ fn id(number: u8) -> TaskId {
 
 impl Running {
     fn submit(&self, number: u8, vm: &str) -> Result<Accepted, Failure> {
+        self.submit_as(&peer(), number, vm)
+    }
+
+    fn submit_as(&self, peer: &PeerIdentity, number: u8, vm: &str) -> Result<Accepted, Failure> {
         let task = BackupTask {
             repository: "quic://server/main".into(),
             vm: vm.into(),
@@ -116,7 +124,7 @@ impl Running {
             id: id(number),
             task: Task::Backup(task),
         };
-        self.agent.submit(&peer(), submit)
+        self.agent.submit(peer, submit)
     }
 
     fn state(&self, number: u8) -> String {
@@ -194,4 +202,58 @@ fn a_task_that_is_cancelled_in_a_drain_is_not_run_again() {
     running.agent.drain(Duration::from_secs(20));
     assert_eq!(running.state(1), "cancelled");
     assert_eq!(world.start(1).state(1), "cancelled");
+}
+
+#[test]
+fn tasks_of_who_was_revoked_end_and_those_of_others_go_on() {
+    let world = World::new();
+    let running = world.start(1);
+    let mallory = PeerIdentity {
+        name: "mallory".parse().unwrap(),
+        ..peer()
+    };
+    running.submit_as(&mallory, 1, "vm1").unwrap();
+    running.begun();
+    running.submit_as(&mallory, 2, "vm2").unwrap();
+    running.submit(3, "vm3").unwrap();
+    let is_revoked = |name: &IdentityName| *name == mallory.name;
+    running.agent.end_tasks_of(is_revoked);
+    running.wait_for(2, "cancelled");
+    running.wait_for(1, "cancelled");
+    for number in [1, 2] {
+        let shown = running.agent.show(&peer(), id(number)).unwrap();
+        let result = shown.result.unwrap().to_string();
+        assert!(
+            result.contains("mallory, who submitted the task, was revoked"),
+            "{result}"
+        );
+    }
+    assert_eq!(running.begun().0, id(3));
+    running.agent.end_tasks_of(is_revoked);
+    running.go_on.send(()).unwrap();
+    running.wait_for(3, "done");
+}
+
+#[test]
+fn a_task_that_a_crash_left_does_not_begin_if_its_owner_was_revoked_since() {
+    let world = World::new();
+    let running = world.start(1);
+    running.submit(1, "vm1").unwrap();
+    running.begun();
+    running.agent.drain(Duration::from_secs(20));
+    drop(running);
+    let (begun, hears_begun) = sync_channel(1);
+    let (_go_on, hears_go_on) = sync_channel(1);
+    let worker = Obedient {
+        begun,
+        go_on: Mutex::new(hears_go_on),
+    };
+    let (agent, _) = Agent::start(world.options(1, worker)).unwrap();
+    agent.end_tasks_of(|_| true);
+    agent.begin();
+    assert_eq!(
+        agent.show(&peer(), id(1)).unwrap().status.state,
+        "cancelled"
+    );
+    assert!(hears_begun.try_recv().is_err(), "it ran");
 }

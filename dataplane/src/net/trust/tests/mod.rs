@@ -93,7 +93,7 @@ impl World {
             options,
             &self.clock(),
             entropy,
-            |config, request| exchange(&self.authority, config, request),
+            |config, request| exchange(&self.authority, config, request).map_err(NoAnswer::lost),
         )
     }
 

@@ -147,6 +147,31 @@ fn who_lost_the_answer_gets_the_same_certificate_again() {
 }
 
 #[test]
+fn an_attempt_that_was_certainly_in_vain_leaves_nothing() {
+    let world = World::new(1);
+    let token = world.token_for(Role::Ingest, Scope::everything(), Some("proxy-1"));
+    let attempt = |name: &str, exchange: fn() -> NoAnswer| {
+        let (store, options) = (world.store("proxy-1"), options(Role::Ingest, name));
+        let clock = world.clock();
+        let exchange = |_, _: &[u8]| Err(exchange());
+        enrol(&store, &token, options, &clock, &*world.entropy, exchange).unwrap_err()
+    };
+    let dir = world.store("proxy-1").dir().to_owned();
+    let _ = attempt("proxy-1", || NoAnswer::unsent("nobody answers"));
+    assert!(!dir.exists());
+    let store = world.store("proxy-2");
+    refusal(world.enrol(&token, "proxy-2"));
+    assert!(!store.dir().exists());
+    // What was sent may have been granted: the key stays, whatever comes of the attempts after it.
+    let _ = attempt("proxy-1", || NoAnswer::lost("cut off"));
+    let kept = std::fs::read(dir.join(layout::PENDING)).unwrap();
+    let _ = attempt("proxy-1", || NoAnswer::unsent("nobody answers"));
+    assert_eq!(std::fs::read(dir.join(layout::PENDING)).unwrap(), kept);
+    world.enrol(&token, "proxy-1").unwrap();
+    assert!(!dir.join(layout::PENDING).exists());
+}
+
+#[test]
 fn a_crash_anywhere_in_an_enrolment_issues_at_most_once() {
     let world = World::new(1);
     let token = world.token(Role::Ingest);
