@@ -106,10 +106,13 @@ impl LivePoint {
         self.id
     }
 
-    /// The NBD URI of a disk. It is of use only in this process, and as long as this lives.
+    /// The NBD URI of a disk, with the bitmap that tells its changes, if there is one. It is of use only in this process, and as long as this lives.
     pub fn uri(&self, disk: &ExportedDisk) -> String {
         let socket = self.shared.lock().point.socket.path();
-        format!("nbd+unix:///{}?socket={socket}", disk.export)
+        let changes = disk.changes.as_ref();
+        let changes = changes.map(|bitmap| format!("&x-dirty-bitmap={bitmap}"));
+        let changes = changes.unwrap_or_default();
+        format!("nbd+unix:///{}?socket={socket}{changes}", disk.export)
     }
 
     /// Whether it still is the moment that it was: asked before a snapshot of it is published.
