@@ -42,6 +42,7 @@ nbdkit nbdkit
 nbdcopy libnbd-bin
 nbd-server nbd-server
 qemu-nbd qemu-utils
+qemu-system-x86_64 qemu-system-x86
 certtool gnutls-bin
 ip iproute2
 nft nftables
@@ -104,5 +105,6 @@ apt() {
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
 }
 apt update
+# Nothing that is installed may go for it, as another release's qemu-utils would: that has to be settled by hand.
 # shellcheck disable=SC2086 # a list of packages
-apt install -y --no-install-recommends $missing >/dev/null
+apt install -y --no-install-recommends --no-remove $missing >/dev/null

@@ -20,6 +20,7 @@ use undercroft_format::units::DiskLength;
 
 use crate::backup_request::leave_out;
 use crate::failure::Problem;
+use crate::guest::GuestRequest;
 use crate::nbd_source::{dirty_bitmap, is_nbd, open_export, shown_source};
 use crate::settings::Settings;
 use crate::signals::Stoppable;
@@ -42,8 +43,10 @@ pub struct Request {
     pub disks: Vec<DiskRequest>,
     /// Instead of disks: what holds all of the VM.
     pub xva: Option<XvaRequest>,
-    /// Labels of the XVA's disks that are left out.
+    /// Labels of the XVA's or the guest's disks that are left out.
     pub excluded: Vec<String>,
+    /// In place of disks.
+    pub guest: Option<GuestRequest>,
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
     pub lock: Option<LockEnd>,
@@ -127,6 +130,7 @@ fn plan_xva(request: Request, xva: &XvaRequest, planned: &PlannedXva) -> anyhow:
         resume: None,
         lock: request.lock,
         audit: request.audit,
+        confirm: None,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
 }
@@ -145,7 +149,11 @@ fn plan_with(
 ) -> anyhow::Result<BackupJob> {
     check_name("VM name", &request.vm)?;
     check_tags(&request.tags)?;
-    check_labels(&request.disks)?;
+    match request.guest {
+        // Its disks come later.
+        Some(_) => assert!(request.disks.is_empty(), "a guest names its own disks"),
+        None => check_labels(&request.disks)?,
+    }
     let root = settings.local_root()?;
     let mut disks = Vec::with_capacity(request.disks.len());
     for disk in request.disks {
@@ -164,6 +172,7 @@ fn plan_with(
         resume: None,
         lock: request.lock,
         audit: request.audit,
+        confirm: None,
         now_ms: Timestamp::now().as_millisecond().max(0) as u64,
     })
 }
@@ -310,7 +319,7 @@ fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
 }
 
 /// A restore into a directory writes the metadata beside the disks, which are LABEL.raw there.
-fn check_metadata_name(path: &Path, disks: &[DiskJob]) -> anyhow::Result<()> {
+pub fn check_metadata_name(path: &Path, disks: &[DiskJob]) -> anyhow::Result<()> {
     let name = path.file_name().unwrap_or_default();
     let clashes = |disk: &&DiskJob| name == format!("{}{RESTORED_SUFFIX}", disk.label).as_str();
     match disks.iter().find(clashes) {

@@ -9,6 +9,7 @@ use undercroft_format::lock::LockEnd;
 
 use crate::backup_job::{DiskRequest, Request, check_label, is_stdin};
 use crate::failure::Problem;
+use crate::guest::GuestRequest;
 use crate::nbd_source::export_name;
 use crate::vhd_source;
 use crate::xva_source::XvaRequest;
@@ -27,6 +28,7 @@ pub struct Words {
     pub sources: Vec<PathBuf>,
     pub vhd_deltas: Vec<String>,
     pub excluded: Vec<String>,
+    pub guest: Option<GuestRequest>,
     pub changed_blocks: Vec<String>,
     pub metadata: Option<PathBuf>,
     pub tags: Vec<String>,
@@ -61,15 +63,16 @@ impl Words {
             add_lineage(&mut disks, text)?;
         }
         Ok(Request {
-            disks: match self.xva {
-                Some(_) => disks,
-                None => leave_out(disks, &self.excluded, |disk| &disk.label)?,
+            disks: match self.xva.is_some() || self.guest.is_some() {
+                true => disks,
+                false => leave_out(disks, &self.excluded, |disk| &disk.label)?,
             },
             excluded: self.excluded,
             xva: self
                 .xva
                 .map(|source| XvaRequest::new(source, self.vm.is_none())),
             vm: self.vm.unwrap_or_default(),
+            guest: self.guest,
             metadata: self.metadata,
             tags: self.tags,
             lock: self.lock,

@@ -19,6 +19,7 @@ use crate::audit_view::AuditView;
 use crate::backup_job::{self, Request};
 use crate::catalog::Catalog;
 use crate::failure::{Outcome, Problem, warn};
+use crate::guest::GuestPoint;
 use crate::progress::Activity;
 use crate::remote;
 use crate::report::line;
@@ -85,13 +86,38 @@ pub fn run_through(
     resume: Resume,
     runner: &dyn Runner,
 ) -> anyhow::Result<BackupReport> {
+    let Some(guest) = &request.guest else {
+        return try_through(settings, request, parent, resume, runner, None);
+    };
+    // One point in time serves all tries.
+    let mut guest = GuestPoint::new(guest, &request.excluded);
+    let ran = try_through(settings, request, parent, resume, runner, Some(&mut guest));
+    guest.end(ran)
+}
+
+fn try_through(
+    settings: &Settings,
+    request: &Request,
+    parent: Option<&SnapshotSpec>,
+    resume: Resume,
+    runner: &dyn Runner,
+    mut guest: Option<&mut GuestPoint<'_>>,
+) -> anyhow::Result<BackupReport> {
     let asked = resume.asked;
     let mut resume = resume.left.or(asked);
     let mut waiting: Option<Stopwatch> = None;
     let mut unanswered: Option<SessionId> = None;
     loop {
         runner.waits_for(None);
-        let error = match attempt(settings, request, parent, resume, runner) {
+        let tried = attempt(
+            settings,
+            request,
+            parent,
+            resume,
+            runner,
+            guest.as_deref_mut(),
+        );
+        let error = match tried {
             Ok(report) => return Ok(report),
             Err(error) => error,
         };
@@ -223,6 +249,7 @@ fn attempt(
     parent: Option<&SnapshotSpec>,
     resume: Option<SessionId>,
     runner: &dyn Runner,
+    guest: Option<&mut GuestPoint<'_>>,
 ) -> anyhow::Result<BackupReport> {
     let mut job = backup_job::plan(settings, request.clone())?;
     access::ingest(settings, "backup", |repository| {
@@ -237,6 +264,9 @@ fn attempt(
             runner.may_use(&parent.snapshot.vm)?;
             job.parent = Some(parent.clone());
             vhd_source::settle_deltas(&mut job, &request.disks, &catalog)?;
+        }
+        if let Some(guest) = guest {
+            guest.add_to(&mut job, settings, &**repository)?;
         }
         backup_job::complete_states(&mut job);
         job.resume = resume;

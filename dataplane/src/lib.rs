@@ -4,7 +4,7 @@
 //! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
-//! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs
+//! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs; [`qemu`]: those of a running guest
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
 //! - [`progress`], [`clock`]: what a run tells about itself; [`measure`]: what `bench` measures
@@ -18,6 +18,7 @@ pub mod nbd;
 pub mod net;
 pub mod observe;
 pub mod progress;
+pub mod qemu;
 pub mod repository;
 pub mod restore;
 pub mod simulate;

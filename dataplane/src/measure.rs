@@ -529,6 +529,7 @@ fn job(source: &Path) -> Result<BackupJob> {
         resume: None,
         lock: None,
         audit: AuditShare::NONE,
+        confirm: None,
         now_ms: 0,
     })
 }

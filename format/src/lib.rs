@@ -8,8 +8,8 @@
 //! In the order in which data flows:
 //!
 //! - [`units`], [`id`]: positions, lengths and names as types
-//! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`vhd`]: disks in files; [`nbd`]: how disks are
-//!   read over the network
+//! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`vhd`]: disks in files; [`nbd`]: how
+//!   disks are read over the network; [`qmp`]: how QEMU is asked
 //! - [`ranges`]: what an increment reads; [`lineage`]: whether it begins at its parent; [`audit`]: what of the rest
 //!   is looked at all the same
 //! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
@@ -32,6 +32,7 @@ pub mod maptree;
 pub mod nbd;
 pub mod pack;
 pub mod partition;
+pub mod qmp;
 pub mod ranges;
 pub mod reason;
 pub mod segment;

@@ -9,6 +9,7 @@ use undercroft_format::id::SessionId;
 use crate::backup_request::Words;
 use crate::backup_run::{self, Report, Resume, run_through};
 use crate::failure::{Outcome, warn};
+use crate::guest::GuestRequest;
 use crate::lock_end::LockTime;
 use crate::proxy::{Through, tasks};
 use crate::report;
@@ -24,6 +25,9 @@ use crate::settings::Settings;
 ///
 /// With --xva the disks are those of an export of XenServer or XCP-ng, labelled xvda, xvdb, ... by where they are
 /// plugged in. Nothing is published unless the XVA is complete and all its checksums fit.
+///
+/// With --qmp the disks are those of a running QEMU guest, all as they were at one moment. The guest goes on
+/// meanwhile. Dirty bitmaps in QEMU tell the next backup what to read: it needs no --parent.
 ///
 /// With --parent, and --changed-blocks or an NBD export's `x-dirty-bitmap=NAME`, only what changed since the
 /// parent is read. What does not fit leads to a full read and a reason code, never to wrong data. A random
@@ -63,6 +67,13 @@ pub struct Args {
     /// Leave a disk out; may be given several times
     #[arg(long = "exclude-disk", value_name = "LABEL")]
     excluded: Vec<String>,
+    /// The QMP socket of a running QEMU guest, whose disks are backed up: all that the guest can write to, but
+    /// removable media. Not one that libvirt or another program is connected to
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["xva", "disks", "sources", "vhd_deltas", "changed_blocks", "lineage", "resume"])]
+    qmp: Option<PathBuf>,
+    /// Where to keep what the guest overwrites while it is backed up
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp", requires = "qmp")]
+    qmp_scratch: PathBuf,
     /// The snapshot that changed blocks and deltas refer to
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<SnapshotSpec>,
@@ -113,6 +124,10 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         sources: args.sources,
         vhd_deltas: args.vhd_deltas,
         excluded: args.excluded,
+        guest: args.qmp.map(|socket| GuestRequest {
+            socket,
+            scratch: args.qmp_scratch,
+        }),
         changed_blocks: args.changed_blocks,
         metadata: args.metadata,
         tags: args.tags,

@@ -52,7 +52,7 @@ First steps: undercroft init; undercroft backup --vm NAME DISK...; undercroft re
 #[derive(Subcommand)]
 enum Command {
     Init(init::Args),
-    Backup(backup::Args),
+    Backup(Box<backup::Args>),
     Snapshots(snapshots::Args),
     Show(show::Args),
     Diff(diff::Args),
@@ -80,7 +80,7 @@ impl Cli {
         let settings = Settings::new(self.global)?;
         match self.command {
             Command::Init(args) => init::run(&settings, args),
-            Command::Backup(args) => backup::run(&settings, args),
+            Command::Backup(args) => backup::run(&settings, *args),
             Command::Snapshots(args) => snapshots::run(&settings, args),
             Command::Show(args) => show::run(&settings, args),
             Command::Diff(args) => diff::run(&settings, args),

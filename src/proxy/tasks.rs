@@ -31,6 +31,13 @@ pub fn backup(
         .hint("back it up without --proxy")
         .into());
     }
+    if request.guest.is_some() {
+        return Err(Problem::usage(
+            "--qmp: a proxy reads only files and block devices of its machine",
+        )
+        .hint("back the guest up without --proxy, on the machine where it runs")
+        .into());
+    }
     let disks = request.disks.into_iter().map(|disk| {
         check_no_vhd(&disk)?;
         let source = match disk.source.to_str().filter(|_| is_nbd(&disk.source)) {
@@ -91,6 +98,7 @@ pub fn backup_request(task: &BackupTask) -> Request {
         disks: disks.collect(),
         xva: None,
         excluded: Vec::new(),
+        guest: None,
         metadata: task.metadata.as_ref().map(PathBuf::from),
         tags: task.tags.clone(),
         lock: task.lock,

@@ -3,6 +3,7 @@
 
 pub mod exports;
 pub mod exposition;
+pub mod guest;
 pub mod lab;
 pub mod packs;
 pub mod proxied;

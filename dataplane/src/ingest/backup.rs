@@ -5,6 +5,8 @@
 //! repository lacks.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -96,8 +98,31 @@ pub struct BackupJob {
     pub lock: Option<LockEnd>,
     /// How much of what is said not to have changed is read all the same.
     pub audit: AuditShare,
+    /// Asked before the snapshot is published.
+    pub confirm: Option<Confirm>,
     /// Now, in milliseconds since 1970-01-01 UTC.
     pub now_ms: u64,
+}
+
+/// Asks whether all that was read is of one point in time still: a disk that goes on being written keeps one
+/// only as long as something takes care of it.
+pub struct Confirm(Box<Ask>);
+
+type Ask = dyn FnOnce() -> std::result::Result<(), Box<dyn Error + Send + Sync>> + Send;
+
+impl Confirm {
+    /// Asks `ask`.
+    pub fn new<E: Into<Box<dyn Error + Send + Sync>>>(
+        ask: impl FnOnce() -> std::result::Result<(), E> + Send + 'static,
+    ) -> Self {
+        Self(Box::new(|| ask().map_err(Into::into)))
+    }
+}
+
+impl fmt::Debug for Confirm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Confirm")
+    }
 }
 
 /// What a backup did.
@@ -133,7 +158,7 @@ pub struct BackupReport {
 /// whether it was published: going on with the session, or [`settle`], tells.
 pub fn backup(
     repository: Arc<dyn Repository>,
-    job: BackupJob,
+    mut job: BackupJob,
     threads: &rayon::ThreadPool,
     progress: &Progress,
 ) -> Result<BackupReport> {
@@ -143,7 +168,12 @@ pub fn backup(
         Begun::Open(session) => session,
         Begun::Published(committed) => return published(&*repository, committed),
     };
+    let confirm = job.confirm.take();
     let stored = store_all(&*repository, &*session, job, threads, progress, &wall);
+    let stored = stored.and_then(|stored| match confirm {
+        Some(Confirm(ask)) => ask().map(|()| stored).map_err(RepositoryError::PointLost),
+        None => Ok(stored),
+    });
     let sealed = session.sealed();
     // Whoever asks to stop while the last segments are on their way does not want the snapshot.
     let stored = stored.and_then(|stored| match progress.is_stopping() {

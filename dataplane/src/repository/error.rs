@@ -154,6 +154,9 @@ pub enum RepositoryError {
     /// One collection at a time.
     #[error("another collection is running")]
     Collecting,
+    /// The disks that were read went on being written, and what kept their state ended.
+    #[error("what was read is not of one point in time")]
+    PointLost(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The user asked to stop.
     #[error("stopped on request")]
     Cancelled,

@@ -228,6 +228,7 @@ impl Clients {
                 Some(_) => AuditShare::NONE,
                 None => AuditShare::default(),
             },
+            confirm: None,
             vm: name,
             disks: jobs,
             parent,

@@ -341,6 +341,7 @@ pub fn job(
         resume: None,
         lock: None,
         audit: AuditShare::default(),
+        confirm: None,
         now_ms,
     }
 }
