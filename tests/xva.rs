@@ -987,6 +987,29 @@ fn exports_of_snapshots_become_vms() {
 }
 
 #[test]
+fn disks_that_were_left_out_are_not_in_the_xva() {
+    let story = story();
+    let xva = story.write("web.xva", &story.xva().bytes());
+    succeed(story.backup(&xva).args(["--exclude-disk", "xvda"]));
+    let out = story.path("out.xva");
+    succeed(&mut story.restore_xva("web & mail@latest", &out, &[]));
+    let bytes = std::fs::read(&out).expect("an XVA");
+    let rest = Xva::of(&story.disks()[1..]);
+    let expected: Vec<_> = rest.members.iter().map(|(name, _)| name.clone()).collect();
+    let names: Vec<_> = listed(&out).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, expected);
+    let report = json(&mut story.backup(&out));
+    assert_eq!(report["disks"].as_array().map(Vec::len), Some(1));
+    assert_eq!(of_disk(&report, "xvdb")["new_bytes"], 0);
+    let has = |word: &str| {
+        bytes
+            .windows(word.len())
+            .any(|found| found == word.as_bytes())
+    };
+    assert!(!has("Ref:9<") && !has("Ref:90<") && has("Ref:10<") && has("web &amp; mail"));
+}
+
+#[test]
 fn snapshots_of_raw_disks_become_xvas() {
     let story = story();
     let mut raw = undercroft(&story.repo);
