@@ -51,6 +51,7 @@ faketime faketime
 tar tar
 gzip gzip
 zstd zstd
+python3 python3
 T
     ;;
     fuzz) cat <<'T'

@@ -101,39 +101,40 @@ impl<'a> XvaRestore<'a> {
     fn contents(&self) -> anyhow::Result<Contents<'a>> {
         let stored = &self.read.snapshots[0];
         let snapshot = &stored.snapshot;
-        let manifest_of = |disk: &Disk| snapshot.disk(&disk.label);
-        let size_of = |disk: &Disk| manifest_of(disk).map(|manifest| manifest.size);
-        let stored_text = self.stored_description()?;
-        let is_stored = stored_text.is_some();
-        let text = match stored_text {
-            Some(text) => adapted(&text, &size_of).context("adapting the snapshot's ova.xml")?,
+        let (text, manifests) = match self.stored_description()? {
+            Some(text) => {
+                let described = OvaXml::parse(&text)?.disks()?;
+                let manifests: Vec<_> = described
+                    .into_iter()
+                    .filter_map(|disk| Some((disk.reference, snapshot.disk(&disk.label)?)))
+                    .collect();
+                let size_of = |disk: &Disk| {
+                    let found = manifests.iter().find(|(name, _)| *name == disk.reference);
+                    found.map(|(_, manifest)| manifest.size)
+                };
+                let text = adapted(&text, &size_of).context("adapting the snapshot's ova.xml")?;
+                (text, manifests)
+            }
             None => {
                 let labels = snapshot.disks.iter();
-                made_up(&MadeUp {
+                let text = made_up(&MadeUp {
                     vm: &snapshot.vm,
                     disks: labels
                         .map(|disk| (disk.label.as_str(), disk.size))
                         .collect(),
                     seed: *blake3::hash(stored.id.as_bytes()).as_bytes(),
-                })
+                });
+                // It has the snapshot's disks in their order, under labels of its own.
+                let disks = OvaXml::parse(&text)?.disks()?.into_iter();
+                let manifests = disks.map(|disk| disk.reference).zip(&snapshot.disks);
+                (text, manifests.collect())
             }
         };
         let mut disks = OvaXml::parse(&text)?.disks()?;
-        // What is made up has the snapshot's disks in their order, under labels of its own.
-        let manifests: Vec<(String, &DiskManifest)> = disks
-            .iter()
-            .zip(&snapshot.disks)
-            .filter_map(|(disk, in_place)| match is_stored {
-                true => Some((disk.reference.to_string(), manifest_of(disk)?)),
-                false => Some((disk.reference.to_string(), in_place)),
-            })
-            .collect();
         in_order(&mut disks);
         let disks = disks.into_iter().map(|disk| {
-            let found = manifests
-                .iter()
-                .find(|(name, _)| name == disk.reference.as_str());
-            let (_, manifest) = found.expect("every disk was paired");
+            let found = manifests.iter().find(|(name, _)| *name == disk.reference);
+            let (_, manifest) = found.expect("what has no counterpart was left out");
             (disk, *manifest)
         });
         Ok(Contents {
@@ -172,10 +173,10 @@ impl<'a> XvaRestore<'a> {
                 return Ok(None);
             }
         };
-        let fits = described.len() == snapshot.disks.len()
-            && described
-                .iter()
-                .all(|disk| snapshot.disk(&disk.label).is_some());
+        // It may have more disks than were backed up: those are left out of the XVA, too.
+        let is_described =
+            |manifest: &DiskManifest| described.iter().any(|disk| disk.label == manifest.label);
+        let fits = snapshot.disks.iter().all(is_described);
         if !fits {
             let labels: Vec<_> = described.iter().map(|disk| disk.label.as_str()).collect();
             warn(format_args!(

@@ -6,12 +6,12 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use support::certificates::make_certificates;
 use support::exports::{Server, story};
 use support::{assert_restores, fail_with, json, succeed, undercroft};
 
@@ -150,45 +150,6 @@ fn tls_servers_are_verified() {
     let secure = uri(&format!("x-tls-pin={dir}/server-cert.pem"));
     let text = fail_with(&mut story.backup(&secure), 1);
     assert!(text.contains("refuses STARTTLS"), "{text}");
-}
-
-fn make_certificates(dir: &Path) {
-    let run = |args: &[&str]| {
-        let mut command = Command::new("certtool");
-        succeed(command.current_dir(dir).args(args).stderr(Stdio::null()));
-    };
-    let template = |name: &str, text: &str| {
-        std::fs::write(dir.join(name), text).expect("a template");
-    };
-    template("ca", "cn=CA\nca\ncert_signing_key\nexpiration_days=3\n");
-    template(
-        "server",
-        "cn=localhost\ndns_name=localhost\ntls_www_server\nsigning_key\nexpiration_days=3\n",
-    );
-    run(&["--generate-privkey", "--outfile", "ca-key.pem"]);
-    run(&[
-        "--generate-self-signed",
-        "--load-privkey",
-        "ca-key.pem",
-        "--template",
-        "ca",
-        "--outfile",
-        "ca-cert.pem",
-    ]);
-    run(&["--generate-privkey", "--outfile", "server-key.pem"]);
-    run(&[
-        "--generate-certificate",
-        "--load-ca-certificate",
-        "ca-cert.pem",
-        "--load-ca-privkey",
-        "ca-key.pem",
-        "--load-privkey",
-        "server-key.pem",
-        "--template",
-        "server",
-        "--outfile",
-        "server-cert.pem",
-    ]);
 }
 
 /// xapi-nbd as its source has it: EXPORT_NAME alone, one request at a time, one error and the end, silence

@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use support::certificates::make_certificates;
 use support::served::Served;
 use support::{Image, assert_restores, fail_with, json, noise, succeed, undercroft, workspace};
 use xxhash_rust::xxh64::xxh64;
@@ -633,6 +634,59 @@ fn web_servers_are_asked_and_not_believed() {
     }
 }
 
+/// Serves the directory `files` over TLS, but for `/moved`, which leads to where there is none.
+const HTTPS_SERVER: &str = r#"
+import http.server, ssl
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.path != "/moved":
+            return super().do_GET()
+        self.send_response(302)
+        self.send_header("Location", "http://localhost:1/export?session_id=secret")
+        self.end_headers()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("server-cert.pem", "server-key.pem")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+"#;
+
+#[test]
+fn https_servers_are_verified() {
+    let story = story();
+    let dir = story.dir.path();
+    make_certificates(dir);
+    story.write("web.xva", &story.xva().bytes());
+    let mut server = Command::new("python3")
+        .current_dir(dir)
+        .args(["-c", HTTPS_SERVER])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("python3 starts");
+    let mut port = String::new();
+    let mut said = std::io::BufReader::new(server.stdout.take().expect("a pipe"));
+    std::io::BufRead::read_line(&mut said, &mut port).expect("a port");
+    let url = |path: &str| format!("https://localhost:{}/{path}", port.trim());
+    let backup = |path: &str| story.backup(Path::new(&url(path)));
+    let authority = dir.join("ca-cert.pem");
+    let text = fail_with(&mut backup("web.xva"), 1);
+    assert!(text.contains("certificate"), "{text}");
+    for (path, expected) in [("moved", "without TLS"), ("none", "answered 404")] {
+        let text = fail_with(backup(path).env("SSL_CERT_FILE", &authority), 1);
+        assert!(
+            text.contains(expected) && !text.contains("secret"),
+            "{text}"
+        );
+    }
+    assert_eq!(story.snapshots(), 0);
+    let report = json(backup("web.xva").env("SSL_CERT_FILE", &authority));
+    story.assert_restores(report["id"].as_str().expect("an id"));
+    server.kill().expect("it runs");
+    server.wait().expect("it ends");
+}
+
 #[test]
 fn damaged_archives_publish_nothing() {
     let story = story();
@@ -930,6 +984,29 @@ fn exports_of_snapshots_become_vms() {
         String::from_utf8(ova).expect("text"),
         text.replace(&flag(1), &flag(0))
     );
+}
+
+#[test]
+fn disks_that_were_left_out_are_not_in_the_xva() {
+    let story = story();
+    let xva = story.write("web.xva", &story.xva().bytes());
+    succeed(story.backup(&xva).args(["--exclude-disk", "xvda"]));
+    let out = story.path("out.xva");
+    succeed(&mut story.restore_xva("web & mail@latest", &out, &[]));
+    let bytes = std::fs::read(&out).expect("an XVA");
+    let rest = Xva::of(&story.disks()[1..]);
+    let expected: Vec<_> = rest.members.iter().map(|(name, _)| name.clone()).collect();
+    let names: Vec<_> = listed(&out).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, expected);
+    let report = json(&mut story.backup(&out));
+    assert_eq!(report["disks"].as_array().map(Vec::len), Some(1));
+    assert_eq!(of_disk(&report, "xvdb")["new_bytes"], 0);
+    let has = |word: &str| {
+        bytes
+            .windows(word.len())
+            .any(|found| found == word.as_bytes())
+    };
+    assert!(!has("Ref:9<") && !has("Ref:90<") && has("Ref:10<") && has("web &amp; mail"));
 }
 
 #[test]

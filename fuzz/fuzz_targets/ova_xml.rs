@@ -34,4 +34,7 @@ fuzz_target!(|text: &[u8]| {
         assert!(!ova.vm().was_a_snapshot || !again.vm().is_a_template);
     }
     assert!(again.vdis.len() == ova.vdis.len() && again.vbds == ova.vbds);
+    let bare = adapted(text, &|_| None).expect("it was read");
+    let bare = OvaXml::parse(&bare).expect("what is adapted is read again");
+    assert_eq!(bare.vdis.len(), ova.vdis.len() - disks.len());
 });

@@ -1,6 +1,7 @@
 //! What the stories share: images, changed-block bitmaps, and runs of the real binary.
 #![allow(dead_code, reason = "each story uses a part of it")]
 
+pub mod certificates;
 pub mod exports;
 pub mod exposition;
 pub mod guest;

@@ -2,46 +2,59 @@
 //! knows.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::Range;
 
-use super::ova_xml::{Disk, OvaXml, OvaXmlError, identity, objects};
+use super::ova_xml::{Disk, OvaXml, OvaXmlError, Reference, identity, objects};
 use super::xmlrpc::{Value, escape};
 use crate::units::DiskLength;
 
 /// `text`, the `ova.xml` of a backup, as that of a VM to import.
 ///
 /// What was exported from a snapshot says that it is a template: it becomes a VM. Disks get the sizes that
-/// `size_of` gives for them. All else stays as it stands.
+/// `size_of` gives for them; those without one are left out, with what plugs them in. All else stays as it stands.
 pub fn adapted(
     text: &[u8],
     size_of: &dyn Fn(&Disk) -> Option<DiskLength>,
 ) -> Result<Vec<u8>, OvaXmlError> {
     let value = Value::parse(text)?;
     let ova = OvaXml::of_value(&value)?;
+    let vm = ova.vm();
     let disks = ova.disks()?;
+    let disks: BTreeMap<_, _> = disks.iter().map(|disk| (&disk.reference, disk)).collect();
+    let is_left_out = |vdi: &Reference| disks.get(vdi).is_some_and(|disk| size_of(disk).is_none());
+    let plugs = ova.vbds.iter();
+    let plugs = plugs.filter(|vbd| vbd.vdi.as_ref().is_some_and(is_left_out));
+    let plugs: BTreeSet<_> = plugs.map(|vbd| &vbd.reference).collect();
+    let is_gone = |reference: &Reference| is_left_out(reference) || plugs.contains(reference);
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     for object in objects(&value)? {
         let (class, Some(reference)) = identity(object)? else {
             continue;
         };
-        let field = |name| {
-            object
-                .member("snapshot")
-                .and_then(|record| record.member(name))
-        };
-        let vm = ova.vm();
+        if is_gone(&reference) {
+            edits.push((object.span.clone(), String::new()));
+            continue;
+        }
+        let record = object.member("snapshot");
+        let field = |name| record.and_then(|record| record.member(name));
         if class == "VM" && reference == vm.reference && vm.was_a_snapshot {
-            let flags = ["is_a_template", "is_a_snapshot"]
-                .into_iter()
-                .filter_map(field);
+            let flags = ["is_a_template", "is_a_snapshot"];
+            let flags = flags.into_iter().filter_map(field);
             edits.extend(flags.map(|flag| (flag.span.clone(), FALSE.to_owned())));
         }
-        let disk = disks.iter().find(|disk| disk.reference == reference);
-        if let (Some(disk), Some(size)) = (disk, field("virtual_size"))
+        if let (Some(disk), Some(size)) = (disks.get(&reference), field("virtual_size"))
             && let Some(wanted) = size_of(disk).filter(|wanted| *wanted != disk.virtual_size)
         {
             edits.push((size.span.clone(), format!("<value>{wanted}</value>")));
+        }
+        let lists = ["VBDs", "VDIs"].into_iter().filter_map(field);
+        for named in lists.filter_map(Value::array).flatten() {
+            let named_one = named.text().and_then(Reference::of);
+            if named_one.is_some_and(|named| is_gone(&named)) {
+                edits.push((named.span.clone(), String::new()));
+            }
         }
     }
     Ok(edited(text, edits))
@@ -519,14 +532,28 @@ mod tests {
                 info,
                 &format!("{info}<member><name>a</name><value>b</value></member>"),
             );
-        let changed = adapted(of_snapshot.as_bytes(), &|_| None).unwrap();
+        let changed = adapted(of_snapshot.as_bytes(), &|disk| Some(disk.virtual_size)).unwrap();
         let expected = of_snapshot.replace(&format!("{flag}1"), &format!("{flag}0"));
         assert_eq!(String::from_utf8(changed).unwrap(), expected);
-        let grown = adapted(text.as_bytes(), &|disk| {
-            (disk.label == "xvdb").then_some(DiskLength::new(4096))
+        let grown = adapted(text.as_bytes(), &|disk| match disk.label.as_str() {
+            "xvdb" => Some(DiskLength::new(4096)),
+            _ => Some(disk.virtual_size),
         });
         let disks = OvaXml::parse(&grown.unwrap()).unwrap().disks().unwrap();
         assert_eq!(disks[1].virtual_size.get(), 4096);
         assert_eq!(disks[0].virtual_size.get(), 5 << 20);
+    }
+
+    #[test]
+    fn disks_left_out_leave_nothing_behind() {
+        let text = example();
+        let size_of = |disk: &Disk| (disk.label == "xvdb").then_some(disk.virtual_size);
+        let one = String::from_utf8(adapted(&text, &size_of).unwrap()).unwrap();
+        let ova = OvaXml::parse(one.as_bytes()).unwrap();
+        assert_eq!((ova.vdis.len(), ova.vbds.len()), (1, 1));
+        assert_eq!(ova.disks().unwrap()[0].label, "xvdb");
+        // The first disk and its plug.
+        assert!(!one.contains("Ref:3<") && !one.contains("Ref:2<"));
+        assert!(one.contains("Ref:5<") && one.contains("Ref:4<"));
     }
 }

@@ -32,6 +32,18 @@ pub enum HttpError {
         /// Its answer.
         status: u16,
     },
+    /// Someone would read along.
+    #[error("fetching {url}: the server redirects to a URL without TLS")]
+    Downgrade {
+        /// What was fetched, as it may be shown.
+        url: String,
+    },
+    /// No URL, or an answer that is not HTTP. What exactly is not shown: there may be secrets in it.
+    #[error("fetching {url}: the URL, one that it redirects to, or the answer is malformed")]
+    Malformed {
+        /// What was fetched, as it may be shown.
+        url: String,
+    },
     /// It could not be asked.
     #[error("fetching {url}")]
     Request {
@@ -93,16 +105,7 @@ pub fn get(url: &str, is_stopping: fn() -> bool) -> Result<Box<dyn Read + Send>,
         config = config.tls_config(tls());
     }
     let answer = Agent::new_with_config(config.build()).get(url).call();
-    let answer = answer.map_err(|error| match error {
-        ureq::Error::StatusCode(status) => HttpError::Status {
-            url: shown_url(url),
-            status,
-        },
-        error => HttpError::Request {
-            url: shown_url(url),
-            source: Box::new(error),
-        },
-    })?;
+    let answer = answer.map_err(|error| failed(shown_url(url), error))?;
     let status = answer.status().as_u16();
     if status != 200 {
         return Err(HttpError::Status {
@@ -117,6 +120,20 @@ pub fn get(url: &str, is_stopping: fn() -> bool) -> Result<Box<dyn Read + Send>,
     let body = Box::new(answer.into_body().into_reader());
     let pump = Pump::start("xva-fetch", body, patience).map_err(system)?;
     Ok(Box::new(pump))
+}
+
+fn failed(url: String, error: ureq::Error) -> HttpError {
+    match error {
+        ureq::Error::StatusCode(status) => HttpError::Status { url, status },
+        ureq::Error::RequireHttpsOnly(_) => HttpError::Downgrade { url },
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Protocol(_) => {
+            HttpError::Malformed { url }
+        }
+        error => HttpError::Request {
+            url,
+            source: Box::new(error),
+        },
+    }
 }
 
 /// The system's authorities vouch for servers.

@@ -5,12 +5,12 @@ use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
 use crate::ingest::source::DiskSource;
-use crate::io::{Buffer, BufferPool, Direction, Engine, Piece, Queue, Transfer};
+use crate::io::{Buffer, BufferPool, Direction, Done, Engine, Piece, Queue, Transfer};
 
 /// Bytes of one read.
 const SLAB_LEN: usize = 1 << 20;
-/// Reads in flight, in requests of the device's size; and as many slabs of memory.
-const SLABS: usize = 5;
+/// Slabs of memory: what the device works on, what is queued behind it, and the one being taken.
+const SLABS: usize = 8;
 /// Requests at the device at once: see [`crate::ingest::reader`].
 const QUEUE_DEPTH: u32 = 16;
 /// Where reads begin and end.
@@ -84,12 +84,21 @@ impl ReadAhead {
         }
     }
 
+    /// Takes what is done: only then does the queue send what waits for room at the device.
+    fn reap(&mut self) -> io::Result<()> {
+        while let Some(done) = self.queue.try_wait() {
+            self.done(done)?;
+        }
+        Ok(())
+    }
+
     /// Waits for one read.
     fn wait(&mut self) -> io::Result<()> {
-        let done = self
-            .queue
-            .wait()
-            .expect("a slab without bytes is in flight");
+        let done = self.queue.wait();
+        self.done(done.expect("a slab without bytes is in flight"))
+    }
+
+    fn done(&mut self, done: Done) -> io::Result<()> {
         let slab = self.slabs.iter_mut();
         let slab = slab
             .into_iter()
@@ -116,6 +125,7 @@ impl BufRead for ReadAhead {
         if front(&self.slabs).is_some_and(|len| self.taken >= len) {
             self.taken -= front(&self.slabs).unwrap_or(0);
             self.slabs.pop_front();
+            self.reap()?;
         }
         self.start();
         while self.slabs.front().is_some_and(|slab| slab.buffer.is_none()) {
@@ -142,5 +152,45 @@ impl Read for ReadAhead {
         buffer[..len].copy_from_slice(&available[..len]);
         self.consume(len);
         Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::io::{EngineRequest, choose};
+
+    #[test]
+    fn all_bytes_come_in_order_from_anywhere_on() {
+        for len in [0, 5, 2 * SLAB_LEN, 11 * SLAB_LEN + 777] {
+            let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(&bytes).unwrap();
+            for engine in [EngineRequest::Posix, EngineRequest::Auto] {
+                let engine = choose(engine).unwrap();
+                for at in [0, 1, 4095, 4096, SLAB_LEN + 5, len] {
+                    let at = at.min(len);
+                    let source = DiskSource::open(file.path()).unwrap();
+                    let mut input = ReadAhead::new(source, &*engine, at as u64).unwrap();
+                    let mut read = Vec::new();
+                    input.read_to_end(&mut read).unwrap();
+                    assert!(read == bytes[at..], "{len} bytes from {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_meanwhile_is_an_error() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vec![1; 3 * SLAB_LEN]).unwrap();
+        let source = DiskSource::open(file.path()).unwrap();
+        file.as_file().set_len(SLAB_LEN as u64 + 9).unwrap();
+        let engine = choose(EngineRequest::Auto).unwrap();
+        let mut input = ReadAhead::new(source, &*engine, 0).unwrap();
+        let error = input.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
