@@ -15,7 +15,10 @@ use super::names::is_copy;
 use crate::clock::Stopwatch;
 
 /// How long something may take to go.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = match cfg!(test) {
+    false => Duration::from_secs(30),
+    true => Duration::from_millis(100),
+};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What is to go.
