@@ -21,7 +21,7 @@ use undercroft_format::units::DiskLength;
 use crate::backup_request::leave_out;
 use crate::failure::Problem;
 use crate::guest::GuestRequest;
-use crate::nbd_source::{dirty_bitmap, is_nbd, open_export, shown_source};
+use crate::nbd_source::{dirty_bitmap, is_nbd, open_export, shown_source, until_stopped};
 use crate::settings::Settings;
 use crate::signals::Stoppable;
 use crate::vhd_source::{self, OpenVhd};
@@ -234,7 +234,7 @@ fn plan_disk(disk: DiskRequest, opened: Opened) -> anyhow::Result<DiskJob> {
     for (key, value) in disk.lineage {
         add_lineage(&mut job, key, value)?;
     }
-    if let Some((bitmap, changed)) = dirty_bitmap(&path, &job.source) {
+    if let Some((bitmap, changed)) = dirty_bitmap(&path, &job.source, until_stopped()) {
         if job.changed_blocks.is_some() {
             return Err(Problem::usage(format!(
                 "disk {} has both --changed-blocks and a dirty bitmap, x-dirty-bitmap={bitmap}",
@@ -401,7 +401,7 @@ pub fn open_stdin() -> anyhow::Result<Stoppable> {
 
 fn open_source(path: &Path, repository: Option<&Path>) -> anyhow::Result<Source> {
     if is_nbd(path) {
-        return open_export(path);
+        return open_export(path, until_stopped());
     }
     if is_stdin(path) {
         return Ok(Source::Stream(Box::new(open_stdin()?)));

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use undercroft_dataplane::ingest::backup::{BackupJob, BackupReport, DiskJob};
 use undercroft_dataplane::ingest::changes::{ChangedBlocks, NotTold};
+use undercroft_dataplane::nbd::NbdOptions;
 use undercroft_dataplane::progress::Progress;
 use undercroft_dataplane::qemu::QemuError;
 use undercroft_dataplane::qemu::guest::Guest;
@@ -285,14 +287,18 @@ fn disk_job(
     doubt: Option<Doubt>,
 ) -> anyhow::Result<DiskJob> {
     let uri = PathBuf::from(point.uri(disk));
-    let source =
-        open_export(&uri).with_context(|| format!("opening the export of disk {}", disk.label))?;
+    let lost = point.lost();
+    let options = NbdOptions {
+        is_stopping: Arc::new(move || signals::is_stopping() || lost.load(Ordering::Relaxed)),
+    };
+    let source = open_export(&uri, options.clone())
+        .with_context(|| format!("opening the export of disk {}", disk.label))?;
     let mut lineage = vec![
         (BITMAP.to_owned(), disk.bitmap.clone()),
         (NODE.to_owned(), disk.node.clone()),
         (lineage::SNAPSHOT.to_owned(), point.id().to_string()),
     ];
-    let changed = dirty_bitmap(&uri, &source).map(|(_, changed)| changed);
+    let changed = dirty_bitmap(&uri, &source, options).map(|(_, changed)| changed);
     if changed.is_some()
         && let Some(base) =
             parent.and_then(|parent| lineage_of(parent, &disk.label, lineage::SNAPSHOT))

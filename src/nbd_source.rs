@@ -1,6 +1,7 @@
 //! Disks named by NBD URIs. An export's name can hold a session: it is shown and stored without.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use undercroft_dataplane::ingest::changes::{ChangedBlocks, NotTold};
@@ -32,12 +33,18 @@ pub fn shown_source(path: &Path) -> String {
     }
 }
 
+/// As long as the user does not ask to stop.
+pub fn until_stopped() -> NbdOptions {
+    NbdOptions {
+        is_stopping: Arc::new(is_stopping),
+    }
+}
+
 /// Opens the export that `path`, an NBD URI, names.
-pub fn open_export(path: &Path) -> anyhow::Result<Source> {
+pub fn open_export(path: &Path, options: NbdOptions) -> anyhow::Result<Source> {
     let uri = parsed(path)
         .unwrap_or(Err(UriError::Scheme))
         .map_err(|error| Problem::usage(format!("the NBD URI of a source {error}")))?;
-    let options = NbdOptions { is_stopping };
     let opening = format!("opening the source {uri}");
     let disk = nbd::open(uri, options).context(opening)?;
     Ok(Source::Disk(disk))
@@ -45,7 +52,11 @@ pub fn open_export(path: &Path) -> anyhow::Result<Source> {
 
 /// What the dirty bitmap that `path` names, if it is an NBD URI that names one, is going to say of the disk
 /// `source`; with the bitmap's name.
-pub fn dirty_bitmap(path: &Path, source: &Source) -> Option<(String, ChangedBlocks)> {
+pub fn dirty_bitmap(
+    path: &Path,
+    source: &Source,
+    options: NbdOptions,
+) -> Option<(String, ChangedBlocks)> {
     let uri = parsed(path)?.ok()?;
     let name = uri.dirty_bitmap.clone()?;
     let Source::Disk(disk) = source else {
@@ -54,7 +65,7 @@ pub fn dirty_bitmap(path: &Path, source: &Source) -> Option<(String, ChangedBloc
     let size = disk.size();
     let what = format!("dirty bitmap {name:?}");
     let changed = ChangedBlocks::asked(move || {
-        nbd::dirty_ranges(uri, size, NbdOptions { is_stopping }).map_err(|error| NotTold {
+        nbd::dirty_ranges(uri, size, options).map_err(|error| NotTold {
             what,
             source: error.into(),
         })

@@ -16,10 +16,17 @@ use crate::ingest::source::{DiskSource, Reads};
 use crate::io::{BlockFile, Done, Queue, Transfer};
 
 /// How an export is read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct NbdOptions {
-    /// Tells whether the user asked to stop: waits end then.
-    pub is_stopping: fn() -> bool,
+    /// Tells whether to stop, because the user asked for it or the export is of no use any more: waits end
+    /// then.
+    pub is_stopping: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for NbdOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NbdOptions")
+    }
 }
 
 /// Opens the export that `uri` names.

@@ -1,6 +1,7 @@
 //! A point in time while it is read: watched over, and taken out of QEMU in the end, whatever the end is.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub struct LivePoint {
     disks: Vec<ExportedDisk>,
     id: PointId,
     shared: Arc<Mutex<Shared>>,
+    lost: Arc<AtomicBool>,
     watch: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
@@ -34,6 +36,7 @@ struct Shared {
     point: Point,
     scratch: ScratchDir,
     was_running: bool,
+    lost: Arc<AtomicBool>,
     end: Option<End>,
 }
 
@@ -61,6 +64,7 @@ impl LivePoint {
         was_running: bool,
     ) -> Self {
         let disks = point.disks.clone();
+        let lost = Arc::<AtomicBool>::default();
         let shared = Arc::new(Mutex::new(Shared {
             link,
             id,
@@ -68,6 +72,7 @@ impl LivePoint {
             point,
             scratch,
             was_running,
+            lost: lost.clone(),
             end: None,
         }));
         let (quit, asked) = bounded(0);
@@ -92,6 +97,7 @@ impl LivePoint {
             disks,
             id,
             shared,
+            lost,
             watch,
         }
     }
@@ -127,6 +133,11 @@ impl LivePoint {
     pub fn confirm(&self) -> Confirm {
         let shared = self.shared.clone();
         Confirm::new(move || shared.lock().check())
+    }
+
+    /// Set once it is given up: nothing more can be read then.
+    pub fn lost(&self) -> Arc<AtomicBool> {
+        self.lost.clone()
     }
 
     /// Why it was given up.
@@ -170,6 +181,7 @@ impl Shared {
         let Err(error) = self.look() else {
             return Ok(());
         };
+        self.lost.store(true, Ordering::Relaxed);
         for problem in self.sweep(Outcome::Failed) {
             tell(&problem);
         }
