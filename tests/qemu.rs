@@ -180,6 +180,35 @@ fn after_a_killed_backup_the_next_one_works() {
 }
 
 #[test]
+fn a_disk_without_its_bitmap_is_read_in_full() {
+    let mut story = Story::new();
+    json(&mut story.backup());
+    let nodes = story
+        .guest
+        .run("query-named-block-nodes", json!({"flat": true}));
+    let mut nodes = nodes.as_array().expect("nodes").iter();
+    let node = nodes.find(|node| node["dirty-bitmaps"].is_array() && node["drv"] == "qcow2");
+    let node = node.expect("the disk root");
+    let name = &node["dirty-bitmaps"][0]["name"];
+    let arguments = json!({"node": node["node-name"], "name": name});
+    story.guest.run("block-dirty-bitmap-remove", arguments);
+    story.guest.let_write(50);
+
+    let report = json(&mut story.backup());
+    assert_one_moment(&story.restore());
+    let reasons = |label: &str| {
+        let mut disks = report["disks"].as_array().expect("disks").iter();
+        let disk = disks.find(|disk| disk["label"] == label);
+        disk.expect("the disk")["reasons"].clone()
+    };
+    assert_eq!(reasons("root"), json!(["full:no-dirty-bitmap"]));
+    assert_eq!(reasons("data"), json!([]));
+    let warning = report["warnings"][0].as_str().expect("a warning");
+    assert!(warning.contains("the guest does not have it"), "{warning}");
+    assert_eq!(bitmaps(&story.guest.inside()), 2);
+}
+
+#[test]
 fn a_backup_that_is_stopped_leaves_qemu_as_it_was() {
     let mut story = Story::new();
     json(&mut story.backup());
