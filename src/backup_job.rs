@@ -96,8 +96,10 @@ fn is_seekable(disk: &DiskRequest) -> bool {
         let kind = meta.file_type();
         kind.is_file() || kind.is_block_device()
     };
-    let is_vhd = disk.is_delta || vhd_source::files(path).is_some();
-    is_vhd || is_nbd(path) || (!is_stdin(path) && fs::metadata(path).is_ok_and(is_disk))
+    if disk.is_delta || vhd_source::files(path).is_some() {
+        return !vhd_source::is_stream(path);
+    }
+    is_nbd(path) || (!is_stdin(path) && fs::metadata(path).is_ok_and(is_disk))
 }
 
 /// The job of a VM whose disks, name and metadata an XVA tells.
@@ -295,9 +297,10 @@ pub fn can_begin_anew(request: &Request) -> bool {
     }
     request.disks.iter().all(|disk| {
         let path = &disk.source;
-        disk.is_delta
-            || vhd_source::files(path).is_some()
-            || is_nbd(path)
+        if disk.is_delta || vhd_source::files(path).is_some() {
+            return !vhd_source::is_stream(path);
+        }
+        is_nbd(path)
             || (!is_stdin(path) && fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_fifo()))
     })
 }
@@ -379,7 +382,12 @@ fn check_labels(disks: &[DiskRequest]) -> anyhow::Result<()> {
                 .into(),
         );
     }
-    if disks.iter().filter(|disk| is_stdin(&disk.source)).count() > 1 {
+    let reads_stdin = |disk: &&DiskRequest| {
+        let files = vhd_source::files(&disk.source);
+        let files = files.unwrap_or_else(|| vec![disk.source.clone()]);
+        files.iter().any(|file| is_stdin(file))
+    };
+    if disks.iter().filter(reads_stdin).count() > 1 {
         return Err(Problem::usage("standard input can be one disk, not two").into());
     }
     Ok(())

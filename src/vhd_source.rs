@@ -1,7 +1,12 @@
 //! Disks in VHDs, named as `vhd:FILE[,PARENT...]`; and differencing VHDs as what changed since a snapshot.
 
+use std::fs::{self, File};
+use std::io::{self, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use undercroft_dataplane::ingest::backup::BackupJob;
 use undercroft_dataplane::ingest::source::{DiskSource, Source};
 use undercroft_dataplane::vhd::chain::{open_delta, open_whole};
@@ -9,6 +14,7 @@ use undercroft_dataplane::vhd::delta::VhdDelta;
 use undercroft_dataplane::vhd::disk::VhdDisk;
 use undercroft_dataplane::vhd::error::VhdFileError;
 use undercroft_dataplane::vhd::layer::Layer;
+use undercroft_dataplane::vhd::piped::PipedVhd;
 use undercroft_format::lineage::{self, Begins};
 use undercroft_format::snapshot::{DiskManifest, Snapshot};
 use undercroft_format::vhd::error::{Part, Problem as VhdProblem};
@@ -19,7 +25,10 @@ use undercroft_format::vhd::uuid::VhdUuid;
 use crate::backup_job::{DiskRequest, is_inside, is_stdin};
 use crate::catalog::Catalog;
 use crate::failure::{Problem, quote, warn};
+use crate::signals::Stoppable;
 
+/// Bytes of a stream read at once.
+const STREAM_BUFFER_LEN: usize = 1 << 20;
 const PREFIX: &str = "vhd:";
 
 /// The files of a source that is named as a VHD.
@@ -46,6 +55,11 @@ pub struct OpenVhd {
 
 /// Opens the VHD at the first of `files`, whose parents the others are, as a disk.
 pub fn open_disk(files: &[PathBuf], repository: Option<&Path>) -> anyhow::Result<OpenVhd> {
+    if let [name] = files
+        && is_piped(name)
+    {
+        return open_piped(name);
+    }
     check_files(files, repository)?;
     let layers = open_whole(files).map_err(explain)?;
     let uuid = layers.first().map(uuid_of);
@@ -80,6 +94,47 @@ pub fn open_changes(files: &[PathBuf], repository: Option<&Path>) -> anyhow::Res
     })
 }
 
+/// True if `path` can be read only once.
+fn is_piped(path: &Path) -> bool {
+    let is_stream = |metadata: fs::Metadata| {
+        let kind = metadata.file_type();
+        kind.is_fifo() || kind.is_char_device()
+    };
+    is_stdin(path) || fs::metadata(path).is_ok_and(is_stream)
+}
+
+/// True if the VHD that `source` names, if it names one, can be read only once.
+pub fn is_stream(source: &Path) -> bool {
+    files(source).is_some_and(|files| files.iter().any(|file| is_piped(file)))
+}
+
+/// Opens a VHD that comes as a stream. Its lineage is not known before: the same run has to be found again by what was
+/// known when it began.
+fn open_piped(path: &Path) -> anyhow::Result<OpenVhd> {
+    let opening = || format!("opening the source {}", path.display());
+    let (name, file) = match is_stdin(path) {
+        // Not through `Stdin`, which reads ahead: what it holds cannot be waited for.
+        true => {
+            let stdin = io::stdin().as_fd().try_clone_to_owned();
+            (
+                "standard input".to_owned(),
+                stdin.with_context(opening)?.into(),
+            )
+        }
+        false => {
+            let file = File::open(path).with_context(opening)?;
+            (path.display().to_string(), file)
+        }
+    };
+    let stream = BufReader::with_capacity(STREAM_BUFFER_LEN, Stoppable(file));
+    let disk = PipedVhd::open(&name, Box::new(stream)).map_err(explain)?;
+    Ok(OpenVhd {
+        source: Source::InOrder(Box::new(disk)),
+        files: Vec::new(),
+        lineage: Vec::new(),
+    })
+}
+
 fn uuid_of(layer: &Layer) -> VhdUuid {
     layer.image().footer.uuid
 }
@@ -95,10 +150,12 @@ fn check_files(files: &[PathBuf], repository: Option<&Path>) -> anyhow::Result<(
                 .hint("name it as in vhd:/images/root.vhd")
                 .into());
         }
-        if is_stdin(file) {
-            return Err(Problem::usage("a VHD cannot be read from standard input")
-                .hint("write it to a file first, then name that: vhd:FILE")
-                .into());
+        if is_piped(file) {
+            return Err(
+                Problem::usage("a stream brings no VHD with its parents, and no delta")
+                    .hint("write them to files first, then name those")
+                    .into(),
+            );
         }
         if repository.is_some_and(|repository| is_inside(file, repository)) {
             return Err(Problem::new(format!(
@@ -115,7 +172,7 @@ fn check_files(files: &[PathBuf], repository: Option<&Path>) -> anyhow::Result<(
 /// What is wrong with a file, and what to do.
 fn explain(error: VhdFileError) -> anyhow::Error {
     let hint = match &error {
-        VhdFileError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+        VhdFileError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             "check the path; a relative one begins at the current directory".to_owned()
         }
         VhdFileError::Image {
@@ -128,6 +185,12 @@ fn explain(error: VhdFileError) -> anyhow::Error {
         {
             "if it is a raw disk, leave out vhd:; if it was copied, its end is missing: copy it again".to_owned()
         }
+        VhdFileError::Image {
+            source: OpenError::Vhd(wrong),
+            ..
+        } if matches!(wrong.problem, VhdProblem::OutOfOrder | VhdProblem::FixedHead) => {
+            "write it to a file first, then name that: vhd:FILE".to_owned()
+        }
         VhdFileError::Image { .. } => "copy or export it again".to_owned(),
         VhdFileError::ParentMissing { child, .. } => format!(
             "name the parents, the nearest first: vhd:{child},PARENT,...; or back up what changed alone: --vhd-delta {} --parent SNAPSHOT",
@@ -137,6 +200,9 @@ fn explain(error: VhdFileError) -> anyhow::Error {
             "name the parent that belongs to it: vhd:CHILD,PARENT,...".to_owned()
         }
         VhdFileError::NoChild { path, .. } => format!("leave out what follows: vhd:{path}"),
+        VhdFileError::ChildInStream { .. } => {
+            "write it to a file first, then name that: vhd:CHILD,PARENT,...".to_owned()
+        }
         VhdFileError::NoDelta { path } => {
             format!("back up the whole disk: --disk LABEL=vhd:{path}")
         }

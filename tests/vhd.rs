@@ -4,8 +4,9 @@
 
 mod support;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use support::vhd::{BLOCK, Vhd};
 use support::{
@@ -200,7 +201,7 @@ fn chains_are_read_through_their_parents() {
         ("vhd:top.vhd,base.vhd", "is 02020202-"),
         ("vhd:base.vhd,middle.vhd", "is a whole disk"),
         ("vhd:missing.vhd", "missing.vhd"),
-        ("vhd:-", "standard input"),
+        ("vhd:top.vhd,-", "a stream brings no"),
     ] {
         let text = fail_any(story.backup().arg("--disk").arg(format!("root={source}")));
         let expected = if source == "vhd:top.vhd" {
@@ -400,6 +401,66 @@ fn targets_that_hold_no_vhd_are_refused() {
     ]);
     let text = fail_with(command.arg(story.path("odd.raw")), 2);
     assert!(text.contains("cannot be written in place"), "{text}");
+}
+
+/// As XAPI sends its exports.
+#[test]
+fn streams_are_read_in_order_and_only_whole() {
+    let story = Story::new();
+    let image = image(&story, (25 << 20) + 1536);
+    story.back_up("disk.raw");
+    let whole = story.restore("web@latest", &["--format", "vhd"], "out.vhd");
+    let pipe = |bytes: &[u8]| {
+        let mut command = story.backup();
+        command
+            .args(["--json", "--disk", "root=vhd:-"])
+            .stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        // It ends early if it does not like what it reads.
+        let _ = child.stdin.take().expect("a pipe").write_all(bytes);
+        child.wait_with_output().expect("it ends")
+    };
+    let output = pipe(&whole);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let disk = &report["disks"][0];
+    assert_eq!(
+        (&disk["new_bytes"], &disk["size"]),
+        (&0.into(), &image.bytes.len().into())
+    );
+    story.assert_holds("web@latest", &image.bytes);
+    let published = story.snapshots();
+    let refuse = |bytes: &[u8], expected: &str| {
+        let output = pipe(bytes);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && text.contains(expected),
+            "{expected}: {text}"
+        );
+    };
+    let len = whole.len();
+    for cut in [0, 511, 512, 2047, 2300, 2560, 5 << 20, len - 513] {
+        refuse(&whole[..cut], "byte");
+    }
+    refuse(&whole[..len - 512], "follow the last block");
+    refuse(&whole[..len - 1], "follow the last block");
+    let glued = [&whole[..len - 512], b"HTTP/1.1 500 Internal Error\r\n\r\n"].concat();
+    refuse(&glued, "follow the last block");
+    refuse(&vec![0; 1 << 20], "expected it to begin with");
+    // A file in which blocks lie as a guest wrote them, and one without its parent.
+    let mut vhd = Vhd::dynamic(9 << 20, 1);
+    change(&mut Random(3), &mut vhd, &mut vec![0; 9 << 20], 40);
+    refuse(&vhd.encode(), "does not follow the one before");
+    refuse(
+        &Vhd::child(9 << 20, 2, 1, "base.vhd").encode(),
+        "which a stream does not bring",
+    );
+    assert_eq!(story.snapshots(), published);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use undercroft_format::vhd::bitmap::{is_set, run_end};
 use undercroft_format::vhd::error::Part;
 use undercroft_format::vhd::footer::Footer;
 use undercroft_format::vhd::header::DynamicHeader;
-use undercroft_format::vhd::image::{Content, Image};
+use undercroft_format::vhd::image::{Content, Head, Image};
 use undercroft_format::vhd::locator::{Locator, Platform};
 use undercroft_format::vhd::{DISK_LEN_MAX, SECTOR_LEN};
 
@@ -25,6 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     if mode % 2 == 1 {
         forge(&mut bytes);
     }
+    head(&bytes);
     let len = bytes.len() as u64;
     let mut read = |out: &mut [u8], offset: u64| -> Result<(), Infallible> {
         let offset = offset as usize;
@@ -67,6 +68,20 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(taken.windows(2).all(|pair| pair[0].end <= pair[1].start));
     assert!(taken.last().is_some_and(|last| last.end <= len - SECTOR_LEN));
 });
+
+/// A stream asks for no more than it says, and comes to an end with that.
+fn head(bytes: &[u8]) {
+    let mut len = 0;
+    while let Some(head) = bytes.get(..len) {
+        match Image::of_head(head) {
+            Ok(Head::Needs(more)) => {
+                assert!(more > len as u64 && more < 32 << 20);
+                len = more as usize;
+            }
+            Ok(Head::Open(_)) | Err(_) => return,
+        }
+    }
+}
 
 fn names(bytes: &[u8]) {
     for platform in [Platform::WindowsRelative, Platform::WindowsAbsolute, Platform::FileUrl] {

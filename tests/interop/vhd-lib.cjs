@@ -36,7 +36,9 @@ async function bytesOf(stream) {
 
 function image(size) {
   const bytes = Buffer.alloc(size)
-  for (let offset = 0; offset < size; offset += 3 << 20) bytes.fill(offset / 4096 + 1, offset, offset + 700000)
+  for (let offset = 0; offset < size; offset += 3 << 20) {
+    bytes.fill((offset >> 20) + 1, offset, Math.min(size, offset + 700000))
+  }
   return bytes
 }
 

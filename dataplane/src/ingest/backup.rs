@@ -24,6 +24,7 @@ use super::audit::{Auditor, DiskAudit, session_random};
 use super::changes::ChangedBlocks;
 use super::chunker::Chunker;
 use super::hole_audit::untrue_hole;
+use super::in_order::Room;
 use super::plan::{Increment, Plan};
 use super::reader::{DiskReader, Extent, FilledSegment, read_stream};
 use super::source::{DiskSource, Source};
@@ -396,6 +397,9 @@ impl Machine<'_> {
         vm: &str,
         told: &mut Told,
     ) -> Result<DiskManifest> {
+        if let Source::InOrder(_) = job.source {
+            return self.piped_disk(ordinal, job, parent, vm, told);
+        }
         let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
         let segment_size = self.session.config().segment_size;
         let (size, plan, phase, stored) = match job.source {
@@ -484,7 +488,9 @@ impl Machine<'_> {
                 let stored = self.store_tree(&plan, None, segments, &changes, &counters)?;
                 (size, plan, 0, stored)
             }
-            Source::Archived(_) => unreachable!("disks of an archive are read with the others"),
+            Source::InOrder(_) | Source::Archived(_) => {
+                unreachable!("what comes in order is read elsewhere")
+            }
         };
         Ok(DiskManifest {
             label: job.label,
@@ -498,6 +504,35 @@ impl Machine<'_> {
             lineage: job.lineage,
             figures: stored.figures,
         })
+    }
+
+    /// Stores a disk that comes in order.
+    fn piped_disk(
+        &self,
+        ordinal: u16,
+        mut job: DiskJob,
+        parent: Option<&StoredSnapshot>,
+        vm: &str,
+        told: &mut Told,
+    ) -> Result<DiskManifest> {
+        let nothing = Source::Stream(Box::new(std::io::empty()));
+        let Source::InOrder(mut disk) = std::mem::replace(&mut job.source, nothing) else {
+            unreachable!("only what comes in order comes here");
+        };
+        let size = disk.size();
+        self.progress.total_bytes.add(size.get());
+        let of = InOrderJob {
+            ordinal,
+            size,
+            finished: DoneSegments::new(),
+        };
+        let room = Room {
+            segment_size: self.session.config().segment_size,
+            pool: &self.pool,
+            progress: self.progress,
+        };
+        let mut next = || disk.next_segment(&room);
+        self.disk_in_order(of, job, &mut next, parent, vm, told)
     }
 
     /// Reads the disks of an archive in the archive's order, and gives them in that of the jobs.
@@ -547,6 +582,43 @@ impl Machine<'_> {
         told: &mut Told,
     ) -> Result<DiskManifest> {
         let size = job.source.size().unwrap_or_default();
+        // What a pipe brings now need not be what an earlier run was given.
+        let finished = match &stream {
+            Some(stream) if stream.is_repeatable() => self.session.finished(ordinal),
+            _ => DoneSegments::new(),
+        };
+        let label = InOrderJob {
+            ordinal,
+            size,
+            finished,
+        };
+        match stream {
+            None => self.disk_in_order(label, job, &mut || Ok(None), parent, vm, told),
+            Some(stream) => {
+                let segment_size = self.session.config().segment_size;
+                let mut segments =
+                    DiskSegments::new(stream, size, segment_size, &self.pool, self.progress);
+                let mut next = || segments.next_segment();
+                self.disk_in_order(label, job, &mut next, parent, vm, told)
+            }
+        }
+    }
+
+    /// Stores a disk whose segments `next` gives in order.
+    fn disk_in_order(
+        &self,
+        of: InOrderJob,
+        job: DiskJob,
+        next: &mut NextSegment<'_>,
+        parent: Option<&StoredSnapshot>,
+        vm: &str,
+        told: &mut Told,
+    ) -> Result<DiskManifest> {
+        let InOrderJob {
+            ordinal,
+            size,
+            finished,
+        } = of;
         let segment_size = self.session.config().segment_size;
         let increment = Increment {
             label: &job.label,
@@ -559,36 +631,26 @@ impl Machine<'_> {
         let parent_disk = parent.and_then(|parent| parent.snapshot.disk(&job.label));
         let counters = DiskCounters::default();
         let mut phase = parent_disk.map_or(0, |disk| disk.grid_phase);
-        let mut changes = Changes::new();
-        if let Some(stream) = stream {
-            // What a pipe brings now need not be what an earlier run was given.
-            let finished = match stream.is_repeatable() {
-                true => self.session.finished(ordinal),
-                false => DoneSegments::new(),
-            };
-            let mut segments =
-                DiskSegments::new(stream, size, segment_size, &self.pool, self.progress);
-            let first = segments.next_segment()?;
-            if parent_disk.is_none() {
-                phase = ArchivedSegment::grid_phase(first.as_ref(), size);
-            }
-            let work = SegmentWork {
-                session: self.session,
-                disk: ordinal,
-                chunker: &self.chunker,
-                is_stream: false,
-                grid_phase: phase,
-                parent: None,
-                counters: &counters,
-                progress: self.progress,
-            };
-            ((), changes) = self.fan_out(&work, |emit| {
-                self.emit_archived(segments, first, phase, &finished, emit)
-            })?;
-            for (number, done) in &finished {
-                counters.count(done);
-                changes.insert(*number, done.map);
-            }
+        let first = next()?;
+        if parent_disk.is_none() {
+            phase = ArchivedSegment::grid_phase(first.as_ref(), size);
+        }
+        let work = SegmentWork {
+            session: self.session,
+            disk: ordinal,
+            chunker: &self.chunker,
+            is_stream: false,
+            grid_phase: phase,
+            parent: None,
+            counters: &counters,
+            progress: self.progress,
+        };
+        let ((), mut changes) = self.fan_out(&work, |emit| {
+            self.emit_archived(next, first, size, phase, &finished, emit)
+        })?;
+        for (number, done) in &finished {
+            counters.count(done);
+            changes.insert(*number, done.map);
         }
         let stored = self.store_tree(
             &plan,
@@ -614,8 +676,9 @@ impl Machine<'_> {
     /// Gives the segments of an archived disk to the workers, but for those that are done.
     fn emit_archived(
         &self,
-        mut segments: DiskSegments<'_>,
+        segments: &mut NextSegment<'_>,
         mut next: Option<ArchivedSegment>,
+        size: DiskLength,
         phase: u16,
         finished: &DoneSegments,
         emit: &mut dyn FnMut(FilledSegment) -> Result<()>,
@@ -634,11 +697,9 @@ impl Machine<'_> {
                     emit(segment.filled(phase))?;
                 }
             }
-            next = segments.next_segment()?;
+            next = segments()?;
         }
-        self.progress
-            .done_bytes
-            .add(segments.size().get().saturating_sub(at));
+        self.progress.done_bytes.add(size.get().saturating_sub(at));
         Ok(())
     }
 
@@ -951,11 +1012,21 @@ impl Machine<'_> {
     }
 }
 
+/// Gives the next segment that has data; `None` after the last.
+type NextSegment<'a> = dyn FnMut() -> Result<Option<ArchivedSegment>> + Send + 'a;
+
+/// Which disk comes in order, and what of it an earlier run finished.
+struct InOrderJob {
+    ordinal: u16,
+    size: DiskLength,
+    finished: DoneSegments,
+}
+
 /// The archive that the disks are of, if they are.
 fn archive_of(disks: &[DiskJob]) -> Option<XvaArchive> {
     disks.iter().find_map(|disk| match &disk.source {
         Source::Archived(archived) => archived.archive.lock().take(),
-        Source::Disk(_) | Source::Delta(_) | Source::Stream(_) => None,
+        Source::Disk(_) | Source::Delta(_) | Source::Stream(_) | Source::InOrder(_) => None,
     })
 }
 

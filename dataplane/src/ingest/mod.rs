@@ -16,6 +16,7 @@ pub mod backup;
 pub mod changes;
 pub mod chunker;
 mod hole_audit;
+pub mod in_order;
 mod plan;
 pub mod reader;
 pub mod source;

@@ -11,6 +11,7 @@ use undercroft_format::partition::{PARTITION_HEAD_LEN, grid_phase};
 use undercroft_format::ranges::RangeSet;
 use undercroft_format::units::{DiskLength, DiskRange};
 
+use super::in_order::OrderedDisk;
 use super::xva::archive::ArchivedDisk;
 use crate::io::{BlockFile, BufferPool, Engine, OsFile, Piece, Queue};
 
@@ -22,6 +23,8 @@ pub enum Source {
     Delta(Box<dyn Changes>),
     /// Bytes in order, without addresses or a known end.
     Stream(Box<dyn Read + Send>),
+    /// Bytes in order with their places.
+    InOrder(Box<dyn OrderedDisk>),
     /// A disk of an XVA. All disks of the job are of the same one then.
     Archived(ArchivedDisk),
 }
@@ -32,7 +35,8 @@ impl Source {
         match self {
             Self::Disk(disk) => Some(disk.size()),
             Self::Delta(delta) => Some(delta.size()),
-            Self::Stream(_) => None,
+            // What a pipe brings is not known before it is read.
+            Self::Stream(_) | Self::InOrder(_) => None,
             Self::Archived(disk) => Some(disk.size),
         }
     }
@@ -44,6 +48,7 @@ impl fmt::Debug for Source {
             Self::Disk(disk) => disk.fmt(f),
             Self::Delta(delta) => delta.fmt(f),
             Self::Stream(_) => f.write_str("Stream"),
+            Self::InOrder(disk) => disk.fmt(f),
             Self::Archived(disk) => disk.fmt(f),
         }
     }

@@ -63,6 +63,12 @@ pub enum VhdFileError {
         /// The file.
         path: String,
     },
+    /// A differencing disk without its parent.
+    #[error("the VHD {path} holds what changed since its parent, which a stream does not bring")]
+    ChildInStream {
+        /// What the stream is called.
+        path: String,
+    },
     /// Too many files, or parents in a circle.
     #[error("the VHD {path} has more than {max} parents, or is its own")]
     Depth {

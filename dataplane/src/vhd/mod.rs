@@ -3,6 +3,7 @@
 //! - [`layer`]: one file; [`disk`]: a file and its parents as one disk
 //! - [`chain`]: which files belong together
 //! - [`delta`]: differencing files as what changed since a snapshot
+//! - [`piped`]: a VHD that comes as a stream
 //! - [`error`]: what can be wrong with them
 
 pub mod chain;
@@ -10,3 +11,4 @@ pub mod delta;
 pub mod disk;
 pub mod error;
 pub mod layer;
+pub mod piped;

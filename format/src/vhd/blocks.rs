@@ -60,6 +60,26 @@ impl BlockTable {
             .filter(|block| u64::from(block.number) == number)
     }
 
+    /// Whether the blocks lie behind byte `start` of the file, in the disk's order.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub(super) fn check_order(&self, start: u64, table_offset: u64) -> Result<(), VhdError> {
+        let mut limit = start;
+        for entry in &self.present {
+            let block = self.placed(*entry);
+            if block.bitmap_offset < limit {
+                return Err(VhdError {
+                    part: Part::BlockEntry(block.number),
+                    offset: table_offset + 4 * u64::from(block.number),
+                    problem: Problem::OutOfOrder,
+                });
+            }
+            limit = block.data_offset + self.block_size.bytes();
+        }
+        Ok(())
+    }
+
     fn placed(&self, (number, sector): (u32, u32)) -> PlacedBlock {
         let bitmap_offset = u64::from(sector) * SECTOR_LEN;
         PlacedBlock {

@@ -141,6 +141,16 @@ pub enum Problem {
         "it was written by tapdisk 0.1, whose bitmaps are in another order: expected version 1.1 or later"
     )]
     OldTapdisk,
+    /// A head without a table.
+    #[error(
+        "it says that the disk is fixed, expected a dynamic or differencing one: only those begin with a footer"
+    )]
+    FixedHead,
+    /// Blocks that a stream cannot bring.
+    #[error(
+        "it does not follow the one before: of a stream, blocks have to come in the disk's order"
+    )]
+    OutOfOrder,
     /// A place that is no multiple of sectors.
     #[error("it should begin at a multiple of {SECTOR_LEN}")]
     Unaligned,

@@ -3,16 +3,22 @@
 //! The file itself is the caller's: it is asked for through a function that fills a buffer from a place. Of a dynamic
 //! disk, both footers have to be there and to tell of the same disk: a file that was cut does not pass for whole.
 
+use std::convert::Infallible;
+
 use super::blocks::{BlockTable, Reserved, TableReader};
 use super::error::{Part, Problem, VhdError};
 use super::footer::{DiskType, FOOTER_LEN, Footer};
-use super::header::{DynamicHeader, HEADER_LEN};
+use super::header::{DynamicHeader, ENTRIES_MAX, HEADER_LEN};
 use super::locator::{LOCATOR_LEN_MAX, Platform};
 use super::{SECTOR_LEN, be32};
 use crate::units::{DiskLength, DiskRange};
 
 /// Bytes of a block allocation table that are asked for at once.
 const TABLE_PIECE_LEN: usize = 64 << 10;
+/// Bytes of the longest head that a stream may have: the largest table, and room around it.
+const HEAD_LEN_MAX: u64 = (4 * ENTRIES_MAX as u64) + (1 << 20);
+/// Where blocks of a stream end, whose length is not known: behind the last that a table can name.
+const STREAM_LEN_MAX: u64 = 1 << 42;
 
 /// What a VHD says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +43,15 @@ pub enum Content {
         /// The blocks.
         table: BlockTable,
     },
+}
+
+/// What the first bytes of a file tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// More bytes are needed: so many from the file's start.
+    Needs(u64),
+    /// All that stands before the blocks, which come in the disk's order.
+    Open(Image),
 }
 
 /// A VHD could not be opened.
@@ -155,6 +170,60 @@ impl Image {
             table: table.finish(&reserved)?,
             header: Box::new(header),
         })
+    }
+
+    /// The VHD that begins with `head`, in a stream. [`check_end`](Self::check_end) has to see its end.
+    ///
+    /// # Errors
+    /// What is wrong, and where; blocks that are in no order.
+    pub fn of_head(head: &[u8]) -> Result<Head, VhdError> {
+        let Some(sector) = head.first_chunk::<FOOTER_LEN>() else {
+            return Ok(Head::Needs(SECTOR_LEN));
+        };
+        let footer = Footer::parse(sector, Part::FooterCopy, 0)?;
+        if footer.disk_type == DiskType::Fixed {
+            return Err(at(Part::FooterCopy, 60, Problem::FixedHead));
+        }
+        let (size, place) = (footer.disk_size(), footer.header_offset);
+        let header_range = region(Part::DynamicHeader, place, HEADER_LEN as u64, HEAD_LEN_MAX)?;
+        let part = |range: DiskRange| head.get(range.start as usize..range.end as usize);
+        let Some(bytes) = part(header_range).and_then(<[u8]>::first_chunk) else {
+            return Ok(Head::Needs(header_range.end));
+        };
+        let header = DynamicHeader::parse(bytes, place, size)?;
+        let (table_at, table_len) = (header.table_offset, header.table_len());
+        let table_range = region(Part::BlockTable, table_at, table_len, HEAD_LEN_MAX)?;
+        let end = header_range.end.max(table_range.end);
+        if (head.len() as u64) < end {
+            return Ok(Head::Needs(end));
+        }
+        let mut read = |out: &mut [u8], offset: u64| -> Result<(), OpenError<Infallible>> {
+            let offset = offset as usize;
+            out.copy_from_slice(&head[offset..offset + out.len()]);
+            Ok(())
+        };
+        let content = Self::open_blocks(&footer, size, STREAM_LEN_MAX, &mut read);
+        let content = content.map_err(|error| match error {
+            OpenError::Vhd(error) => error,
+            OpenError::Read { source, .. } => match source {},
+        })?;
+        if let Content::Blocks { table, .. } = &content {
+            table.check_order(end, table_at)?;
+        }
+        Ok(Head::Open(Self {
+            footer,
+            size,
+            content,
+        }))
+    }
+
+    /// Whether `last`, the last sector of a stream, which begins at `offset`, is the footer of this VHD.
+    ///
+    /// # Errors
+    /// It is not: the stream was cut.
+    pub fn check_end(&self, last: &[u8; FOOTER_LEN], offset: u64) -> Result<(), VhdError> {
+        let footer = Footer::parse(last, Part::Footer, offset)?;
+        check_alike(&footer, &self.footer, offset)
     }
 
     /// True if what is not there is the parent's.

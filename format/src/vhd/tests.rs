@@ -8,7 +8,7 @@ use super::blocks::UNUSED;
 use super::error::{Part, Problem, VhdError};
 use super::footer::{DiskType, Footer, Geometry, timestamp};
 use super::header::{BlockSize, DynamicHeader};
-use super::image::{Content, Image, OpenError};
+use super::image::{Content, Head, Image, OpenError};
 use super::layout::{Identity, Layout, UnfitSize};
 use super::locator::Locator;
 use super::uuid::VhdUuid;
@@ -391,6 +391,38 @@ fn what_is_wrong_is_named() {
     ] {
         assert_eq!(problem(&wrong), (part, expected));
     }
+}
+
+#[test]
+fn heads_are_read_piece_by_piece() {
+    let bytes = small(&[sector(0), UNUSED, sector(1)], 12288, |_, _| {});
+    let needs = |len: usize| Image::of_head(&bytes[..len]).expect("nothing is wrong");
+    for (len, expected) in [
+        (0, 512),
+        (511, 512),
+        (512, 1536),
+        (1535, 1536),
+        (1536, 2048),
+    ] {
+        assert_eq!(needs(len), Head::Needs(expected), "{len} bytes");
+    }
+    let image = open(&bytes).expect("it is whole");
+    assert_eq!(needs(2048), Head::Open(image.clone()));
+    let end = bytes.len() - 512;
+    let last = bytes[end..].try_into().expect("a sector");
+    assert_eq!(image.check_end(&last, end as u64), Ok(()));
+    let other = small(&[UNUSED], 4096, |_, _| {});
+    let last = other[other.len() - 512..].try_into().expect("a sector");
+    assert!(image.check_end(&last, end as u64).is_err());
+    let disorder = small(&[sector(1), sector(0)], 8192, |_, _| {});
+    let error = Image::of_head(&disorder[..2048]).expect_err("in no order");
+    assert_eq!(
+        (error.part, error.problem),
+        (Part::BlockEntry(1), Problem::OutOfOrder)
+    );
+    let far = small(&[UNUSED], 4096, |_, header| header.table_offset = 1 << 40);
+    let error = Image::of_head(&far[..1536]).expect_err("too far away");
+    assert!(matches!(error.problem, Problem::PastEnd { .. }), "{error}");
 }
 
 #[test]

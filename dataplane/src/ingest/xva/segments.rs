@@ -19,7 +19,7 @@ use crate::repository::error::{RepositoryError, Result};
 const CELL_LEN: u64 = 4096;
 
 /// A segment with data, as far as the archive has it.
-pub(crate) struct ArchivedSegment {
+pub struct ArchivedSegment {
     /// Which one.
     pub number: SegmentNumber,
     range: DiskRange,
@@ -30,6 +30,32 @@ pub(crate) struct ArchivedSegment {
 }
 
 impl ArchivedSegment {
+    /// Segment `number` of a disk of `size`, without data.
+    pub fn begin(
+        number: SegmentNumber,
+        segment_size: SegmentSize,
+        size: DiskLength,
+        pool: &Arc<BufferPool>,
+        progress: &Progress,
+    ) -> Self {
+        open(number, segment_size, size, pool, progress)
+    }
+
+    /// Where the bytes of `range` of the disk go.
+    pub fn space(&mut self, range: DiskRange) -> &mut [u8] {
+        let start = self.range.start;
+        &mut self.buffer[(range.start - start) as usize..(range.end - start) as usize]
+    }
+
+    /// `range` of the disk has been filled with data, behind all that was.
+    pub fn push(&mut self, range: DiskRange) {
+        let (start, end) = (range.start - self.range.start, range.end - self.range.start);
+        match self.data.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => self.data.push(DiskRange::new(start, end)),
+        }
+    }
+
     /// Where it lies on the disk.
     pub fn range(&self) -> DiskRange {
         self.range
@@ -133,11 +159,6 @@ impl<'a> DiskSegments<'a> {
             },
             is_over: false,
         }
-    }
-
-    /// Bytes of the disk.
-    pub fn size(&self) -> DiskLength {
-        self.sink.size
     }
 
     /// The next segment that has data; `None` after the last.
