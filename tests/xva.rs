@@ -969,6 +969,64 @@ fn repositories_behind_a_server_take_and_give_xvas() {
 }
 
 #[test]
+fn an_interrupted_session_goes_on_with_the_same_file() {
+    let story = story();
+    let mut served = Served::start();
+    served.init();
+    let bytes = noise(11, 12 * MIB);
+    let disk = XvaDisk {
+        reference: "Ref:7",
+        userdevice: "0",
+        bytes: &bytes,
+    };
+    let xva = story.write("noise.xva", &Xva::of(&[disk]).bytes());
+    let mut backup = served.undercroft();
+    backup.args([
+        "backup",
+        "--vm",
+        "vm",
+        "--json",
+        "--limit-upload",
+        "2MiB/s",
+        "--xva",
+    ]);
+    let child = backup
+        .arg(&xva)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let child = child.expect("it starts");
+    let finished = |served: &Served| {
+        let sessions = served.sessions();
+        let finished = sessions
+            .first()
+            .map(|session| &session["finished_segments"]);
+        finished.and_then(serde_json::Value::as_u64).unwrap_or(0)
+    };
+    let mut tries = 0;
+    while finished(&served) < 2 {
+        tries += 1;
+        assert!(tries < 600, "no segment was finished");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    served.kill();
+    served.start_again();
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("going on"),
+        "{text}"
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let read = report["disks"][0]["read_bytes"].as_u64().expect("a number");
+    assert!(
+        read < bytes.len() as u64,
+        "{read}: what was finished is not worked on again"
+    );
+    served.assert_restores("vm@latest", &bytes);
+}
+
+#[test]
 fn exports_of_snapshots_become_vms() {
     let story = story();
     let mut xva = story.xva();
