@@ -258,7 +258,9 @@ impl SegmentMap {
         if ids.is_empty() {
             return Err(reader.error(Problem::NotCanonical("map of zeros alone")));
         }
-        ids.sort_unstable();
+        // Eight bytes tell nearly all of them apart, and compare faster than 32.
+        let head = |id: &ChunkId| u64::from_be_bytes(*id.as_bytes().first_chunk().expect("of 32"));
+        ids.sort_unstable_by(|a, b| head(a).cmp(&head(b)).then_with(|| a.cmp(b)));
         if ids.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(reader.error(Problem::NotCanonical("chunk id written twice")));
         }

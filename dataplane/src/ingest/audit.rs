@@ -18,7 +18,7 @@ use undercroft_format::source::changed::BLOCK_LEN;
 use undercroft_format::units::{DiskRange, SegmentNumber};
 
 use super::source::DiskSource;
-use crate::io::{Buffer, BufferPool, Direction, Done, Engine, Piece, Queue, Transfer};
+use crate::io::{Buffer, BufferPool, Direction, Done, Engine, Queue, Transfer};
 use crate::progress::Progress;
 use crate::repository::error::{RepositoryError, Result};
 use crate::repository::session::Session;
@@ -363,13 +363,12 @@ impl Running<'_> {
         while self.queue.in_flight() >= CHECKS_IN_FLIGHT {
             self.reap()?;
         }
-        let buffer = self.acquire(check.read.len() as usize)?;
-        let piece = Piece {
-            file: self.auditor.source.file().clone(),
-            file_offset: check.read.start,
-            buffer_offset: 0,
-            len: check.read.len() as usize,
-        };
+        let mut buffer = self.acquire(check.read.len() as usize)?;
+        let mut pieces = Vec::new();
+        self.auditor
+            .source
+            .add_pieces(check.read, 0, &mut buffer, &mut pieces)
+            .map_err(RepositoryError::io("looking for data in", "the source"))?;
         let token = self.next_token;
         self.next_token += 1;
         self.reading.insert(token, check);
@@ -377,7 +376,7 @@ impl Running<'_> {
             token,
             direction: Direction::Read,
             buffer,
-            pieces: vec![piece],
+            pieces,
         });
         Ok(())
     }
@@ -407,8 +406,9 @@ impl Running<'_> {
             self.audit.unreadable.get_or_insert(text);
             return Ok(true);
         }
-        self.audit.read_bytes += check.read.len();
-        self.auditor.progress.read_bytes.add(check.read.len());
+        let read: usize = transfer.pieces.iter().map(|piece| piece.len).sum();
+        self.audit.read_bytes += read as u64;
+        self.auditor.progress.read_bytes.add(read as u64);
         match self.auditor.compare(&check, &transfer.buffer)? {
             Compared::Same => self.audit.blocks += 1,
             Compared::Unknown => self.audit.unknown_blocks += 1,

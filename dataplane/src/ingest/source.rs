@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use undercroft_format::partition::{PARTITION_HEAD_LEN, grid_phase};
 use undercroft_format::ranges::RangeSet;
 use undercroft_format::units::{DiskLength, DiskRange};
@@ -64,6 +65,29 @@ pub struct DiskSource {
     /// Set when something was found where the source says that there are zeros.
     holes_distrusted: Arc<AtomicBool>,
     layout: Option<Arc<dyn Layout>>,
+    /// The last answer to [`next_data`](Self::next_data).
+    known: Arc<Mutex<Option<KnownData>>>,
+}
+
+/// Where the first data at or after `from` are.
+#[derive(Clone, Debug)]
+struct KnownData {
+    from: u64,
+    data: Option<Range<u64>>,
+}
+
+impl KnownData {
+    /// The first data at or after `offset`, if that is known.
+    fn after(&self, offset: u64) -> Option<Option<Range<u64>>> {
+        if offset < self.from {
+            return None;
+        }
+        match &self.data {
+            None => Some(None),
+            Some(data) if offset < data.end => Some(Some(data.start.max(offset)..data.end)),
+            Some(_) => None,
+        }
+    }
 }
 
 /// What changed on a disk, and the bytes that are there now.
@@ -142,6 +166,7 @@ impl DiskSource {
             reads: None,
             holes_distrusted: Arc::default(),
             layout: None,
+            known: Arc::default(),
         })
     }
 
@@ -159,6 +184,7 @@ impl DiskSource {
             reads: None,
             holes_distrusted: Arc::default(),
             layout: Some(layout),
+            known: Arc::default(),
         }
     }
 
@@ -171,6 +197,7 @@ impl DiskSource {
             reads: Some(reads),
             holes_distrusted: Arc::default(),
             layout: None,
+            known: Arc::default(),
         }
     }
 
@@ -253,7 +280,7 @@ impl DiskSource {
         if self.holes_distrusted.load(Ordering::Relaxed) {
             return Ok(Some(offset..size));
         }
-        Ok(self.file.next_data(offset, size)?.map(|range| {
+        Ok(self.next_in_file(offset)?.map(|range| {
             let start = (range.start & !4095).max(offset);
             start..range.end.next_multiple_of(4096).min(size)
         }))
@@ -264,10 +291,99 @@ impl DiskSource {
         self.holes_distrusted.store(true, Ordering::Relaxed);
     }
 
+    /// The same, as the file has it. A file system looks for the end of data page by page or extent by extent:
+    /// for one range that changed after the other, it would look at the rest of the file each time.
+    fn next_in_file(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let mut known = self.known.lock();
+        if let Some(found) = known.as_ref().and_then(|known| known.after(offset)) {
+            return Ok(found);
+        }
+        let data = self.file.next_data(offset, self.size.get())?;
+        *known = Some(KnownData {
+            from: offset,
+            data: data.clone(),
+        });
+        Ok(data)
+    }
+
     /// The phase of the chunker's grid: see [`undercroft_format::partition`].
     pub fn grid_phase(&self) -> io::Result<u16> {
         let mut head = vec![0; PARTITION_HEAD_LEN];
         let got = self.file.read_at(&mut head, 0)?;
         Ok(grid_phase(&head[..got], self.size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    /// A file with some data, which counts how often it is asked for them.
+    #[derive(Debug, Default)]
+    struct Asked {
+        data: Vec<Range<u64>>,
+        times: AtomicUsize,
+    }
+
+    impl BlockFile for Asked {
+        fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn len(&self) -> io::Result<u64> {
+            Ok(100_000)
+        }
+
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn next_data(&self, offset: u64, _: u64) -> io::Result<Option<Range<u64>>> {
+            self.times.fetch_add(1, Ordering::Relaxed);
+            let next = self.data.iter().find(|data| offset < data.end);
+            Ok(next.map(|data| data.start.max(offset)..data.end))
+        }
+
+        fn advise_dont_need(&self) {}
+    }
+
+    #[test]
+    fn what_is_known_of_holes_is_not_asked_again() {
+        let file = Arc::new(Asked {
+            data: vec![8_192..40_960, 81_920..90_000],
+            times: AtomicUsize::new(0),
+        });
+        let source = DiskSource::new(file.clone(), true).expect("it has a length");
+        let asked = |offset| {
+            let found = source.next_data(offset).expect("it cannot fail");
+            (found, file.times.load(Ordering::Relaxed))
+        };
+        assert_eq!(asked(0), (Some(8_192..40_960), 1));
+        assert_eq!(asked(5_000), (Some(8_192..40_960), 1));
+        assert_eq!(asked(9_000), (Some(9_000..40_960), 1));
+        assert_eq!(asked(40_959), (Some(40_959..40_960), 1));
+        assert_eq!(asked(40_960), (Some(81_920..90_112), 2));
+        assert_eq!(asked(89_000), (Some(89_000..90_112), 2));
+        assert_eq!(asked(90_000), (None, 3));
+        assert_eq!(asked(95_000), (None, 3));
+        assert_eq!(asked(0), (Some(8_192..40_960), 4), "back again");
     }
 }
