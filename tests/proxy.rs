@@ -212,7 +212,15 @@ fn a_restore_is_run_again_after_a_crash() {
     succeed(backup.arg(&two.path));
     let out = served.path("out").join("vm/");
     let client = start(&mut proxied.restore(&served, "admin", "vm@latest", &out));
-    wait_for("the first disk", || out.join("one.raw").exists());
+    // A file is noted in the task's once it has its name: killed in between, the next run takes it for another's.
+    let tasks = proxied.state().join("tasks");
+    let is_noted = |file: &std::path::PathBuf| {
+        let bytes = std::fs::read(file).unwrap_or_default();
+        file.extension().is_none() && bytes.windows(7).any(|part| part == b"one.raw")
+    };
+    wait_for("the first disk", || {
+        support::files_below(&tasks).iter().any(is_noted)
+    });
     proxied.kill();
     proxied.start_again();
     let output = client.wait_with_output().expect("it ends");
