@@ -170,6 +170,53 @@ fn qemus_map_of_an_overlay_is_what_changed() {
     story.assert_restores();
 }
 
+/// In a VHD a disk's blocks lie anywhere, and some nowhere.
+#[test]
+fn disks_in_vhds_are_audited_where_their_blocks_lie() {
+    let mut story = Story::begin(8 << 20, &[]);
+    let vhd = story.dir.path().join("disk.vhd");
+    let convert = |story: &Story| {
+        let mut convert = Command::new("qemu-img");
+        convert.args([
+            "convert",
+            "-O",
+            "vpc",
+            "-o",
+            "subformat=dynamic,force_size=on",
+        ]);
+        succeed(convert.arg(&story.image.path).arg(&vhd));
+    };
+    story.image.bytes[2 << 20..6 << 20].fill(0);
+    story.image.write();
+    convert(&story);
+    let repo = story.repo.clone();
+    let backup = || {
+        let mut command = undercroft(&repo);
+        command.args(["backup", "--vm", "web", "--audit", "100%", "--disk"]);
+        command.arg(format!("root=vhd:{}", vhd.display()));
+        command
+    };
+    let mut full = backup();
+    succeed(&mut full);
+    let bitmap = story.image.change(1, &[5, 40, 120]);
+    convert(&story);
+    let changes = story.write("changes", &bitmap);
+    let increment = || {
+        let mut command = backup();
+        command.args(["--parent", "web@latest", "--changed-blocks"]);
+        command.arg(&changes);
+        command
+    };
+    let report = json(&mut increment());
+    assert_eq!(reasons(&report), ["note:lineage-unchecked"]);
+    assert_eq!(report["audits"][0]["blocks"], 125);
+    story.assert_restores();
+    story.lie(50 * BLOCK, 512);
+    convert(&story);
+    assert!(fail_with(&mut increment(), 4).contains("differ from the parent"));
+    story.assert_restores();
+}
+
 #[test]
 fn lineages_that_do_not_fit_lead_to_full_reads() {
     let lineage = |pairs: &[&str]| {
