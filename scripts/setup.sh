@@ -106,6 +106,13 @@ apt() {
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
 }
 apt update
-# Nothing that is installed may go for it, as another release's qemu-utils would: that has to be settled by hand.
+# Nothing that is installed may go for it.
 # shellcheck disable=SC2086 # a list of packages
-apt install -y --no-install-recommends --no-remove $missing >/dev/null
+if ! apt install -y --no-install-recommends --no-remove $missing >/dev/null; then
+  case " $missing " in *' qemu-system-x86 '*) ;; *) exit 1 ;; esac
+  # The tools of a newer release, as backports have them, keep this release's emulator out: both of this one.
+  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  echo "setup: taking qemu-utils of $release, too"
+  # shellcheck disable=SC2086
+  apt install -y --no-install-recommends --no-remove --allow-downgrades $missing "qemu-utils/$release" >/dev/null
+fi

@@ -414,7 +414,6 @@ impl Machine<'_> {
                 };
                 let mut plan = increment.plan(job.changed_blocks, parent, &mut told.warnings);
                 self.note_io(&source, &mut plan.reasons);
-                self.check_holes(ordinal, &job.label, &source, &mut plan, told)?;
                 let phase = match parent_disk {
                     Some(disk) => disk.grid_phase,
                     None => source.grid_phase().map_err(RepositoryError::io(
@@ -442,6 +441,7 @@ impl Machine<'_> {
                     self.distrust(parent, &job.label)?;
                     plan.read_in_full(Reason::ParentDamaged);
                     self.progress.total_bytes.add(size.get());
+                    self.check_holes(&read, &mut plan, told)?;
                     stored = self.store_disk(&read, &plan);
                 }
                 (size, plan, phase, stored?)
@@ -703,27 +703,22 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Looks whether there are zeros where a source elsewhere says so; if not, all is read that is planned.
-    fn check_holes(
-        &self,
-        ordinal: u16,
-        label: &str,
-        source: &DiskSource,
-        plan: &mut Plan,
-        told: &mut Told,
-    ) -> Result<()> {
-        if !source.retries_itself() {
+    /// Before a disk is read in full: looks whether there are zeros where a source elsewhere says so. If not,
+    /// what it says of them is passed over. (An audit of an increment asks nobody for zeros.)
+    fn check_holes(&self, read: &DiskRead<'_>, plan: &mut Plan, told: &mut Told) -> Result<()> {
+        if !matches!(plan.extent, Extent::All) || !read.source.retries_itself() {
             return Ok(());
         }
-        let mut random = session_random(self.session, b"holes", ordinal);
-        let found = untrue_hole(source, self.audit, &mut random, self.progress)?;
+        let mut random = session_random(self.session, b"holes", read.ordinal);
+        let found = untrue_hole(read.source, self.audit, &mut random, self.progress)?;
         if let Some(block) = found {
-            source.distrust_holes();
+            read.source.distrust_holes();
             plan.reasons.push(Reason::HolesUntrue);
             told.warnings.push(format!(
-                "disk {label}: there is data in bytes {block}, which its server says are zero; what it says of \
+                "disk {}: there is data in bytes {block}, which its server says are zero; what it says of \
                  zeros is passed over. Backups of this server's disks by other tools, and earlier ones of this disk, \
-                 may lack data"
+                 may lack data",
+                read.label
             ));
         }
         Ok(())
@@ -759,6 +754,7 @@ impl Machine<'_> {
             }
             told.audits.push(audit);
         }
+        self.check_holes(read, plan, told)?;
         self.store_disk(read, plan)
     }
 
