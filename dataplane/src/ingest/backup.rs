@@ -1,6 +1,6 @@
 //! A backup: all disks of one VM, one snapshot, published atomically.
 //!
-//! When the changed blocks of a disk cannot be trusted, by its [`plan`](super::plan), an [`audit`](super::audit) or
+//! When the changed blocks of a disk cannot be trusted, by its `plan`, an [`audit`](super::audit) or
 //! damage of the parent, it is read in full, which costs time and never data: a full read sends only what the
 //! repository lacks.
 

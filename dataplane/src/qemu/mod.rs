@@ -2,7 +2,7 @@
 //!
 //! [`monitor`] asks and waits for answers, [`guest`] finds the disks, [`point`] makes a consistent point of
 //! all of them and exports it over NBD, [`live`] watches over it while it is read and gives it up in the
-//! end, [`sweep`] takes out of QEMU what was put in, [`scratch`] lends QEMU files and a socket, [`names`] says how
+//! end, `sweep` takes out of QEMU what was put in, [`scratch`] lends QEMU files and a socket, [`names`] says how
 //! all of it is called.
 //!
 //! # How a point is made

@@ -1,7 +1,7 @@
 //! An XVA from its first byte to its last.
 //!
 //! [`XvaArchive`] has been read as far as its description goes, so that it is known which disks there will be;
-//! [`XvaStream`] then gives their bytes. A plain file is read through the repository's engine, everything else as
+//! `XvaStream` then gives their bytes. A plain file is read through the repository's engine, everything else as
 //! it comes.
 
 use std::fmt;
