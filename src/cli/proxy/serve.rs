@@ -52,7 +52,7 @@ pub struct Args {
     /// A directory below which tasks may read disks; may be given more than once
     #[arg(long = "read", value_name = "DIR")]
     reads: Vec<PathBuf>,
-    /// An NBD server whose exports tasks may read (nbds://HOST[:PORT]/), or one export of it; with the
+    /// An NBD server whose exports tasks may read (`nbds://HOST[:PORT]/`), or one export of it; with the
     /// parameters of TLS, which tasks may not give; may be given more than once
     #[arg(long = "read-nbd", value_name = "URI")]
     exports: Vec<AllowedExport>,
