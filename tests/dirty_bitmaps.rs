@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use base64::Engine;
 use support::exports::{Server, Story, story};
 use support::{assert_restores, fail_with, json, succeed};
 
@@ -179,6 +180,24 @@ fn only_what_a_dirty_bitmap_names_is_read() {
     assert_eq!(report["disks"][0]["read_bytes"], 9 * BLOCK);
     disk.assert_restores();
 
+    // A bitmap of XAPI's and the map that nbdinfo prints say the same.
+    let server = format!(
+        "nbd+unix:///?socket={}",
+        disk.story.path("server").display()
+    );
+    let mut map = Command::new("nbdinfo");
+    map.args(["--json", "--map=qemu:dirty-bitmap:b0", &server]);
+    let map = succeed(&mut map).stdout;
+    for text in [map, xapi_bitmap(&dirty, 40 << 20)] {
+        let changes = disk.story.path("changes");
+        std::fs::write(&changes, text).expect("a file");
+        let mut increment = disk.story.backup(&uri);
+        increment.args(["--parent", "web@latest", "--audit", "0"]);
+        let report = json(increment.arg("--changed-blocks").arg(&changes));
+        assert_eq!(report["disks"][0]["read_bytes"], 9 * BLOCK, "{report}");
+        assert_eq!(joined(relay.take_reads()), dirty);
+    }
+
     // Changes and a sample of the rest, and nothing else.
     let report = json(&mut disk.increment("b0"));
     let bytes = |value: &serde_json::Value| value["read_bytes"].as_u64().expect("a number");
@@ -199,6 +218,18 @@ fn only_what_a_dirty_bitmap_names_is_read() {
         serde_json::Value::Null,
         "{report}"
     );
+}
+
+fn xapi_bitmap(ranges: &[(u64, u64)], len: u64) -> Vec<u8> {
+    let mut bitmap = vec![0_u8; len.div_ceil(BLOCK).div_ceil(8) as usize];
+    for block in ranges
+        .iter()
+        .flat_map(|(start, end)| start / BLOCK..end / BLOCK)
+    {
+        bitmap[block as usize / 8] |= 0x80 >> (block % 8);
+    }
+    let text = base64::engine::general_purpose::STANDARD.encode(bitmap);
+    text.into_bytes()
 }
 
 fn joined(ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {

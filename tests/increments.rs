@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use support::proxied::Proxied;
 use support::served::Served;
 use support::{Image, assert_restores, fail_with, json, noise, succeed, undercroft, workspace};
 
@@ -429,6 +430,42 @@ fn an_ingest_audits_without_reading_data_back() {
     image.write();
     let text = fail_with(&mut increment(b"[]"), 4);
     assert!(text.contains("differ from the parent"), "{text}");
+    let target = served.path("restored");
+    let mut restore = served.undercroft();
+    succeed(restore.args(["restore", "web@latest", "--to"]).arg(&target));
+    assert!(std::fs::read(&target).expect("a file") == image.bytes);
+}
+
+/// What a proxy finds is what its client is told.
+#[test]
+fn proxies_audit_what_they_read() {
+    let served = Served::start();
+    served.init();
+    let proxied = Proxied::start(&served, "reader", "ingest", &["--read", "disks"]);
+    let path = served.path("disks").join("disk.raw");
+    let mut image = Image::new(path.clone(), 5, 8 << 20);
+    succeed(&mut proxied.backup(&served, "admin", "web", &path));
+    image.change(1, &[9, 40]);
+    let changes = served.path("disks").join("changes");
+    let increment = |blocks: &[usize]| {
+        std::fs::write(&changes, extents(blocks, 8 << 20)).expect("a file");
+        let mut command = proxied.backup(&served, "admin", "web", &path);
+        command.args(["--parent", "web@latest", "--audit", "100%"]);
+        command.arg("--changed-blocks").arg(&changes);
+        command
+    };
+    let report = json(&mut increment(&[9, 40]));
+    assert_eq!(report["disks"][0]["read_bytes"], 2 * BLOCK as u64);
+    assert_eq!(report["audits"][0]["mismatch"], Value::Null);
+    image.change(2, &[24]);
+    let text = fail_with(&mut increment(&[9]), 4);
+    assert!(text.contains("differ from the parent"), "{text}");
+    let tasks = json(&mut proxied.proxy(&served, &["tasks"]));
+    let tasks = tasks.as_array().expect("a list");
+    assert!(
+        tasks.iter().any(|task| task["state"] == "warned"),
+        "{tasks:?}"
+    );
     let target = served.path("restored");
     let mut restore = served.undercroft();
     succeed(restore.args(["restore", "web@latest", "--to"]).arg(&target));

@@ -27,6 +27,16 @@ impl RangeSet {
         self.0.is_empty()
     }
 
+    /// What of `0..size` the set does not cover.
+    pub fn complement(&self, size: u64) -> Self {
+        let starts = std::iter::once(0).chain(self.0.iter().map(|range| range.end));
+        let ends = self.0.iter().map(|range| range.start);
+        let ends = ends.chain(std::iter::once(size));
+        let gaps = starts.zip(ends);
+        gaps.map(|(start, end)| DiskRange::new(start, end.min(size)))
+            .collect()
+    }
+
     /// The parts of the set that lie in `window`, in address order.
     pub fn within(&self, window: DiskRange) -> impl Iterator<Item = DiskRange> + '_ {
         let first = self.0.partition_point(|range| range.end <= window.start);
@@ -67,6 +77,11 @@ mod tests {
             .collect();
         assert_eq!(set.ranges(), [DiskRange::new(0, 4), DiskRange::new(5, 12)]);
         assert_eq!(set.bytes(), 11);
+        let gaps = |size| set.complement(size).0;
+        assert_eq!(gaps(11), [DiskRange::new(4, 5)]);
+        assert_eq!(gaps(20), [DiskRange::new(4, 5), DiskRange::new(12, 20)]);
+        assert_eq!(RangeSet::default().complement(7), RangeSet::whole(7));
+        assert_eq!(RangeSet::whole(7).complement(7), RangeSet::default());
         let within: Vec<_> = set.within(DiskRange::new(3, 6)).collect();
         assert_eq!(within, [DiskRange::new(3, 4), DiskRange::new(5, 6)]);
     }

@@ -15,6 +15,7 @@ use undercroft_format::id::{NodeId, ObjectId, SegmentMapId, SessionId, SnapshotI
 use undercroft_format::lock::LockEnd;
 use undercroft_format::maptree::{Tree, update};
 use undercroft_format::pack::ObjectKind;
+use undercroft_format::ranges::RangeSet;
 use undercroft_format::reason::Reason;
 use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::{DiskFigures, DiskManifest, Metadata, Snapshot};
@@ -703,16 +704,21 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Before a disk is read in full: looks whether there are zeros where a source elsewhere says so. If not,
-    /// what it says of them is passed over. (An audit of an increment asks nobody for zeros.)
+    /// Before a disk is read: looks whether there are zeros where a source elsewhere says so, within what is going
+    /// to be read. If not, what it says of them is passed over. (An audit of an increment asks nobody for zeros.)
     fn check_holes(&self, read: &DiskRead<'_>, plan: &mut Plan, told: &mut Told) -> Result<()> {
-        if !matches!(plan.extent, Extent::All) || !read.source.retries_itself() {
+        let source = read.source;
+        if !source.retries_itself() || plan.reasons.contains(&Reason::HolesUntrue) {
             return Ok(());
         }
+        let left_out = match &plan.extent {
+            Extent::All => RangeSet::default(),
+            Extent::Changed { ranges, .. } => ranges.complement(source.size().get()),
+        };
         let mut random = session_random(self.session, b"holes", read.ordinal);
-        let found = untrue_hole(read.source, self.audit, &mut random, self.progress)?;
+        let found = untrue_hole(source, &left_out, self.audit, &mut random, self.progress)?;
         if let Some(block) = found {
-            read.source.distrust_holes();
+            source.distrust_holes();
             plan.reasons.push(Reason::HolesUntrue);
             told.warnings.push(format!(
                 "disk {}: there is data in bytes {block}, which its server says are zero; what it says of \

@@ -1,8 +1,8 @@
 //! Whether a source elsewhere can be believed where it says that there are zeros.
 //!
 //! A full read leaves out what an NBD server reports as zero, so that a server that is wrong about it would make
-//! a snapshot that lacks data. As in an [`audit`](super::audit) of an increment one block is drawn from each
-//! stratum of the disk; those that the server says are zero are read.
+//! a snapshot that lacks data, and so does an increment within what changed. As in an [`audit`](super::audit) one
+//! block is drawn from each stratum of what is to be read; those that the server says are zero are read.
 
 use undercroft_format::audit::{AuditShare, Unchanged, pick};
 use undercroft_format::ranges::RangeSet;
@@ -12,18 +12,20 @@ use super::source::DiskSource;
 use crate::progress::Progress;
 use crate::repository::error::{RepositoryError, Result};
 
-/// The first block of a sample that is said to be zero and is not; `random` gives numbers of 64 bits.
+/// The first block of a sample, of all that `left_out` does not touch, that is said to be zero and is not; `random`
+/// gives numbers of 64 bits.
 ///
 /// # Errors
 /// A source that cannot be asked; [`RepositoryError::Cancelled`]. A block that cannot be read is none: whoever
 /// reads the disk meets that.
 pub fn untrue_hole(
     source: &DiskSource,
+    left_out: &RangeSet,
     share: AuditShare,
     random: &mut dyn FnMut() -> u64,
     progress: &Progress,
 ) -> Result<Option<DiskRange>> {
-    let blocks = Unchanged::new(&RangeSet::default(), source.size(), source.size());
+    let blocks = Unchanged::new(left_out, source.size(), source.size());
     let strata = share.of(blocks.blocks());
     for place in 0..strata {
         if progress.is_stopping() {
@@ -105,6 +107,10 @@ mod tests {
     }
 
     fn found(data: u64, share: AuditShare) -> Option<DiskRange> {
+        found_beyond(&RangeSet::default(), data, share)
+    }
+
+    fn found_beyond(left_out: &RangeSet, data: u64, share: AuditShare) -> Option<DiskRange> {
         let len = (8 << 20) + 512;
         let source = DiskSource::new(Arc::new(Liar { len, data }), false).expect("a disk");
         let mut state = 1_u64;
@@ -115,7 +121,7 @@ mod tests {
             state
         };
         let progress = Progress::default();
-        untrue_hole(&source, share, &mut random, &progress).expect("it can be asked")
+        untrue_hole(&source, left_out, share, &mut random, &progress).expect("it can be asked")
     }
 
     #[test]
@@ -126,5 +132,9 @@ mod tests {
         assert_eq!(found(end - 1, AuditShare::ALL), Some(last));
         assert!(found(4 << 20, AuditShare::default()).is_some());
         assert_eq!(found(0, AuditShare::NONE), None);
+        let left_out = RangeSet::from_iter([DiskRange::new(64 << 10, end)]);
+        let first = DiskRange::new(0, 64 << 10);
+        assert_eq!(found_beyond(&left_out, 64 << 10, AuditShare::ALL), None);
+        assert_eq!(found_beyond(&left_out, 0, AuditShare::ALL), Some(first));
     }
 }

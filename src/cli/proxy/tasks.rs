@@ -12,7 +12,7 @@ use crate::units::{Size, count};
 /// Those that wait, run, or ended not long ago: an administrator sees all, others their own.
 ///
 /// JSON: an array of objects with task, kind (backup, restore), subject (the VM; of a restore the snapshot as it
-/// was named), repository, owner, state (queued, running, cancelling, done, damage, failed, cancelled),
+/// was named), repository, owner, state (queued, running, cancelling, done, damage, failed, cancelled, warned),
 /// submitted, started, ended, runs, waits_for, session, total_bytes, done_bytes, read_bytes, new_bytes,
 /// stored_bytes, rate_bytes_per_s.
 #[derive(clap::Args, Clone, Debug)]
