@@ -4,6 +4,7 @@
 //! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
+//! - [`disk`]: a disk that can be read anywhere
 //! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs; [`qemu`]: those of a running guest
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
@@ -11,6 +12,7 @@
 //! - [`simulate`]: what a simulation puts in place of the machine
 
 pub mod clock;
+pub mod disk;
 pub mod ingest;
 pub mod io;
 pub mod measure;
