@@ -4,7 +4,7 @@
 //! - [`ingest`]: source, reader, chunker, hasher, prober, compressor, pusher
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
-//! - [`disk`]: a disk that can be read anywhere
+//! - [`disk`]: a disk that can be read anywhere; [`view`]: those of stored snapshots
 //! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs; [`qemu`]: those of a running guest
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
@@ -25,4 +25,5 @@ pub mod repository;
 pub mod restore;
 pub mod simulate;
 pub mod vhd;
+pub mod view;
 pub mod wall_clock;

@@ -195,6 +195,39 @@ impl SegmentDecoder {
         Ok(())
     }
 
+    /// The plaintext of a chunk, from its record in `fetched` or read now.
+    pub fn decode_whole(
+        &mut self,
+        wanted: &Wanted,
+        fetched: Option<&[u8]>,
+        objects: &Objects,
+        keys: &Keys,
+    ) -> Result<Vec<u8>> {
+        let (located, payload) = payload(wanted, fetched, objects, &mut self.payload)?;
+        let mut plain = vec![0; located.info.plain_len as usize];
+        self.records
+            .decode(&located.info, payload, keys, &mut plain)
+            .map_err(|problem| corrupt(located, problem))?;
+        Ok(plain)
+    }
+
+    /// The plaintext of chunk `id`, read now.
+    pub fn decode_alone(
+        &mut self,
+        id: ObjectId,
+        objects: &Objects,
+        keys: &Keys,
+    ) -> Result<Vec<u8>> {
+        let wanted = Wanted {
+            id,
+            tag: 0,
+            plain_len_min: 0,
+            located: None,
+            fetched: None,
+        };
+        self.decode_whole(&wanted, None, objects, keys)
+    }
+
     /// The plaintext of a chunk that covers all its uses.
     fn plain(
         &mut self,
