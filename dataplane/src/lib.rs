@@ -5,6 +5,7 @@
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
 //! - [`disk`]: a disk that can be read anywhere; [`view`]: those of stored snapshots
+//! - [`partitions`]: its parts, and what they hold
 //! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs; [`qemu`]: those of a running guest
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
@@ -19,6 +20,7 @@ pub mod measure;
 pub mod nbd;
 pub mod net;
 pub mod observe;
+pub mod partitions;
 pub mod progress;
 pub mod qemu;
 pub mod repository;

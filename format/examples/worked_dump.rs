@@ -406,6 +406,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let id = |id: ObjectId| id.to_string().into_bytes();
     let with_size = |size: u64, bytes: &[u8]| [&size.to_le_bytes()[..], bytes].concat();
     let [mbr, gpt] = partition_tables();
+    let padded = |table: &[u8]| [table, &[0; 4096]].concat();
     vec![
         (
             "cbt",
@@ -471,6 +472,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
             "partition",
             vec![with_size(1 << 40, &mbr), with_size(1 << 40, &gpt)],
         ),
+        ("partition_table", vec![padded(&mbr), padded(&gpt)]),
         ("pattern", vec![b"web*web0*web01\x04\x05".to_vec()]),
         ("seal", vec![seal_prefix().encode().to_vec()]),
         ("segment_map", vec![segment_map().encode()]),

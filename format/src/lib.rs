@@ -12,7 +12,8 @@
 //!   disks are read over the network; [`qmp`]: how QEMU is asked
 //! - [`ranges`]: what an increment reads; [`lineage`]: whether it begins at its parent; [`audit`]: what of the rest
 //!   is looked at all the same
-//! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut
+//! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut; where partitions lie
+//! - [`file_system`]: what a disk or a partition holds
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
 //! - [`snapshot`], [`lock`], [`config`], [`reason`]: the roots and the set-up
@@ -25,6 +26,7 @@ pub mod chunker;
 pub mod codec;
 pub mod config;
 pub mod extent;
+pub mod file_system;
 pub mod id;
 pub mod lineage;
 pub mod lock;

@@ -12,6 +12,10 @@
 //! The bytes come from inside a VM and may say anything. Nothing here verifies checksums: a wrong phase
 //! costs deduplication, never correctness.
 
+use super::mbr::{
+    MBR_ENTRIES, MBR_ENTRIES_AT, MBR_ENTRY_LEN, MBR_SIGNATURE, MBR_SIGNATURE_AT, MBR_STATUSES,
+    MBR_TYPE_PROTECTIVE, MBR_TYPE_UNUSED, MBR_TYPES_EXTENDED,
+};
 use crate::chunker::GRID_BLOCK_LEN;
 use crate::units::DiskLength;
 
@@ -21,17 +25,6 @@ use crate::units::DiskLength;
 pub const PARTITION_HEAD_LEN: usize = 64 * 1024;
 
 const SECTOR_LEN: u64 = 512;
-
-const MBR_SIGNATURE_AT: usize = 510;
-const MBR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
-const MBR_ENTRIES_AT: usize = 446;
-const MBR_ENTRY_LEN: usize = 16;
-const MBR_ENTRIES: usize = 4;
-const MBR_STATUSES: [u8; 2] = [0x00, 0x80];
-const MBR_TYPE_UNUSED: u8 = 0x00;
-const MBR_TYPE_PROTECTIVE: u8 = 0xee;
-/// Containers of logical partitions, whose starts lie somewhere inside the disk.
-const MBR_TYPES_EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
 const GPT_HEADER_AT: usize = 512;
 const GPT_SIGNATURE: &[u8] = b"EFI PART";
