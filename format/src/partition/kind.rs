@@ -5,7 +5,33 @@
 
 use std::fmt;
 
-use gpt_disk_types::Guid;
+/// What names a type of partition: 16 bytes, written as in `c12a7328-f81f-11d2-ba4b-00a0c93ec93b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guid([u8; 16]);
+
+impl Guid {
+    /// The type of entries that are not used.
+    pub(super) const UNUSED: Self = Self([0; 16]);
+
+    /// From the bytes of an entry.
+    pub const fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
+/// The first three numbers are little-endian (UEFI Specification 2.10, appendix A).
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+        for (place, byte) in ORDER.into_iter().enumerate() {
+            if matches!(place, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{:02x}", self.0[byte])?;
+        }
+        Ok(())
+    }
+}
 
 /// The type of a partition as its table has it. What is on it may be something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +51,8 @@ impl PartitionKind {
                 .find(|known| known.0 == *kind)
                 .map(|known| known.1),
             Self::Gpt(kind) => {
-                let text = kind.to_ascii_hex_lower();
-                let known = GPT_LABELS.iter().find(|known| known.0.as_bytes() == text);
+                let text = kind.to_string();
+                let known = GPT_LABELS.iter().find(|known| known.0 == text);
                 known.map(|known| known.1)
             }
         }
@@ -87,3 +113,22 @@ const GPT_LABELS: &[(&str, &str)] = &[
     ("de94bba4-06d1-4d40-a16a-bfd50179d6ac", "Windows recovery"),
     ("aa31e02a-400f-11db-9590-000c2911d1b8", "VMFS"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guids_are_written_as_everybody_writes_them() {
+        let efi = [
+            0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9,
+            0x3b,
+        ];
+        assert_eq!(
+            Guid::new(efi).to_string(),
+            "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+        );
+        assert_eq!(PartitionKind::Gpt(Guid::new(efi)).to_string(), "EFI system");
+        assert_eq!(PartitionKind::Mbr(0x42).to_string(), "type 0x42");
+    }
+}

@@ -11,7 +11,7 @@ mod table;
 #[cfg(test)]
 mod table_tests;
 
-pub use kind::PartitionKind;
+pub use kind::{Guid, PartitionKind};
 pub use phase::{PARTITION_HEAD_LEN, grid_phase};
 pub use table::{
     Partition, PartitionNumber, PartitionTable, Scheme, TableError, TableNote, read_table,
