@@ -36,6 +36,8 @@ pub const EXPORT_NAME_PADDING: usize = 124;
 
 /// Reply to an option: done.
 pub const REP_ACK: u32 = 1;
+/// Reply to an option: the name of an export.
+pub const REP_SERVER: u32 = 2;
 /// Reply to an option: a piece of information.
 pub const REP_INFO: u32 = 3;
 /// Reply to an option: a metadata context.
@@ -44,6 +46,10 @@ pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERROR_BIT: u32 = 1 << 31;
 /// Information: size and flags.
 pub const INFO_EXPORT: u16 = 0;
+/// Information: the export's own name.
+pub const INFO_NAME: u16 = 1;
+/// Information: a text for people.
+pub const INFO_DESCRIPTION: u16 = 2;
 /// Information: block sizes.
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
@@ -66,8 +72,12 @@ pub const CHUNK_ERROR_OFFSET: u16 = CHUNK_ERROR_BIT | 2;
 
 /// The metadata context that tells holes and zeros.
 pub const BASE_ALLOCATION: &str = "base:allocation";
+/// What the names of the protocol's own contexts begin with.
+pub const BASE_PREFIX: &str = "base:";
 /// What the names of QEMU's dirty bitmaps begin with.
 pub const DIRTY_BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
+/// Of `base:allocation`: takes no room.
+pub const STATE_HOLE: u32 = 1;
 /// Of `base:allocation`: reads as zero.
 pub const STATE_ZERO: u32 = 2;
 /// Of a dirty bitmap: changed.
@@ -113,12 +123,18 @@ numbers! {
         ExportName = 1, "EXPORT_NAME";
         /// Ends the connection.
         Abort = 2, "ABORT";
+        /// Asks for the names of the exports.
+        List = 3, "LIST";
         /// Goes on under TLS.
         StartTls = 5, "STARTTLS";
+        /// Asks what an export is like.
+        Info = 6, "INFO";
         /// Opens an export, with refusals.
         Go = 7, "GO";
         /// Replies come in chunks.
         StructuredReply = 8, "STRUCTURED_REPLY";
+        /// Asks what block status can tell.
+        ListMetaContext = 9, "LIST_META_CONTEXT";
         /// Chooses what block status tells.
         SetMetaContext = 10, "SET_META_CONTEXT";
     }
@@ -176,11 +192,46 @@ pub struct TransmissionFlags(pub u16);
 
 impl TransmissionFlags {
     /// All that xapi-nbd gives: HAS_FLAGS and READ_ONLY.
-    pub const READ_ONLY_ALONE: Self = Self(3);
+    pub const READ_ONLY_ALONE: Self = Self(Self::HAS_FLAGS.0 | Self::READ_ONLY.0);
+    /// The others mean something.
+    pub const HAS_FLAGS: Self = Self(1);
+    /// Nothing can be written.
+    pub const READ_ONLY: Self = Self(1 << 1);
+    /// FLUSH is known.
+    pub const SEND_FLUSH: Self = Self(1 << 2);
+    /// FUA is known.
+    pub const SEND_FUA: Self = Self(1 << 3);
+    /// TRIM is known.
+    pub const SEND_TRIM: Self = Self(1 << 5);
+    /// WRITE_ZEROES is known.
+    pub const SEND_WRITE_ZEROES: Self = Self(1 << 6);
+    /// DF is known; only with structured replies.
+    pub const SEND_DF: Self = Self(1 << 7);
+    /// Several connections see the same bytes, and a flush of one covers what others had written.
+    pub const CAN_MULTI_CONN: Self = Self(1 << 8);
+    /// CACHE is known.
+    pub const SEND_CACHE: Self = Self(1 << 10);
+    /// FAST_ZERO is known.
+    pub const SEND_FAST_ZERO: Self = Self(1 << 11);
+
+    /// True if all of `flags` are set.
+    pub const fn contains(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// These and those.
+    pub const fn with(self, flags: Self) -> Self {
+        Self(self.0 | flags.0)
+    }
+
+    /// These but for those.
+    pub const fn without(self, flags: Self) -> Self {
+        Self(self.0 & !flags.0)
+    }
 
     /// True if several connections see the same bytes.
     pub const fn can_multi_conn(self) -> bool {
-        self.0 & (1 << 8) != 0
+        self.contains(Self::CAN_MULTI_CONN)
     }
 }
 
@@ -188,24 +239,57 @@ impl TransmissionFlags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cookie(pub u64);
 
-/// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Reads bytes.
-    Read,
-    /// Ends the connection.
-    Disconnect,
-    /// Asks what is known of a range.
-    BlockStatus,
+numbers! {
+    /// What a request does.
+    Command: u16 {
+        /// Reads bytes.
+        Read = 0, "READ";
+        /// Writes bytes.
+        Write = 1, "WRITE";
+        /// Ends the connection.
+        Disconnect = 2, "DISC";
+        /// What was written becomes durable.
+        Flush = 3, "FLUSH";
+        /// Bytes are not needed any more.
+        Trim = 4, "TRIM";
+        /// Bytes are going to be read.
+        Cache = 5, "CACHE";
+        /// Bytes become zeros.
+        WriteZeroes = 6, "WRITE_ZEROES";
+        /// Asks what is known of a range.
+        BlockStatus = 7, "BLOCK_STATUS";
+    }
 }
 
-impl Command {
-    const fn code(self) -> u16 {
-        match self {
-            Self::Read => 0,
-            Self::Disconnect => 2,
-            Self::BlockStatus => 7,
-        }
+/// How a request is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommandFlags(pub u16);
+
+impl CommandFlags {
+    /// Durable before the answer.
+    pub const FUA: Self = Self(1);
+    /// Zeros take room.
+    pub const NO_HOLE: Self = Self(1 << 1);
+    /// The bytes come in one piece.
+    pub const DF: Self = Self(1 << 2);
+    /// One extent is enough.
+    pub const REQ_ONE: Self = Self(1 << 3);
+    /// Zeros only if that is faster than writing them.
+    pub const FAST_ZERO: Self = Self(1 << 4);
+
+    /// True if all of `flags` are set.
+    pub const fn contains(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// True if none but `flags` are set.
+    pub const fn is_within(self, flags: Self) -> bool {
+        self.0 & !flags.0 == 0
+    }
+
+    /// These and those.
+    pub const fn with(self, flags: Self) -> Self {
+        Self(self.0 | flags.0)
     }
 }
 
@@ -217,6 +301,15 @@ pub fn put_request(out: &mut Vec<u8>, command: Command, cookie: Cookie, offset: 
     out.extend_from_slice(&cookie.0.to_be_bytes());
     out.extend_from_slice(&offset.to_be_bytes());
     out.extend_from_slice(&len.to_be_bytes());
+}
+
+/// Appends an answer to an option.
+pub fn put_option_reply(out: &mut Vec<u8>, option: OptionCode, kind: u32, data: &[u8]) {
+    out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
+    out.extend_from_slice(&option.code().to_be_bytes());
+    out.extend_from_slice(&kind.to_be_bytes());
+    out.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    out.extend_from_slice(data);
 }
 
 /// Appends an option.
