@@ -40,6 +40,7 @@ unshare util-linux
 perl perl
 nbdkit nbdkit
 nbdcopy libnbd-bin
+/usr/lib/python3/dist-packages/nbd.py python3-libnbd
 nbd-server nbd-server
 qemu-nbd qemu-utils
 qemu-system-x86_64 qemu-system-x86

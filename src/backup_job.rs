@@ -15,6 +15,7 @@ use undercroft_dataplane::ingest::source::{DiskSource, Source};
 use undercroft_format::audit::AuditShare;
 use undercroft_format::lineage;
 use undercroft_format::lock::LockEnd;
+use undercroft_format::overlay::Header;
 use undercroft_format::snapshot::NAME_LEN_MAX;
 use undercroft_format::units::DiskLength;
 
@@ -22,6 +23,7 @@ use crate::backup_request::leave_out;
 use crate::failure::Problem;
 use crate::guest::GuestRequest;
 use crate::nbd_source::{dirty_bitmap, is_nbd, open_export, shown_source, until_stopped};
+use crate::overlay_source;
 use crate::settings::Settings;
 use crate::signals::Stoppable;
 use crate::vhd_source::{self, OpenVhd};
@@ -60,8 +62,10 @@ pub struct DiskRequest {
     /// False if the label was only made up.
     pub is_labelled: bool,
     pub source: PathBuf,
-    /// The source holds what changed since the parent alone.
+    /// The source is a differencing VHD: what changed since the parent alone.
     pub is_delta: bool,
+    /// The source is an overlay, over what this says: what changed since the parent alone.
+    pub overlay: Option<Header>,
     pub changed_blocks: Option<PathBuf>,
     pub lineage: Vec<(String, String)>,
 }
@@ -207,6 +211,9 @@ impl Opened {
 
 fn open_disk(disk: &DiskRequest, repository: Option<&Path>) -> anyhow::Result<Opened> {
     let path = &disk.source;
+    if disk.overlay.is_some() {
+        return Ok(Opened::plain(path, overlay_source::open_changes(path)?));
+    }
     if disk.is_delta {
         let vhd = vhd_source::open_changes(&vhd_source::split(path), repository)?;
         return Ok(Opened::vhd(vhd));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use undercroft_format::audit::AuditShare;
 use undercroft_format::lock::LockEnd;
+use undercroft_format::overlay::Header;
 
 use crate::backup_job::{DiskRequest, Request, check_label, is_stdin};
 use crate::failure::Problem;
@@ -27,6 +28,8 @@ pub struct Words {
     pub disks: Vec<String>,
     pub sources: Vec<PathBuf>,
     pub vhd_deltas: Vec<String>,
+    /// Each with what it lies over.
+    pub overlays: Vec<(PathBuf, Header)>,
     pub excluded: Vec<String>,
     pub guest: Option<GuestRequest>,
     pub changed_blocks: Vec<String>,
@@ -49,6 +52,7 @@ impl Words {
                 is_labelled: is_labelled(place),
                 source,
                 is_delta: false,
+                overlay: None,
                 changed_blocks: None,
                 lineage: Vec::new(),
             })
@@ -56,6 +60,19 @@ impl Words {
         for text in &self.vhd_deltas {
             disks.push(vhd_delta(text)?);
         }
+        disks.extend(
+            self.overlays
+                .into_iter()
+                .map(|(source, header)| DiskRequest {
+                    label: header.label.clone(),
+                    is_labelled: true,
+                    source,
+                    is_delta: false,
+                    overlay: Some(header),
+                    changed_blocks: None,
+                    lineage: Vec::new(),
+                }),
+        );
         for text in &self.changed_blocks {
             add_changed_blocks(&mut disks, text)?;
         }
@@ -154,6 +171,7 @@ fn vhd_delta(text: &str) -> anyhow::Result<DiskRequest> {
         is_labelled: split.is_some(),
         source,
         is_delta: true,
+        overlay: None,
         changed_blocks: None,
         lineage: Vec::new(),
     })

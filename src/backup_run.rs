@@ -20,6 +20,7 @@ use crate::backup_job::{self, Request};
 use crate::catalog::Catalog;
 use crate::failure::{Outcome, Problem, warn};
 use crate::guest::GuestPoint;
+use crate::overlay_source;
 use crate::progress::Activity;
 use crate::remote;
 use crate::report::line;
@@ -265,6 +266,7 @@ fn attempt(
             job.parent = Some(parent.clone());
             vhd_source::settle_deltas(&mut job, &request.disks, &catalog)?;
         }
+        overlay_source::check_parent(&job, &request.disks, repository.config().repository)?;
         if let Some(guest) = guest {
             guest.add_to(&mut job, settings, &**repository)?;
         }

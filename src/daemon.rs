@@ -157,8 +157,8 @@ fn say_json(said: &Said<'_>) -> anyhow::Result<()> {
     say(&serde_json::to_string(said)?)
 }
 
-/// Whoever started the daemon may be waiting for the line.
-fn say(text: &str) -> anyhow::Result<()> {
+/// Prints a line. Whoever started the daemon may be waiting for it.
+pub fn say(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")
         .and_then(|()| out.flush())

@@ -236,6 +236,11 @@ pub fn warn_of_vhd(path: &Path, disk: &DiskSource) {
 
 /// Refuses VHDs among what a proxy is to read: their parents may lie anywhere.
 pub fn check_no_vhd(disk: &DiskRequest) -> anyhow::Result<()> {
+    if disk.overlay.is_some() {
+        return Err(Problem::usage("a proxy backs up no overlays")
+            .hint("back it up without --proxy, on the machine that has it")
+            .into());
+    }
     if !disk.is_delta && files(&disk.source).is_none() {
         return Ok(());
     }
@@ -260,7 +265,8 @@ pub fn settle_deltas(
         return Ok(());
     };
     for place in 0..job.disks.len() {
-        if !matches!(job.disks[place].source, Source::Delta(_)) {
+        let is_overlay = disks.get(place).is_some_and(|disk| disk.overlay.is_some());
+        if is_overlay || !matches!(job.disks[place].source, Source::Delta(_)) {
             continue;
         }
         let is_labelled = disks.get(place).is_some_and(|disk| disk.is_labelled);

@@ -206,6 +206,7 @@ Commands:
   show           Show a snapshot: its disks, what they cost, and why
   diff           List the ranges in which the disks of two snapshots differ
   restore        Restore disks of a snapshot
+  export         Export disks of a snapshot over NBD
   verify         Check that what is stored is what was written
   repair         Set damaged data aside, so that the next backup sends it again
   rebuild-index  Make the index anew from the packs alone

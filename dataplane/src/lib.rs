@@ -6,6 +6,7 @@
 //! - [`restore`]: plan, fetch, decode, write
 //! - [`disk`]: a disk that can be read anywhere; [`view`]: those of stored snapshots
 //! - [`partitions`]: its parts, and what they hold
+//! - [`overlay`]: what is written to a disk that is exported
 //! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs; [`qemu`]: those of a running guest
 //! - [`net`]: the same over QUIC: server, client, trust
 //! - [`observe`]: what a daemon shows to those who watch it
@@ -20,6 +21,7 @@ pub mod measure;
 pub mod nbd;
 pub mod net;
 pub mod observe;
+pub mod overlay;
 pub mod partitions;
 pub mod progress;
 pub mod qemu;

@@ -14,7 +14,11 @@ use undercroft_format::id::{
     ChunkId, NodeId, ObjectId, PackId, RepositoryId, SegmentMapId, SessionId, SnapshotId, node_id,
 };
 use undercroft_format::maptree::{NodeStore, Tree, update};
-use undercroft_format::nbd::wire::{CHUNK_MAGIC, OPTION_REPLY_MAGIC, SIMPLE_REPLY_MAGIC};
+use undercroft_format::nbd::wire::{
+    CHUNK_MAGIC, Command, Cookie, OPTION_REPLY_MAGIC, OptionCode, SIMPLE_REPLY_MAGIC, put_option,
+    put_request,
+};
+use undercroft_format::overlay;
 use undercroft_format::pack::{
     Encoding, ObjectKind, PackHeader, PackKind, RecordHeader, RecordInfo, SealPrefix, Toc, TocEntry,
 };
@@ -428,6 +432,8 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ),
         ("extents", extents_seeds()),
         ("nbd", nbd_seeds()),
+        ("nbd_server", nbd_server_seeds()),
+        ("overlay", overlay_seeds()),
         ("vhd", vhd_seeds()),
         ("codec", vec![all_varints]),
         (
@@ -804,4 +810,67 @@ fn nbd_seeds() -> Vec<Vec<u8>> {
         b"\0\x01nbds://[::1]:7/a%20b?tls-hostname=n&x-connections=2".to_vec(),
         b"\0\x01nbd+unix:///e?socket=%2Frun%2Fs".to_vec(),
     ]
+}
+
+/// Two bytes say what the rest is for and how it is cut; then what a client says.
+fn nbd_server_seeds() -> Vec<Vec<u8>> {
+    let option = |code: u32, data: &[u8]| {
+        let mut bytes = Vec::new();
+        put_option(&mut bytes, OptionCode::from_code(code), data);
+        bytes
+    };
+    let request = |flags: u8, command: Command, offset: u64, len: u32| {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, command, Cookie(7), offset, len);
+        bytes[5] = flags;
+        bytes
+    };
+    let modern = [
+        vec![1, 5, 0, 0, 0, 3],
+        option(8, b""),
+        option(9, b"\0\0\0\x04root\0\0\0\0"),
+        option(10, b"\0\0\0\x04root\0\0\0\x01\0\0\0\x0fbase:allocation"),
+        option(3, b""),
+        option(6, b"\0\0\0\x04swap\0\0"),
+        option(77, b"what"),
+        option(7, b"\0\0\0\x04root\0\x03\0\x01\0\x02\0\x03"),
+    ];
+    let old = [vec![1, 3, 0, 0, 0, 1], option(1, b"swap")];
+    let secure = [vec![3, 30, 0, 0, 0, 3], option(8, b""), option(5, b"")];
+    let asked = [
+        vec![6, 9],
+        request(0, Command::Read, 512, 4096),
+        request(1, Command::Write, 0, 16),
+        vec![9; 16],
+        request(1, Command::WriteZeroes, 65536, 65536),
+        request(8, Command::BlockStatus, 0, 1 << 20),
+        request(0, Command::Flush, 0, 0),
+        request(0, Command::Disconnect, 0, 0),
+    ];
+    let refused = [
+        vec![0, 9],
+        request(0, Command::Write, 0, 16),
+        vec![9; 16],
+        request(4, Command::Read, 0, 1 << 30),
+        request(0, Command::Trim, 1 << 40, 1),
+    ];
+    vec![
+        modern.concat(),
+        old.concat(),
+        secure.concat(),
+        asked.concat(),
+        refused.concat(),
+    ]
+}
+
+/// A header; the same with entries in place of its zeros.
+fn overlay_seeds() -> Vec<Vec<u8>> {
+    let header = overlay::Header {
+        id: [7; 16],
+        size: DiskLength::new((5 << 20) + 512),
+        repository: RepositoryId::from_bytes([1; 16]),
+        snapshot: SnapshotId::from_bytes([2; 16]),
+        label: "root".to_owned(),
+    };
+    vec![header.encode()]
 }

@@ -17,6 +17,7 @@
 //! - [`extent`], [`segment`], [`maptree`]: what a disk holds; the merge
 //! - [`pack`]: records at rest
 //! - [`snapshot`], [`lock`], [`config`], [`reason`]: the roots and the set-up
+//! - [`overlay`]: what was written to an export
 //! - [`wire`]: what proxies and repository servers say to each other
 //! - [`trust`]: tokens, enrolment, and the names, roles and scopes of peers
 //! - [`codec`]: how all of them are written
@@ -32,6 +33,7 @@ pub mod lineage;
 pub mod lock;
 pub mod maptree;
 pub mod nbd;
+pub mod overlay;
 pub mod pack;
 pub mod partition;
 pub mod qmp;

@@ -11,6 +11,7 @@ use crate::backup_run::{self, Report, Resume, run_through};
 use crate::failure::{Outcome, warn};
 use crate::guest::GuestRequest;
 use crate::lock_end::LockTime;
+use crate::overlay_source;
 use crate::proxy::{Through, tasks};
 use crate::report;
 use crate::runner::Terminal;
@@ -36,6 +37,9 @@ use crate::settings::Settings;
 ///
 /// With --vhd-delta and --parent a differencing VHD is laid over a disk of the parent. One that changes something else
 /// ends the backup: nothing can stand in for it.
+///
+/// With --overlay what clients wrote to an export becomes a snapshot: only that is read. The export has to be stopped
+/// first.
 ///
 /// With --proxy the disks are files and block devices of the proxy's machine, named by absolute paths. Ctrl-C then cancels the
 /// task; if only the connection breaks, it goes on.
@@ -90,6 +94,13 @@ pub struct Args {
         requires = "parent"
     )]
     vhd_deltas: Vec<String>,
+    /// What was written to an export, as what changed since the snapshot that it lies over; see `undercroft export`
+    #[arg(
+        long = "overlay",
+        value_name = "FILE",
+        conflicts_with_all = ["parent", "xva", "qmp"]
+    )]
+    overlays: Vec<PathBuf>,
     /// A file with the VM's metadata, stored with the snapshot
     #[arg(long, value_name = "FILE")]
     metadata: Option<PathBuf>,
@@ -117,12 +128,20 @@ pub struct Args {
 }
 
 pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+    let overlays = args.overlays.into_iter().map(|path| {
+        let header = overlay_source::read_header(&path)?;
+        Ok((path, header))
+    });
+    let overlays: Vec<_> = overlays.collect::<anyhow::Result<_>>()?;
+    let headers: Vec<_> = overlays.iter().map(|(_, header)| header.clone()).collect();
+    let parent = args.parent.or(overlay_source::parent_of(&headers)?);
     let request = Words {
         vm: args.vm,
         xva: args.xva,
         disks: args.disks,
         sources: args.sources,
         vhd_deltas: args.vhd_deltas,
+        overlays,
         excluded: args.excluded,
         guest: args.qmp.map(|socket| GuestRequest {
             socket,
@@ -140,14 +159,14 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     }
     .request()?;
     if args.through.is_used() {
-        let task = tasks::backup(settings, request, args.parent.as_ref(), args.resume)?;
+        let task = tasks::backup(settings, request, parent.as_ref(), args.resume)?;
         return args.through.run(settings, task);
     }
     let resume = Resume {
         asked: args.resume,
         left: None,
     };
-    let report = run_through(settings, &request, args.parent.as_ref(), resume, &Terminal)?;
+    let report = run_through(settings, &request, parent.as_ref(), resume, &Terminal)?;
     report.warnings.iter().for_each(warn);
     report::emit(settings, &Report::of(&report), |text| {
         backup_run::write(text, settings, &report);

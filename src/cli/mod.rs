@@ -5,6 +5,7 @@ mod bench;
 mod completions;
 mod diff;
 mod enroll;
+mod export;
 mod forget;
 mod gc;
 mod init;
@@ -57,6 +58,7 @@ enum Command {
     Show(show::Args),
     Diff(diff::Args),
     Restore(restore::Args),
+    Export(export::Args),
     Verify(verify::Args),
     Repair(repair::Args),
     RebuildIndex(rebuild_index::Args),
@@ -85,6 +87,7 @@ impl Cli {
             Command::Show(args) => show::run(&settings, args),
             Command::Diff(args) => diff::run(&settings, args),
             Command::Restore(args) => restore::run(&settings, args),
+            Command::Export(args) => export::run(&settings, args),
             Command::Verify(args) => verify::run(&settings, args),
             Command::Repair(args) => repair::run(&settings, args),
             Command::RebuildIndex(args) => rebuild_index::run(&settings, args),

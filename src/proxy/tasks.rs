@@ -90,6 +90,7 @@ pub fn backup_request(task: &BackupTask) -> Request {
         is_labelled: true,
         source: PathBuf::from(&disk.source),
         is_delta: false,
+        overlay: None,
         changed_blocks: disk.changed_blocks.as_ref().map(PathBuf::from),
         lineage: disk.lineage.clone(),
     });

@@ -8,10 +8,7 @@ use super::succeed;
 
 /// Makes `server-cert.pem` and `server-key.pem` in `dir`, vouched for by `ca-cert.pem`.
 pub fn make_certificates(dir: &Path) {
-    let run = |args: &[&str]| {
-        let mut command = Command::new("certtool");
-        succeed(command.current_dir(dir).args(args).stderr(Stdio::null()));
-    };
+    let run = |args: &[&str]| certtool(dir, args);
     let template = |name: &str, text: &str| {
         std::fs::write(dir.join(name), text).expect("a template");
     };
@@ -44,4 +41,25 @@ pub fn make_certificates(dir: &Path) {
         "--outfile",
         "server-cert.pem",
     ]);
+}
+
+/// Makes `client-cert.pem` and `client-key.pem` beside them.
+pub fn make_client_certificate(dir: &Path) {
+    let template = "cn=client\ntls_www_client\nsigning_key\nexpiration_days=3\n";
+    std::fs::write(dir.join("client"), template).expect("a template");
+    certtool(dir, &["--generate-privkey", "--outfile", "client-key.pem"]);
+    let request = ["--generate-certificate", "--load-privkey", "client-key.pem"];
+    let authority = [
+        "--load-ca-certificate",
+        "ca-cert.pem",
+        "--load-ca-privkey",
+        "ca-key.pem",
+    ];
+    let made = ["--template", "client", "--outfile", "client-cert.pem"];
+    certtool(dir, &[&request[..], &authority, &made].concat());
+}
+
+fn certtool(dir: &Path, args: &[&str]) {
+    let mut command = Command::new("certtool");
+    succeed(command.current_dir(dir).args(args).stderr(Stdio::null()));
 }

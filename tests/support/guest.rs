@@ -60,6 +60,22 @@ impl Guest {
     ///
     /// The device of `data` has these properties, too.
     pub fn boot(dir: &Path, properties: &str) -> Self {
+        let raw = Self::make_disks(dir);
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", "qcow2"]);
+        succeed(convert.arg(&raw).arg(dir.join("root.qcow2")));
+        std::fs::remove_file(&raw).expect("it is there");
+        let root = [
+            "-drive",
+            "file=root.qcow2,format=qcow2,if=none,id=root,cache=unsafe",
+            "-device",
+            "virtio-blk-pci,drive=root,bootindex=0",
+        ];
+        Self::boot_from(dir, &root, properties)
+    }
+
+    /// Makes both disks as raw images; where the bootable one is.
+    pub fn make_disks(dir: &Path) -> PathBuf {
         let mut disk = vec![0; DISK_LEN];
         disk[24 << 20..32 << 20].copy_from_slice(&noise(1, 8 << 20));
         write_sparsely(&dir.join("data.raw"), &disk);
@@ -68,10 +84,11 @@ impl Guest {
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         let raw = dir.join("root.raw");
         std::fs::write(&raw, &disk).expect("the disk");
-        let mut convert = Command::new("qemu-img");
-        convert.args(["convert", "-f", "raw", "-O", "qcow2"]);
-        succeed(convert.arg(&raw).arg(dir.join("root.qcow2")));
-        std::fs::remove_file(&raw).expect("it is there");
+        raw
+    }
+
+    /// Boots a guest whose first disk is what `root` says.
+    pub fn boot_from(dir: &Path, root: &[&str], properties: &str) -> Self {
         let data = format!("virtio-blk-pci,drive=data-node,id=data,bootindex=1{properties}");
         // KVM is of no use here: where tests run it may be nested, or absent.
         let process = Command::new("qemu-system-x86_64")
@@ -83,11 +100,7 @@ impl Guest {
                 "-object",
                 "iothread,id=io",
             ])
-            .args([
-                "-drive",
-                "file=root.qcow2,format=qcow2,if=none,id=root,cache=unsafe",
-            ])
-            .args(["-device", "virtio-blk-pci,drive=root,bootindex=0"])
+            .args(root)
             .args([
                 "-blockdev",
                 "driver=file,node-name=data-file,filename=data.raw,cache.no-flush=on",

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each story uses a part of it")]
 
 pub mod certificates;
+pub mod exporter;
 pub mod exports;
 pub mod exposition;
 pub mod guest;

@@ -15,6 +15,8 @@
 //! - `connect`: from an address to an open export; `tls`: who is trusted
 //! - `source`: an export as a disk of a backup; `dirty`: what changed on it; `status`: which of the two a
 //!   connection asks for
+//!
+//! The other way round: [`export`].
 
 mod books;
 mod client;
@@ -22,6 +24,7 @@ mod connect;
 mod connection;
 mod dirty;
 mod error;
+pub mod export;
 mod source;
 mod status;
 mod tls;
