@@ -5,7 +5,7 @@
 //! then the entries that name them are written, each into the slot that is not the durable one, and made durable. Only
 //! then the next flush begins. Between flushes entries change in memory alone.
 //!
-//! - [`file`]: made, locked, opened; [`map`]: which parts are here
+//! - [`mod@file`]: made, locked, opened; `map`: which parts are here
 //! - [`disk`]: the overlay over a disk, to be exported; [`delta`]: what was written, to be backed up
 
 pub mod delta;
