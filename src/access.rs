@@ -26,6 +26,7 @@ use undercroft_format::wire::frame::FrameType;
 
 use crate::catalog::Catalog;
 use crate::failure::{one_line, warn};
+use crate::mount::readers::Mounted;
 use crate::remote;
 use crate::settings::{Key, Settings};
 use crate::units::local_time;
@@ -139,6 +140,18 @@ pub fn list(settings: &Settings, purposes: &[FrameType]) -> anyhow::Result<Arc<d
         return Ok(remote::open(settings, address, purposes, Key::IfGiven)?);
     }
     Ok(open(settings, Access::List, Key::IfGiven)?)
+}
+
+/// Opens to show snapshots as files: data is read by leases.
+pub fn mount(settings: &Settings) -> anyhow::Result<Mounted> {
+    if let Location::Remote(address) = settings.location()? {
+        let purposes = [FrameType::Fetch];
+        let repository = remote::open(settings, address, &purposes, Key::Needed)?;
+        return Ok(Mounted::Remote(repository));
+    }
+    let root = settings.root()?.to_owned();
+    let repository = open(settings, Access::List, Key::Needed)?;
+    Ok(Mounted::Local(repository, root))
 }
 
 /// A repository opened to read data of some snapshots, which a collection leaves alone meanwhile.

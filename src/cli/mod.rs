@@ -11,6 +11,7 @@ mod gc;
 mod init;
 mod lock;
 mod man;
+mod mount;
 mod protect;
 mod proxy;
 mod prune;
@@ -59,6 +60,7 @@ enum Command {
     Diff(diff::Args),
     Restore(restore::Args),
     Export(export::Args),
+    Mount(mount::Args),
     Verify(verify::Args),
     Repair(repair::Args),
     RebuildIndex(rebuild_index::Args),
@@ -88,6 +90,7 @@ impl Cli {
             Command::Diff(args) => diff::run(&settings, args),
             Command::Restore(args) => restore::run(&settings, args),
             Command::Export(args) => export::run(&settings, args),
+            Command::Mount(args) => mount::run(&settings, args),
             Command::Verify(args) => verify::run(&settings, args),
             Command::Repair(args) => repair::run(&settings, args),
             Command::RebuildIndex(args) => rebuild_index::run(&settings, args),

@@ -266,6 +266,29 @@ pub fn open_local(
     Ok((repository, notes))
 }
 
+/// Opens a repository in a directory once more, to read data beside an owner: with the same keys, and the index as it is
+/// now.
+pub fn reopen(known: &LocalRepository) -> Result<(Arc<LocalRepository>, Vec<OpenNote>)> {
+    let Some(root) = &known.root else {
+        return Err(RepositoryError::NotARepository {
+            location: "a repository in no directory".into(),
+        });
+    };
+    let mut notes = Vec::new();
+    let repository = LocalRepository::assemble(Parts {
+        index: read_index(root, &*known.storage, &known.config, &mut notes)?,
+        storage: known.storage.clone(),
+        engine: known.engine.clone(),
+        entropy: known.entropy.clone(),
+        config: known.config.clone(),
+        keys: known.keys.clone(),
+        root: known.root.clone(),
+        beside_owner: true,
+        lock: None,
+    });
+    Ok((repository, notes))
+}
+
 /// Remakes the index of the repository at `root` from packs alone. The caller owns the repository.
 ///
 /// # Errors

@@ -1,0 +1,195 @@
+//! Mounting, waiting for the end, and unmounting.
+
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use fuser::{Config, MountOption, Session, SessionUnmounter};
+use rustix::mount::UnmountFlags;
+use undercroft_dataplane::progress::Progress;
+
+use super::fs::{SnapshotFs, State};
+use crate::failure::{Problem, one_line};
+
+/// Requests answered at once: those that wait for the repository must leave some for those that do not.
+const THREADS: usize = 24;
+/// How often it is looked whether to end.
+const TICK: Duration = Duration::from_millis(100);
+/// How far ahead of a reader in sequence the kernel reads, where it lets us say so.
+const READ_AHEAD_KIB: u32 = 2048;
+const DEVICE: &str = "/dev/fuse";
+
+/// A mount, as long as it lasts.
+pub struct Mount<'a> {
+    mountpoint: &'a Path,
+    state: Arc<State>,
+    unmounter: SessionUnmounter,
+    answering: JoinHandle<io::Result<()>>,
+}
+
+/// Checks that something can be mounted at `mountpoint`.
+pub fn check(mountpoint: &Path) -> anyhow::Result<()> {
+    let shown = mountpoint.display();
+    let problem = |text: String, hint: String| Err(Problem::new(text).hint(hint).into());
+    match std::fs::metadata(mountpoint) {
+        Ok(found) if !found.is_dir() => {
+            return problem(
+                format!("{shown} is no directory, so nothing can be mounted there"),
+                "name an empty directory".to_owned(),
+            );
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return problem(
+                format!("the mountpoint {shown} does not exist"),
+                format!("make it: mkdir -p {shown}"),
+            );
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            return problem(
+                format!("at {shown} there is a mount whose program has died"),
+                format!("unmount it: umount {shown}, or fusermount3 -u {shown}"),
+            );
+        }
+        Err(error) => return Err(error).with_context(|| format!("looking at {shown}")),
+    }
+    let mut entries =
+        std::fs::read_dir(mountpoint).with_context(|| format!("looking into {shown}"))?;
+    if entries.next().is_some() {
+        return problem(
+            format!("the mountpoint {shown} is not empty: what is in it would be hidden"),
+            "name an empty directory, or unmount what is mounted there".to_owned(),
+        );
+    }
+    if !Path::new(DEVICE).exists() {
+        return Err(Problem::new(format!("there is no {DEVICE} here, so nothing can be mounted"))
+            .hint("load the kernel's module as root: modprobe fuse")
+            .hint("in a container, let it have the device: --device /dev/fuse --cap-add SYS_ADMIN")
+            .into());
+    }
+    Ok(())
+}
+
+impl<'a> Mount<'a> {
+    /// Mounts what `state` has.
+    ///
+    /// # Errors
+    /// The system does not mount it: who runs this may not, or a program is missing.
+    pub fn begin(mountpoint: &'a Path, state: Arc<State>) -> anyhow::Result<Self> {
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::RO,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::NoExec,
+            MountOption::NoAtime,
+            MountOption::DefaultPermissions,
+            MountOption::FSName("undercroft".to_owned()),
+            MountOption::Subtype("undercroft".to_owned()),
+        ];
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        let fs = SnapshotFs::new(state.clone());
+        let mut session =
+            Session::new(fs, mountpoint, &config).map_err(|error| explain(error, mountpoint))?;
+        let unmounter = session.unmount_callable();
+        let answering = std::thread::Builder::new()
+            .name("mount".into())
+            .spawn(move || session.run())
+            .context("starting the threads of the mount")?;
+        Ok(Self {
+            mountpoint,
+            state,
+            unmounter,
+            answering,
+        })
+    }
+
+    /// Serves until it is unmounted, or `progress` says to stop; then it unmounts.
+    pub fn serve(mut self, progress: &Progress) -> anyhow::Result<()> {
+        let mountpoint = self.mountpoint.to_owned();
+        // It asks the mount, which may be busy listing.
+        let _ = std::thread::Builder::new()
+            .name("mount-ahead".into())
+            .spawn(move || read_further_ahead(&mountpoint));
+        while !progress.is_stopping() && !self.answering.is_finished() {
+            std::thread::sleep(TICK);
+            self.state.tidy(false);
+        }
+        if !self.answering.is_finished() {
+            self.unmount()?;
+        }
+        // What is left of pins goes with the process, but others would see it until then.
+        self.state.tidy(true);
+        if self.answering.is_finished()
+            && let Ok(Err(error)) = self.answering.join()
+        {
+            tracing::warn!(error = one_line(&error), "the mount ended with an error");
+        }
+        Ok(())
+    }
+
+    /// Unmounts; what is in use goes as soon as this process ends, and whoever reads it gets an error.
+    fn unmount(&mut self) -> anyhow::Result<()> {
+        let Err(error) = self.unmounter.unmount() else {
+            return Ok(());
+        };
+        let shown = self.mountpoint.display();
+        tracing::warn!(mountpoint = %shown, error = one_line(&error), "files are in use there, and are gone now");
+        if rustix::mount::unmount(self.mountpoint, UnmountFlags::DETACH).is_ok() {
+            return Ok(());
+        }
+        let helped = Command::new("fusermount3")
+            .args(["-u", "-z", "--"])
+            .arg(self.mountpoint)
+            .stdin(Stdio::null())
+            .output();
+        match helped {
+            Ok(done) if done.status.success() => Ok(()),
+            _ => Err(anyhow::Error::new(error).context(
+                Problem::new(format!("unmounting {shown}"))
+                    .hint(format!("run as root: umount --lazy {shown}")),
+            )),
+        }
+    }
+}
+
+/// Has the kernel read further ahead. Only root may, and others do without.
+fn read_further_ahead(mountpoint: &Path) {
+    let Ok(found) = rustix::fs::stat(mountpoint) else {
+        return;
+    };
+    let (major, minor) = (
+        rustix::fs::major(found.st_dev),
+        rustix::fs::minor(found.st_dev),
+    );
+    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&file, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(file, error = one_line(&error), "the kernel reads ahead as it does");
+    }
+}
+
+fn explain(error: io::Error, mountpoint: &Path) -> anyhow::Error {
+    let problem = Problem::new(format!("mounting at {}", mountpoint.display()));
+    let is_root = rustix::process::geteuid().is_root();
+    let problem = match error.kind() {
+        io::ErrorKind::NotFound if !is_root => {
+            problem.hint("who is not root mounts with fusermount3: install Debian's package fuse3")
+        }
+        io::ErrorKind::PermissionDenied if is_root => {
+            problem.hint("in a container, allow it to mount: --cap-add SYS_ADMIN --device /dev/fuse")
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => problem.hint(format!(
+            "it takes the right to use {DEVICE}, and to write to the mountpoint; or run it as root"
+        )),
+        _ if !is_root => problem.hint(
+            "fusermount3 refuses it: the mountpoint has to be yours; see also /etc/fuse.conf",
+        ),
+        _ => problem,
+    };
+    anyhow::Error::new(error).context(problem)
+}
