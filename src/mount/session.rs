@@ -1,14 +1,14 @@
 //! Mounting, waiting for the end, and unmounting.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use fuser::{Config, MountOption, Session, SessionUnmounter};
+use fuser::{BackgroundSession, Config, MountOption, Session};
 use rustix::mount::UnmountFlags;
 use undercroft_dataplane::progress::Progress;
 
@@ -22,13 +22,15 @@ const TICK: Duration = Duration::from_millis(100);
 /// How far ahead of a reader in sequence the kernel reads, where it lets us say so.
 const READ_AHEAD_KIB: u32 = 2048;
 const DEVICE: &str = "/dev/fuse";
+/// Mounts and unmounts for users.
+const HELPER: &str = "fusermount3";
 
 /// A mount, as long as it lasts.
 pub struct Mount<'a> {
     mountpoint: &'a Path,
     state: Arc<State>,
-    unmounter: SessionUnmounter,
-    answering: JoinHandle<io::Result<()>>,
+    /// Never dropped: it would unmount what is mounted there by then, which may be another's.
+    session: ManuallyDrop<BackgroundSession>,
 }
 
 /// Checks that something can be mounted at `mountpoint`.
@@ -94,67 +96,75 @@ impl<'a> Mount<'a> {
         config.n_threads = Some(THREADS);
         config.clone_fd = true;
         let fs = SnapshotFs::new(state.clone());
-        let mut session =
+        let session =
             Session::new(fs, mountpoint, &config).map_err(|error| explain(error, mountpoint))?;
-        let unmounter = session.unmount_callable();
-        let answering = std::thread::Builder::new()
-            .name("mount".into())
-            .spawn(move || session.run())
+        let session = session
+            .spawn()
             .context("starting the threads of the mount")?;
         Ok(Self {
             mountpoint,
             state,
-            unmounter,
-            answering,
+            session: ManuallyDrop::new(session),
         })
     }
 
     /// Serves until it is unmounted, or `progress` says to stop; then it unmounts.
-    pub fn serve(mut self, progress: &Progress) -> anyhow::Result<()> {
+    pub fn serve(self, progress: &Progress) -> anyhow::Result<()> {
         let mountpoint = self.mountpoint.to_owned();
         // It asks the mount, which may be busy listing.
         let _ = std::thread::Builder::new()
             .name("mount-ahead".into())
             .spawn(move || read_further_ahead(&mountpoint));
-        while !progress.is_stopping() && !self.answering.is_finished() {
+        while !progress.is_stopping() && !self.has_ended() {
             std::thread::sleep(TICK);
             self.state.tidy(false);
         }
-        if !self.answering.is_finished() {
-            self.unmount()?;
-        }
+        let unmounted = match self.has_ended() {
+            true => Ok(()),
+            false => self.unmount(),
+        };
         // What is left of pins goes with the process, but others would see it until then.
         self.state.tidy(true);
-        if self.answering.is_finished()
-            && let Ok(Err(error)) = self.answering.join()
-        {
-            tracing::warn!(error = one_line(&error), "the mount ended with an error");
-        }
-        Ok(())
+        unmounted
+    }
+
+    fn has_ended(&self) -> bool {
+        self.session.guard.is_finished()
     }
 
     /// Unmounts; what is in use goes as soon as this process ends, and whoever reads it gets an error.
-    fn unmount(&mut self) -> anyhow::Result<()> {
-        let Err(error) = self.unmounter.unmount() else {
+    fn unmount(&self) -> anyhow::Result<()> {
+        let Err(error) = self.unmount_by(UnmountFlags::empty(), &["-u"]) else {
             return Ok(());
         };
         let shown = self.mountpoint.display();
-        tracing::warn!(mountpoint = %shown, error = one_line(&error), "files are in use there, and are gone now");
-        if rustix::mount::unmount(self.mountpoint, UnmountFlags::DETACH).is_ok() {
-            return Ok(());
+        tracing::warn!(mountpoint = %shown, error = one_line(&*error), "files are in use there, and go");
+        let unmounted = self.unmount_by(UnmountFlags::DETACH, &["-u", "-z"]);
+        unmounted.with_context(|| {
+            Problem::new(format!("unmounting {shown}"))
+                .hint(format!("run as root: umount --lazy {shown}"))
+        })
+    }
+
+    /// By the system call, or by the program that may do it for users.
+    fn unmount_by(&self, flags: UnmountFlags, options: &[&str]) -> anyhow::Result<()> {
+        match rustix::mount::unmount(self.mountpoint, flags) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::PERM) => {}
+            Err(errno) => return Err(errno.into()),
         }
-        let helped = Command::new("fusermount3")
-            .args(["-u", "-z", "--"])
+        let helped = Command::new(HELPER)
+            .args(options)
+            .arg("--")
             .arg(self.mountpoint)
             .stdin(Stdio::null())
-            .output();
-        match helped {
-            Ok(done) if done.status.success() => Ok(()),
-            _ => Err(anyhow::Error::new(error).context(
-                Problem::new(format!("unmounting {shown}"))
-                    .hint(format!("run as root: umount --lazy {shown}")),
-            )),
+            .output()
+            .context(HELPER)?;
+        if !helped.status.success() {
+            let said = String::from_utf8_lossy(&helped.stderr);
+            anyhow::bail!("{HELPER}: {}", said.trim());
         }
+        Ok(())
     }
 }
 
