@@ -136,7 +136,11 @@ fn choice(settings: &Settings, args: &Args, mounted: &Mounted) -> anyhow::Result
     let catalog = Catalog::read(settings, &*mounted.repository())?;
     catalog.warn_unreadable();
     for vm in &args.vm {
-        if !catalog.snapshots.iter().any(|known| known.snapshot.vm == *vm) {
+        if !catalog
+            .snapshots
+            .iter()
+            .any(|known| known.snapshot.vm == *vm)
+        {
             return Err(Problem::new(format!("no snapshot of VM {vm} was found"))
                 .hint("see what there is: `undercroft snapshots`")
                 .into());
@@ -155,7 +159,12 @@ fn write(text: &mut String, report: &Report<'_>) {
     line!(text, "Mounted at {mountpoint}");
     match report.log {
         Some(log) => {
-            line!(text, "Served by process {}, which logs to {}", report.process, log.display());
+            line!(
+                text,
+                "Served by process {}, which logs to {}",
+                report.process,
+                log.display()
+            );
             line!(text, "Unmount with: umount {mountpoint}");
         }
         None => line!(text, "Unmount with Ctrl-C, or: umount {mountpoint}"),

@@ -48,7 +48,9 @@ pub fn start() -> anyhow::Result<()> {
     crate::report::print(&said)?;
     match ended.code() {
         Some(code) => std::process::exit(code),
-        None => Err(Problem::new(format!("the process that serves the mount died: {ended}")).into()),
+        None => {
+            Err(Problem::new(format!("the process that serves the mount died: {ended}")).into())
+        }
     }
 }
 
@@ -77,9 +79,7 @@ pub fn default_log(mountpoint: &Path) -> PathBuf {
     let state = state.unwrap_or_else(std::env::temp_dir);
     let name = mountpoint.to_string_lossy();
     let name = name.trim_matches('/').replace('/', "-");
-    state
-        .join("undercroft")
-        .join(format!("mount-{name}.log"))
+    state.join("undercroft").join(format!("mount-{name}.log"))
 }
 
 /// Says that the mount is ready, and leaves the terminal.

@@ -460,4 +460,3 @@ fn seek(disk: &dyn ReadDisk, place: u64, wants_data: bool) -> io::Result<Option<
         None => Some(size),
     })
 }
-

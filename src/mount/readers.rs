@@ -55,9 +55,13 @@ pub struct Lease {
 }
 
 enum Kept {
-    Pin { _pin: Option<Pin> },
+    Pin {
+        _pin: Option<Pin>,
+    },
     /// Streams are not shared between threads.
-    Held { _held: Mutex<Vec<Held>> },
+    Held {
+        _held: Mutex<Vec<Held>>,
+    },
 }
 
 /// A repository with its index as of some moment.
@@ -130,7 +134,9 @@ impl Readers {
     /// Keeps a lease for a while, whose reader is done.
     pub fn linger(&self, lease: Arc<Lease>) {
         let mut state = self.state.lock();
-        state.lingering.retain(|(_, known)| !Arc::ptr_eq(known, &lease));
+        state
+            .lingering
+            .retain(|(_, known)| !Arc::ptr_eq(known, &lease));
         state.lingering.push((Stopwatch::start(), lease));
         let more = state.lingering.len().saturating_sub(LINGERING_MAX);
         let dropped: Vec<_> = state.lingering.drain(..more).collect();

@@ -68,10 +68,12 @@ pub fn check(mountpoint: &Path) -> anyhow::Result<()> {
         );
     }
     if !Path::new(DEVICE).exists() {
-        return Err(Problem::new(format!("there is no {DEVICE} here, so nothing can be mounted"))
-            .hint("load the kernel's module as root: modprobe fuse")
-            .hint("in a container, let it have the device: --device /dev/fuse --cap-add SYS_ADMIN")
-            .into());
+        return Err(Problem::new(format!(
+            "there is no {DEVICE} here, so nothing can be mounted"
+        ))
+        .hint("load the kernel's module as root: modprobe fuse")
+        .hint("in a container, let it have the device: --device /dev/fuse --cap-add SYS_ADMIN")
+        .into());
     }
     Ok(())
 }
@@ -179,7 +181,11 @@ fn read_further_ahead(mountpoint: &Path) {
     );
     let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = std::fs::write(&file, READ_AHEAD_KIB.to_string()) {
-        tracing::debug!(file, error = one_line(&error), "the kernel reads ahead as it does");
+        tracing::debug!(
+            file,
+            error = one_line(&error),
+            "the kernel reads ahead as it does"
+        );
     }
 }
 
@@ -190,9 +196,8 @@ fn explain(error: io::Error, mountpoint: &Path) -> anyhow::Error {
         io::ErrorKind::NotFound if !is_root => {
             problem.hint("who is not root mounts with fusermount3: install Debian's package fuse3")
         }
-        io::ErrorKind::PermissionDenied if is_root => {
-            problem.hint("in a container, allow it to mount: --cap-add SYS_ADMIN --device /dev/fuse")
-        }
+        io::ErrorKind::PermissionDenied if is_root => problem
+            .hint("in a container, allow it to mount: --cap-add SYS_ADMIN --device /dev/fuse"),
         io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => problem.hint(format!(
             "it takes the right to use {DEVICE}, and to write to the mountpoint; or run it as root"
         )),

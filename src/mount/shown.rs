@@ -114,7 +114,9 @@ impl Shown {
             Ok(snapshots) => {
                 let mut sorted: Vec<_> = snapshots.values().cloned().collect();
                 sorted.sort_by_key(|stored| (stored.snapshot.created_ms, stored.id));
-                let taken = sorted.into_iter().filter(|stored| self.choice.takes(stored));
+                let taken = sorted
+                    .into_iter()
+                    .filter(|stored| self.choice.takes(stored));
                 state.tree.show(taken);
                 state.known = snapshots;
             }

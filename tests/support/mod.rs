@@ -7,6 +7,7 @@ pub mod exports;
 pub mod exposition;
 pub mod guest;
 pub mod lab;
+pub mod mounted;
 pub mod packs;
 pub mod proxied;
 pub mod served;
