@@ -261,26 +261,85 @@ fn a_mistaken_mountpoint_is_explained() {
     assert!(!is_mounted(&story.path("mnt")));
 }
 
-/// A file system inside a snapshot, without restoring it.
+/// Two file systems in partitions of a disk: checked and mounted without restoring, and without offsets.
 #[test]
-fn a_file_system_in_a_snapshot_is_checked_and_mounted() {
+fn partitions_are_files_that_can_be_checked_and_mounted() {
+    const SECTOR: u64 = 512;
     let dir = workspace();
     let repo = dir.path().join("repo");
-    let (tree, image) = (dir.path().join("tree"), dir.path().join("disk.raw"));
+    let (tree, part) = (dir.path().join("tree"), dir.path().join("part.raw"));
     std::fs::create_dir(&tree).expect("a directory");
     std::fs::write(tree.join("file"), noise(4, 3 << 20)).expect("a file");
     let mut mkfs = Command::new("mkfs.ext4");
-    mkfs.args(["-q", "-d"]).arg(&tree).arg(&image).arg("32M");
+    mkfs.args(["-q", "-d"]).arg(&tree).arg(&part).arg("24M");
     succeed(&mut mkfs);
+    let system = std::fs::read(&part).expect("a file system");
     succeed(undercroft(&repo).arg("init"));
-    let mut backup = undercroft(&repo);
-    backup.args(["backup", "--vm", "vm", "--disk"]);
-    succeed(backup.arg(format!("root={}", image.display())));
-    let mounted = Mounted::start(&mut undercroft(&repo), &dir.path().join("mnt"), &[]);
-    let disk = mounted.latest("vm", "root.raw");
-    succeed(Command::new("e2fsck").arg("-fn").arg(&disk));
-    let inside = LoopMount::new(&disk, &dir.path().join("inside"));
-    assert_same(&inside.0.join("file"), &noise(4, 3 << 20));
+    // The second one of the MBR is logical; both begin at odd places.
+    let starts = [2049, 60_001];
+    let tables = [
+        (
+            format!(
+                "label: gpt\nstart={}, size=49152\nstart={}, size=49152\n",
+                starts[0], starts[1]
+            ),
+            [1, 2],
+        ),
+        (
+            format!(
+                "label: dos\nstart={}, size=49152, type=83\nstart=59000, size=60000, type=5\nstart={}, size=49152, type=83\n",
+                starts[0], starts[1]
+            ),
+            [1, 5],
+        ),
+    ];
+    for (table, numbers) in tables {
+        let image = dir.path().join("disk.raw");
+        let file = File::create(&image).expect("an image");
+        file.set_len((64 << 20) - SECTOR).expect("room");
+        let mut sfdisk = Command::new("sfdisk");
+        sfdisk
+            .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+            .arg(&image);
+        let mut sfdisk = sfdisk
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("sfdisk is there");
+        std::io::Write::write_all(&mut sfdisk.stdin.take().expect("a pipe"), table.as_bytes())
+            .expect("it reads");
+        assert!(sfdisk.wait().expect("it ends").success());
+        for start in starts {
+            file.write_all_at(&system, start * SECTOR).expect("room");
+        }
+        drop(file);
+        let mut backup = undercroft(&repo);
+        backup.args(["backup", "--vm", "vm", "--disk"]);
+        succeed(backup.arg(format!("root={}", image.display())));
+        let mounted = Mounted::start(&mut undercroft(&repo), &dir.path().join("mnt"), &[]);
+        let entries = std::fs::read_dir(mounted.at.join("vm/latest")).expect("a directory");
+        let mut names: Vec<_> = entries
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .into_string()
+                    .expect("a name")
+            })
+            .collect();
+        names.sort();
+        let files = numbers.map(|number| format!("root.p{number}.raw"));
+        assert_eq!(names, [&files[0], &files[1], "root.raw", "snapshot.json"]);
+        for file in &files {
+            let disk = mounted.latest("vm", file);
+            assert_same(&disk, &system);
+            succeed(Command::new("e2fsck").arg("-fn").arg(&disk));
+            let inside = LoopMount::new(&disk, &dir.path().join("inside"));
+            assert_same(&inside.0.join("file"), &noise(4, 3 << 20));
+        }
+        assert!(!mounted.latest("vm", "root.p9.raw").exists());
+        mounted.unmount();
+        mounted.wait();
+    }
 }
 
 struct LoopMount(PathBuf);

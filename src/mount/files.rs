@@ -1,22 +1,30 @@
 //! The files of a snapshot: their names, sizes and content.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use parking_lot::Mutex;
 use undercroft_dataplane::disk::ReadDisk;
+use undercroft_dataplane::partitions::{self, DiskWindow};
 use undercroft_dataplane::repository::Repository;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_dataplane::view::{DiskView, View};
+use undercroft_format::id::SnapshotId;
+use undercroft_format::units::DiskRange;
 
 use super::nodes::{Node, Part, Shared};
 use super::readers::{Lease, Mounted, Readers};
 use super::shown::{Choice, Shown};
 use super::tree::{LATEST, SNAPSHOT_JSON, Tree, file_name};
 use super::{PATIENCE, in_time};
+use crate::failure::one_line;
 use crate::snapshot_view::SnapshotView;
 
 /// Longest metadata that is shown, in bytes: it is read as a whole.
 const METADATA_LEN_MAX: u64 = 64 << 20;
+/// Partition tables kept.
+const TABLES_MAX: usize = 4096;
 
 /// An open file.
 pub enum Open {
@@ -26,12 +34,17 @@ pub enum Open {
     Bytes(Vec<u8>),
 }
 
+/// The numbers of a disk's partitions, and where they lie.
+type Partitions = Arc<Vec<(u32, DiskRange)>>;
+
 /// What is shown, and opens it.
 pub struct Files {
     shown: Arc<Shown>,
     readers: Arc<Readers>,
-    view: View,
+    view: Arc<View>,
     is_remote: bool,
+    /// Of disks that were looked into.
+    partitions: Mutex<HashMap<(SnapshotId, usize), Partitions>>,
 }
 
 impl Files {
@@ -44,7 +57,8 @@ impl Files {
             is_remote: matches!(mounted, Mounted::Remote(_)),
             shown,
             readers: Arc::new(Readers::new(mounted)),
-            view,
+            view: Arc::new(view),
+            partitions: Mutex::default(),
         }
     }
 
@@ -76,9 +90,16 @@ impl Files {
                 }
             }),
             Node::Snapshot(Shared(stored)) => {
-                let parts = parts(stored);
-                let found = parts.into_iter().find(|(known, _)| known == name);
-                found.map(|(_, part)| Node::File(Shared(stored.clone()), part))
+                let named = |(known, part): (String, Part)| (known == name).then_some(part);
+                let found = parts(stored).into_iter().find_map(named);
+                // Partitions are looked for only if nothing else has the name: that reads the disk.
+                let found = found.or_else(|| {
+                    let place = disk_of_partition(stored, name)?;
+                    self.partition_files(stored, place)
+                        .into_iter()
+                        .find_map(named)
+                });
+                found.map(|part| Node::File(Shared(stored.clone()), part))
             }
             Node::Latest(_) | Node::File(..) => None,
         }
@@ -101,10 +122,20 @@ impl Files {
                 let latest = (LATEST.to_owned(), Node::Latest(vm.clone()));
                 times.chain([latest]).collect()
             }),
-            Node::Snapshot(Shared(stored)) => parts(stored)
-                .into_iter()
-                .map(|(name, part)| (name, Node::File(Shared(stored.clone()), part)))
-                .collect(),
+            Node::Snapshot(Shared(stored)) => {
+                let mut files = parts(stored);
+                for place in 0..stored.snapshot.disks.len() {
+                    for (name, part) in self.partition_files(stored, place) {
+                        if files.iter().all(|(known, _)| *known != name) {
+                            files.push((name, part));
+                        }
+                    }
+                }
+                let files = files.into_iter();
+                files
+                    .map(|(name, part)| (name, Node::File(Shared(stored.clone()), part)))
+                    .collect()
+            }
             Node::Latest(_) | Node::File(..) => Vec::new(),
         }
     }
@@ -114,24 +145,60 @@ impl Files {
     /// # Errors
     /// The snapshot is gone, the repository is, or what is read at once is damaged.
     pub fn open(&self, stored: &Arc<StoredSnapshot>, part: Part) -> anyhow::Result<Open> {
-        let (disk, range) = match part {
+        let (place, range) = match part {
             Part::Json => return Ok(Open::Bytes(json(stored))),
             Part::Metadata => {
                 let (readers, stored) = (self.readers.clone(), stored.clone());
                 return self.ask(move || Ok(Open::Bytes(metadata(&readers, &stored)?)));
             }
-            Part::Disk(place) => (&stored.snapshot.disks[place], None),
-            Part::Partition(place, range) => (&stored.snapshot.disks[place], Some(range)),
+            Part::Disk(place) => (place, None),
+            Part::Partition(place, range) => (place, Some(range)),
         };
-        let (readers, id) = (self.readers.clone(), stored.id);
-        let lease = self.ask(move || readers.lease(id))?;
-        let repository: Arc<dyn Repository> = lease.repository.clone();
-        let kept = Some(lease.clone() as Arc<_>);
-        let view = DiskView::new(&self.view, repository, stored.id, disk.clone(), kept)?;
-        if range.is_some() {
-            bail!("partitions are not shown");
+        let (readers, view, stored) = (self.readers.clone(), self.view.clone(), stored.clone());
+        let (disk, lease) = self.ask(move || open_disk(&readers, &view, &stored, place))?;
+        Ok(match range {
+            None => Open::Disk(Box::new(disk), lease),
+            Some(range) => Open::Disk(Box::new(DiskWindow::new(Arc::new(disk), range)), lease),
+        })
+    }
+
+    /// The files of the partitions of a disk: none if its table cannot be read.
+    fn partition_files(&self, stored: &Arc<StoredSnapshot>, place: usize) -> Vec<(String, Part)> {
+        let label = &stored.snapshot.disks[place].label;
+        let partitions = match self.partitions(stored, place) {
+            Ok(partitions) => partitions,
+            Err(error) => {
+                tracing::warn!(snapshot = %stored.id, disk = label, error = one_line(&*error), "the partitions cannot be told");
+                return Vec::new();
+            }
+        };
+        let files = partitions.iter().map(|(number, range)| {
+            let name = partition_name(label, *number);
+            (name, Part::Partition(place, *range))
+        });
+        files.collect()
+    }
+
+    fn partitions(&self, stored: &Arc<StoredSnapshot>, place: usize) -> anyhow::Result<Partitions> {
+        let key = (stored.id, place);
+        if let Some(known) = self.partitions.lock().get(&key) {
+            return Ok(known.clone());
         }
-        Ok(Open::Disk(Box::new(view), lease))
+        let (readers, view, stored) = (self.readers.clone(), self.view.clone(), stored.clone());
+        let found = self.ask(move || {
+            let (disk, lease) = open_disk(&readers, &view, &stored, place)?;
+            let table = partitions::list(&disk);
+            readers.linger(lease);
+            let found = table?.partitions.into_iter();
+            let found = found.map(|partition| (partition.number.get(), partition.range));
+            Ok(Arc::new(found.collect::<Vec<_>>()))
+        })?;
+        let mut known = self.partitions.lock();
+        if known.len() >= TABLES_MAX {
+            known.clear();
+        }
+        known.insert(key, found.clone());
+        Ok(found)
     }
 
     /// What `work` comes to. A server is not waited for longer than it should take.
@@ -144,6 +211,32 @@ impl Files {
             false => work(),
         }
     }
+}
+
+fn open_disk(
+    readers: &Readers,
+    view: &View,
+    stored: &StoredSnapshot,
+    place: usize,
+) -> anyhow::Result<(DiskView, Arc<Lease>)> {
+    let lease = readers.lease(stored.id)?;
+    let repository: Arc<dyn Repository> = lease.repository.clone();
+    let manifest = stored.snapshot.disks[place].clone();
+    let kept = Some(lease.clone() as Arc<_>);
+    let disk = DiskView::new(view, repository, stored.id, manifest, kept)?;
+    Ok((disk, lease))
+}
+
+fn partition_name(label: &str, number: u32) -> String {
+    format!("{}.p{number}.raw", file_name(label))
+}
+
+/// The disk of whose partitions one may be named `name`.
+fn disk_of_partition(stored: &StoredSnapshot, name: &str) -> Option<usize> {
+    let (label, number) = name.strip_suffix(".raw")?.rsplit_once(".p")?;
+    number.parse::<u32>().ok()?;
+    let mut disks = stored.snapshot.disks.iter();
+    disks.position(|disk| file_name(&disk.label) == label)
 }
 
 /// The files of a snapshot, but for partitions. A name that is taken is not given again.
@@ -177,6 +270,9 @@ pub fn size(stored: &StoredSnapshot, part: Part) -> u64 {
 pub fn data_len(stored: &StoredSnapshot, part: Part) -> u64 {
     match part {
         Part::Disk(place) => stored.snapshot.disks[place].figures.data_bytes,
+        Part::Partition(place, range) => range
+            .len()
+            .min(stored.snapshot.disks[place].figures.data_bytes),
         part => size(stored, part),
     }
 }

@@ -4,11 +4,9 @@
 //! long as a listing. Each thread of the session answers one request at a time.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -17,13 +15,11 @@ use fuser::{
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyXattr, Request,
 };
-use parking_lot::RwLock;
-use undercroft_dataplane::disk::ReadDisk;
-use undercroft_format::units::DiskRange;
 
-use super::files::{self, Files, Open};
-use super::nodes::{Node, Nodes, Shared};
+use super::files::{self, Open};
+use super::nodes::{Node, Shared};
 use super::shown::LISTED_FOR;
+use super::state::{Handle, State, seek};
 use crate::failure::one_line;
 
 /// How long the kernel keeps what never changes.
@@ -45,60 +41,6 @@ pub struct SnapshotFs {
     state: Arc<State>,
     uid: u32,
     gid: u32,
-}
-
-/// What is open, and what there is. Outlives the session.
-pub struct State {
-    files: Files,
-    nodes: Nodes,
-    open: RwLock<HashMap<u64, Handle>>,
-    next: AtomicU64,
-}
-
-#[derive(Clone)]
-enum Handle {
-    File(Arc<Open>),
-    Directory(Arc<Vec<(u64, FileType, String)>>),
-}
-
-impl State {
-    /// Nothing is open yet of `files`.
-    pub fn new(files: Files) -> Arc<Self> {
-        Arc::new(Self {
-            files,
-            nodes: Nodes::default(),
-            open: RwLock::default(),
-            next: AtomicU64::new(1),
-        })
-    }
-
-    /// Lets go of what is not read any more; of everything if `all`.
-    pub fn tidy(&self, all: bool) {
-        if all {
-            let closed = std::mem::take(&mut *self.open.write());
-            drop(closed);
-        }
-        self.files.readers().tidy(all);
-    }
-
-    fn begin(&self, handle: Handle) -> FileHandle {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.write().insert(number, handle);
-        FileHandle(number)
-    }
-
-    fn handle(&self, handle: FileHandle) -> Option<Handle> {
-        self.open.read().get(&handle.0).cloned()
-    }
-
-    fn end(&self, handle: FileHandle) {
-        let closed = self.open.write().remove(&handle.0);
-        if let Some(Handle::File(file)) = closed
-            && let Open::Disk(_, lease) = &*file
-        {
-            self.files.readers().linger(lease.clone());
-        }
-    }
 }
 
 impl SnapshotFs {
@@ -447,16 +389,4 @@ impl Filesystem for SnapshotFs {
     ) {
         reply.error(Errno::ENOTTY);
     }
-}
-
-/// The first byte from `place` on that is data, or is none; a hole is at the end at the latest.
-fn seek(disk: &dyn ReadDisk, place: u64, wants_data: bool) -> io::Result<Option<u64>> {
-    let size = disk.size().get();
-    let parts = disk.allocation(DiskRange::new(place, size), 2)?;
-    let found = parts.iter().find(|part| part.is_data == wants_data);
-    Ok(match found {
-        Some(part) => Some(part.range.start),
-        None if wants_data => None,
-        None => Some(size),
-    })
 }

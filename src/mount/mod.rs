@@ -1,7 +1,7 @@
 //! Snapshots as files: what `undercroft mount` shows, and how it is served.
 //!
 //! [`tree`] names what there is, [`shown`] keeps that up to date, [`readers`] keeps what is being read in the
-//! repository, [`files`] opens it, [`fs`] answers the kernel, [`session`] mounts and unmounts, [`background`] leaves
+//! repository, [`files`] opens it, [`state`] knows what is open, [`fs`] answers the kernel, [`session`] mounts and unmounts, [`background`] leaves
 //! the terminal.
 
 pub mod background;
@@ -11,6 +11,7 @@ pub mod nodes;
 pub mod readers;
 pub mod session;
 pub mod shown;
+pub mod state;
 pub mod tree;
 
 use std::time::Duration;

@@ -12,7 +12,8 @@ use fuser::{BackgroundSession, Config, MountOption, Session};
 use rustix::mount::UnmountFlags;
 use undercroft_dataplane::progress::Progress;
 
-use super::fs::{SnapshotFs, State};
+use super::fs::SnapshotFs;
+use super::state::State;
 use crate::failure::{Problem, one_line};
 
 /// Requests answered at once: those that wait for the repository must leave some for those that do not.

@@ -6,17 +6,15 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Weak};
 
-use crossbeam_channel::{RecvTimeoutError, bounded, unbounded};
+use crossbeam_channel::unbounded;
 use parking_lot::Mutex;
 use undercroft_format::extent::Extent;
 use undercroft_format::id::{ChunkId, SnapshotId};
 use undercroft_format::pack::ObjectKind;
-use undercroft_format::segment::SegmentMap;
 use undercroft_format::snapshot::DiskManifest;
-use undercroft_format::units::{DiskLength, DiskRange, SegmentNumber};
+use undercroft_format::units::{DiskLength, DiskRange};
 
 use super::cache::Found;
-use super::maps::PlacedMap;
 use super::queue::{Answer, Job, Task, WantedChunk};
 use super::read_ahead::Runs;
 use super::{Cause, Shared, Unreadable, View};
@@ -33,8 +31,6 @@ const BATCH_LEN: u64 = 512 << 10;
 const ALONE_MAX: usize = 2;
 /// Bytes of disk that one thread reads ahead at once.
 const AHEAD_PIECE: u64 = 2 << 20;
-/// Segments whose maps are looked for at once where holes are.
-const SEGMENTS_AT_ONCE: std::ops::RangeInclusive<u64> = 8..=4096;
 
 thread_local! {
     static DECODER: RefCell<SegmentDecoder> = RefCell::default();
@@ -49,13 +45,13 @@ pub struct DiskView {
 /// What fetching threads need of a disk.
 pub struct Core {
     me: Weak<Self>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     pub(super) repository: Arc<dyn Repository>,
     pub(super) keys: Arc<Keys>,
     snapshot: SnapshotId,
-    disk: DiskManifest,
+    pub(super) disk: DiskManifest,
     /// What comes from a server is fetched by threads that can be given up.
-    is_remote: bool,
+    pub(super) is_remote: bool,
     /// Keeps the snapshot's data where it is.
     _kept: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -242,7 +238,7 @@ impl Core {
         drop(answer);
         let mut elsewhere = Vec::new();
         for _ in 0..wanted.len() {
-            let patience = self.shared.patience.saturating_sub(clock.elapsed());
+            let patience = self.shared.patience().saturating_sub(clock.elapsed());
             let (place, got) = match answers.recv_timeout(patience) {
                 Ok(answer) => answer,
                 Err(error) => return take(0, Err(self.unanswered(error))),
@@ -266,10 +262,10 @@ impl Core {
         clock: &Stopwatch,
     ) -> std::result::Result<bytes::Bytes, Cause> {
         loop {
-            let patience = self.shared.patience.saturating_sub(clock.elapsed());
+            let patience = self.shared.patience().saturating_sub(clock.elapsed());
             match self.shared.cache.find(wanted.0, patience) {
                 Found::Plain(plain) => return Ok(plain),
-                Found::Elsewhere => return Err(Cause::Silent(self.shared.patience)),
+                Found::Elsewhere => return Err(self.shared.silent()),
                 // The other one failed. Asking again tells why.
                 Found::Absent(announced) if !self.is_remote => {
                     return self.fetch_announced(announced, wanted.0);
@@ -296,9 +292,9 @@ impl Core {
 
     /// A chunk, fetched by this thread if nobody else does.
     fn alone(&self, chunk: ChunkId) -> std::result::Result<bytes::Bytes, Cause> {
-        match self.shared.cache.find(chunk, self.shared.patience) {
+        match self.shared.cache.find(chunk, self.shared.patience()) {
             Found::Plain(plain) => Ok(plain),
-            Found::Elsewhere => Err(Cause::Silent(self.shared.patience)),
+            Found::Elsewhere => Err(self.shared.silent()),
             Found::Absent(announced) => self.fetch_announced(announced, chunk),
         }
     }
@@ -314,212 +310,16 @@ impl Core {
         Ok(self.shared.cache.keep(announced, plain))
     }
 
-    fn itself(&self) -> Arc<Self> {
+    pub(super) fn itself(&self) -> Arc<Self> {
         self.me.upgrade().expect("it is being used")
     }
 
-    fn unreadable(&self, range: DiskRange, cause: Cause) -> Unreadable {
+    pub(super) fn unreadable(&self, range: DiskRange, cause: Cause) -> Unreadable {
         Unreadable {
             snapshot: self.snapshot,
             disk: self.disk.label.clone(),
             range,
             cause,
-        }
-    }
-
-    /// Visits the extents of `range`, cut to it, with their places on the disk.
-    fn each_extent(
-        &self,
-        range: DiskRange,
-        visit: impl FnMut(DiskRange, Extent) -> std::result::Result<(), Unreadable>,
-    ) -> std::result::Result<(), Unreadable> {
-        self.extents_by(range, Self::map, visit)
-    }
-
-    /// The same for a thread that may wait as long as it takes.
-    pub(super) fn each_extent_patiently(
-        &self,
-        range: DiskRange,
-        visit: impl FnMut(DiskRange, Extent) -> std::result::Result<(), Unreadable>,
-    ) -> std::result::Result<(), Unreadable> {
-        let look_up = |core: &Self, number, range| Ok(core.look_up(number, range)?);
-        self.extents_by(range, look_up, visit)
-    }
-
-    fn extents_by(
-        &self,
-        range: DiskRange,
-        map_of: impl Fn(
-            &Self,
-            SegmentNumber,
-            DiskRange,
-        ) -> std::result::Result<Option<Arc<PlacedMap>>, Cause>,
-        mut visit: impl FnMut(DiskRange, Extent) -> std::result::Result<(), Unreadable>,
-    ) -> std::result::Result<(), Unreadable> {
-        let mut at = range.start;
-        while at < range.end {
-            let number = self.disk.segment_size.segment_at(at);
-            let segment = self.disk.segment_size.range_of(number, self.disk.size);
-            let part = DiskRange::new(at, range.end.min(segment.end));
-            let map =
-                map_of(self, number, segment).map_err(|cause| self.unreadable(part, cause))?;
-            let local = |at: u64| (at - segment.start) as u32;
-            match map {
-                None => {
-                    let len = part.len() as u32;
-                    visit(part, Extent::Zero { len })?;
-                }
-                Some(map) => {
-                    for (start, extent) in map.within(local(part.start), local(part.end)) {
-                        let start = segment.start + u64::from(start);
-                        let place = DiskRange::new(start, start + u64::from(extent.len()));
-                        visit(place, extent)?;
-                    }
-                }
-            }
-            at = part.end;
-        }
-        Ok(())
-    }
-
-    /// The map of a segment; `None` if all of the disk is zero.
-    fn map(
-        &self,
-        number: SegmentNumber,
-        range: DiskRange,
-    ) -> std::result::Result<Option<Arc<PlacedMap>>, Cause> {
-        if let Some(root) = self.disk.root
-            && let Some(map) = self.shared.cache.map((root, number))
-        {
-            return Ok(Some(map));
-        }
-        self.in_time(move |core| core.look_up(number, range))
-    }
-
-    /// What `ask` finds out. A server is asked by a thread that can be given up.
-    fn in_time<R: Send + 'static>(
-        &self,
-        ask: impl FnOnce(&Self) -> Result<R> + Send + 'static,
-    ) -> std::result::Result<R, Cause> {
-        if !self.is_remote {
-            return Ok(ask(self)?);
-        }
-        let (answer, answers) = bounded(1);
-        self.shared.queue.push(Job {
-            core: self.itself(),
-            task: Task::Ask(Box::new(move |core| {
-                // Whoever waited may have gone.
-                let _ = answer.send(ask(core));
-            })),
-        });
-        match answers.recv_timeout(self.shared.patience) {
-            Ok(found) => Ok(found?),
-            Err(error) => Err(self.unanswered(error)),
-        }
-    }
-
-    fn unanswered(&self, error: RecvTimeoutError) -> Cause {
-        match error {
-            RecvTimeoutError::Timeout => Cause::Silent(self.shared.patience),
-            RecvTimeoutError::Disconnected => Cause::Fetcher,
-        }
-    }
-
-    fn look_up(&self, number: SegmentNumber, range: DiskRange) -> Result<Option<Arc<PlacedMap>>> {
-        let Some(root) = self.disk.root else {
-            return Ok(None);
-        };
-        if let Some(map) = self.shared.cache.map((root, number)) {
-            return Ok(Some(map));
-        }
-        let objects = self.repository.objects();
-        let mut id = None;
-        let segment = number.0..number.0 + 1;
-        objects.visit_tree(self.disk.tree(), segment, &mut |_, map| {
-            id = Some(map);
-            Ok(())
-        })?;
-        let map = match id {
-            None => SegmentMap::zero(range.len() as u32),
-            Some(id) => {
-                let map = objects.segment_map(id)?;
-                if u64::from(map.len()) != range.len() {
-                    return Err(RepositoryError::ForeignMap { id, range });
-                }
-                map
-            }
-        };
-        let map = Arc::new(PlacedMap::new(map));
-        self.shared.cache.keep_map((root, number), map.clone());
-        Ok(Some(map))
-    }
-
-    fn allocation(
-        &self,
-        range: DiskRange,
-        parts_max: usize,
-    ) -> std::result::Result<Vec<Allocation>, Unreadable> {
-        let mut parts: Vec<Allocation> = Vec::new();
-        let mut add = |range: DiskRange, is_data: bool| {
-            let is_full = parts.len() == parts_max;
-            match parts.last_mut() {
-                Some(last) if last.is_data == is_data => last.range.end = range.end,
-                _ if is_full => return false,
-                _ => parts.push(Allocation { range, is_data }),
-            }
-            true
-        };
-        let (mut at, mut window) = (range.start, *SEGMENTS_AT_ONCE.start());
-        'disk: while at < range.end {
-            let (found, end) = self.segments_from(at, range.end, window)?;
-            window = (2 * window).min(*SEGMENTS_AT_ONCE.end());
-            for number in found {
-                let segment = self.disk.segment_size.range_of(number, self.disk.size);
-                let part = segment.intersect(range);
-                if at < part.start && !add(DiskRange::new(at, part.start), false) {
-                    break 'disk;
-                }
-                let mut is_full = false;
-                self.each_extent(part, |place, extent| {
-                    is_full = is_full || !add(place, matches!(extent, Extent::Data { .. }));
-                    Ok(())
-                })?;
-                if is_full {
-                    break 'disk;
-                }
-                at = part.end;
-            }
-            if at < end && !add(DiskRange::new(at, end), false) {
-                break;
-            }
-            at = end;
-        }
-        Ok(parts)
-    }
-
-    /// Of `window` segments from that of `at` on, but none from `end` on, those that have data, and where they end.
-    fn segments_from(
-        &self,
-        at: u64,
-        end: u64,
-        window: u64,
-    ) -> std::result::Result<(Vec<SegmentNumber>, u64), Unreadable> {
-        let size = self.disk.segment_size;
-        let first = size.segment_at(at).0;
-        let last = (first + window).min(size.segment_at(end - 1).0 + 1);
-        let end = last.saturating_mul(size.bytes()).min(end);
-        let found = self.in_time(move |core| {
-            let mut found = Vec::new();
-            let objects = core.repository.objects();
-            objects.visit_tree(core.disk.tree(), first..last, &mut |number, _| {
-                found.push(number);
-                Ok(())
-            })?;
-            Ok(found)
-        });
-        match found {
-            Ok(found) => Ok((found, end)),
-            Err(cause) => Err(self.unreadable(DiskRange::new(at, end), cause)),
         }
     }
 }

@@ -154,6 +154,7 @@ impl Fetcher {
             let announced = announced.expect("each was announced once");
             match self.decode(core, wanted, buffer.as_deref()) {
                 Ok(plain) => {
+                    shared.heard();
                     let plain: Bytes = shared.cache.keep(announced, plain);
                     answer(wanted.tag, Answer::Plain(plain));
                 }

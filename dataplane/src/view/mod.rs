@@ -12,12 +12,14 @@
 
 pub mod cache;
 mod disk;
+mod extents;
 mod fetcher;
 mod maps;
 mod queue;
 mod read_ahead;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use undercroft_format::id::SnapshotId;
@@ -40,6 +42,9 @@ pub const CACHE_LEN_DEFAULT: u64 = 128 << 20;
 /// Bytes of fetched records that have not been decoded yet, of all threads together: one batch of the worst case, and
 /// as much again for usual ones. What no record comes to is never touched.
 const FETCHED_LEN_MAX: usize = 2 * FETCH_LEN_MAX;
+
+/// How long a read waits for a repository that let another wait in vain.
+const PATIENCE_IN_SILENCE: Duration = Duration::from_millis(500);
 
 /// How disks are read.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +81,28 @@ struct Shared {
     sequential: Sequential,
     fetched: Arc<BufferPool>,
     patience: Duration,
+    /// The repository has not answered in time, and nothing came from it since.
+    is_silent: AtomicBool,
+}
+
+impl Shared {
+    /// How long to wait. Whoever was let wait in vain once is not let wait as long again: the kernel asks for each page
+    /// of a read that failed.
+    fn patience(&self) -> Duration {
+        match self.is_silent.load(Ordering::Relaxed) {
+            true => self.patience.min(PATIENCE_IN_SILENCE),
+            false => self.patience,
+        }
+    }
+
+    fn silent(&self) -> Cause {
+        self.is_silent.store(true, Ordering::Relaxed);
+        Cause::Silent(self.patience)
+    }
+
+    fn heard(&self) {
+        self.is_silent.store(false, Ordering::Relaxed);
+    }
 }
 
 impl View {
@@ -92,6 +119,7 @@ impl View {
                 sequential: Sequential::new(cache_len),
                 fetched: BufferPool::new(FETCHED_LEN_MAX),
                 patience: options.patience,
+                is_silent: AtomicBool::new(false),
             }),
         };
         for _ in 0..options.threads.max(1) {
