@@ -36,6 +36,8 @@ mkfs.ext4 e2fsprogs
 debugfs e2fsprogs
 sfdisk fdisk
 losetup mount
+fusermount3 fuse3
+e2fsck e2fsprogs
 unshare util-linux
 perl perl
 nbdkit nbdkit
@@ -68,6 +70,8 @@ restic restic
 borg borgbackup
 python3 python3-venv
 jq jq
+fio fio
+nbdfuse libnbd-bin
 /usr/bin/time time
 T
     ;;

@@ -74,14 +74,15 @@ struct Opened {
 /// Gives leases.
 pub struct Readers {
     mounted: Mounted,
+    /// Held while a lease is made, which takes as long as the repository does.
     state: Mutex<State>,
+    lingering: Mutex<Vec<(Stopwatch, Arc<Lease>)>>,
 }
 
 #[derive(Default)]
 struct State {
     opened: Weak<Opened>,
     leases: HashMap<SnapshotId, Weak<Lease>>,
-    lingering: Vec<(Stopwatch, Arc<Lease>)>,
 }
 
 impl Readers {
@@ -90,6 +91,7 @@ impl Readers {
         Self {
             mounted,
             state: Mutex::default(),
+            lingering: Mutex::default(),
         }
     }
 
@@ -133,23 +135,21 @@ impl Readers {
 
     /// Keeps a lease for a while, whose reader is done.
     pub fn linger(&self, lease: Arc<Lease>) {
-        let mut state = self.state.lock();
-        state
-            .lingering
-            .retain(|(_, known)| !Arc::ptr_eq(known, &lease));
-        state.lingering.push((Stopwatch::start(), lease));
-        let more = state.lingering.len().saturating_sub(LINGERING_MAX);
-        let dropped: Vec<_> = state.lingering.drain(..more).collect();
-        drop(state);
+        let mut lingering = self.lingering.lock();
+        lingering.retain(|(_, known)| !Arc::ptr_eq(known, &lease));
+        lingering.push((Stopwatch::start(), lease));
+        let more = lingering.len().saturating_sub(LINGERING_MAX);
+        let dropped: Vec<_> = lingering.drain(..more).collect();
+        drop(lingering);
         drop(dropped);
     }
 
     /// Lets go of leases that have lingered long enough; of all if `all`.
     pub fn tidy(&self, all: bool) {
-        let mut state = self.state.lock();
+        let mut lingering = self.lingering.lock();
         let is_over = |(clock, _): &mut (Stopwatch, Arc<Lease>)| all || clock.elapsed() >= LINGER;
-        let dropped: Vec<_> = state.lingering.extract_if(.., is_over).collect();
-        drop(state);
+        let dropped: Vec<_> = lingering.extract_if(.., is_over).collect();
+        drop(lingering);
         drop(dropped);
     }
 }
