@@ -41,7 +41,6 @@ faults: build ## long runs of faults: kills (KILLS=300), long partitions, 64 cli
 	UNDERCROFT_KILL_SEED=$(or $(SEED),$$RANDOM) UNDERCROFT_KILL_ROUNDS=$(KILLS) \
 	  $(CARGO) test --release --test kill_served -- --nocapture
 	$(CARGO) test --release --test network -- --ignored --nocapture
-	$(CARGO) test --release --test qemu -- --ignored --nocapture
 	BIN="$(BIN)" scripts/many-clients
 
 check: lint ## format, clippy, docs, dependencies: what must be clean before a commit

@@ -28,6 +28,7 @@ mod progress;
 mod proxy;
 mod remote;
 mod report;
+mod restore_image;
 mod restore_run;
 mod restore_target;
 mod restore_xva;

@@ -9,11 +9,9 @@ use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::repository::damage::AffectedRange;
 use undercroft_dataplane::repository::error::RepositoryError;
-use undercroft_dataplane::restore::vhd::{self, LayoutError};
 use undercroft_dataplane::restore::{RestoreOptions, RestoreReport, restore_disk};
 use undercroft_format::id::SnapshotId;
 use undercroft_format::snapshot::DiskManifest;
-use undercroft_format::vhd::layout::Layout;
 use undercroft_format::wire::frame::FrameType;
 use undercroft_format::xva::ChecksumKind;
 
@@ -21,6 +19,7 @@ use crate::access::{self, PinnedRead};
 use crate::failure::{Outcome, Problem, warn};
 use crate::progress::Activity;
 use crate::report::{self, Align, Table, line};
+use crate::restore_image::ImageLayout;
 use crate::restore_target::{Destination, Format, OpenTarget, Overwrite, Plan, not_in_place};
 use crate::restore_xva::XvaRestore;
 use crate::runner::Runner;
@@ -86,8 +85,9 @@ pub fn run_through(
         Form::Disks(format) => format,
         Form::Xva(_) => Format::Raw,
     };
-    if is_in_place && format == Format::Vhd {
-        return Err(Problem::usage("a VHD cannot be written in place")
+    if is_in_place && format != Format::Raw {
+        let problem = format!("{} cannot be written in place", format.article());
+        return Err(Problem::usage(problem)
             .hint("leave out --in-place; to overwrite the file: --force")
             .into());
     }
@@ -153,10 +153,7 @@ pub fn run_through(
         allow_damage: request.allow_damage,
     };
     for disk in disks {
-        let layout = match format {
-            Format::Raw => None,
-            Format::Vhd => Some(lay_out(&read, disk, options)?),
-        };
+        let layout = ImageLayout::of(&read, disk, format, options)?;
         let OpenTarget { target, finish } = plan.open(disk, layout)?;
         let done = restore_disk(
             &*read.repository,
@@ -206,41 +203,6 @@ impl Report {
         let damaged = |disk: &DiskReport| !disk.report.damage.is_empty();
         Outcome::of(self.is_metadata_lost || self.disks.iter().any(damaged))
     }
-}
-
-/// What the VHD of a disk looks like: the whole disk, or what differs from an older snapshot if there is a second one.
-fn lay_out(
-    read: &PinnedRead,
-    disk: &DiskManifest,
-    options: RestoreOptions,
-) -> anyhow::Result<Layout> {
-    let stored = &read.snapshots[0];
-    let repository = &*read.repository;
-    let layout = match read.snapshots.get(1) {
-        None => vhd::whole(repository, stored, disk, options),
-        Some(older) => {
-            let Some(older_disk) = older.snapshot.disk(&disk.label) else {
-                return Err(Problem::new(format!(
-                    "snapshot {} has no disk {:?} to be a parent of this one's",
-                    older.id.short(),
-                    disk.label
-                ))
-                .hint("restore the whole disk: leave out --vhd-since")
-                .into());
-            };
-            vhd::difference(repository, (older, older_disk), (stored, disk))
-        }
-    };
-    layout.map_err(|error| match error {
-        LayoutError::Unfit(unfit) => anyhow::Error::new(unfit).context(
-            Problem::new(format!("disk {} cannot be restored as a VHD", disk.label))
-                .hint("restore it as a raw disk: leave out --format vhd"),
-        ),
-        LayoutError::Repository(error) => anyhow::Error::new(error).context(format!(
-            "looking for what a VHD of disk {} holds",
-            disk.label
-        )),
-    })
 }
 
 /// The disks that are asked for.

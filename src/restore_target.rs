@@ -10,22 +10,21 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use undercroft_dataplane::io::{BlockFile, OsFile};
-use undercroft_dataplane::restore::vhd::VhdStream;
 use undercroft_dataplane::restore::write::Plain;
 use undercroft_dataplane::restore::{Target, TargetContent};
 use undercroft_format::reason::Reason;
 use undercroft_format::snapshot::DiskManifest;
-use undercroft_format::vhd::layout::Layout;
 pub use undercroft_format::wire::task::Overwrite;
 
 use crate::backup_job::{RESTORED_SUFFIX, is_inside};
 use crate::failure::{Problem, quote};
+use crate::restore_image::ImageLayout;
 use crate::runner::Runner;
 use crate::units::Size;
 
 /// Ends the name of a file that is not complete.
 const PARTIAL_SUFFIX: &str = ".undercroft-partial";
-/// Bytes written at once to what takes a VHD: its bitmaps are small, and a pipe's reader wants no small pieces.
+/// Bytes written at once to what takes an image: a VHD's bitmaps are small, and a pipe's reader wants no small pieces.
 const STREAM_BUFFER_LEN: usize = 1 << 20;
 /// Longest name of a file, in bytes: NAME_MAX of limits.h.
 const FILE_NAME_LEN_MAX: usize = 255;
@@ -38,6 +37,8 @@ pub enum Format {
     Raw,
     /// A VHD: dynamic, or differencing with --vhd-since
     Vhd,
+    /// A qcow2 image, version 3
+    Qcow2,
 }
 
 impl Format {
@@ -46,6 +47,25 @@ impl Format {
         match self {
             Self::Raw => RESTORED_SUFFIX,
             Self::Vhd => ".vhd",
+            Self::Qcow2 => ".qcow2",
+        }
+    }
+
+    /// What `--format` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// One of its files, in a sentence.
+    pub fn article(self) -> &'static str {
+        match self {
+            Self::Raw => "a raw disk",
+            Self::Vhd => "a VHD",
+            Self::Qcow2 => "a qcow2 image",
         }
     }
 }
@@ -194,12 +214,16 @@ impl<'a> Plan<'a> {
             .hint("is it the right file? To cut what is too much: --in-place --force")
             .into());
         }
-        if kind.is_block_device() && self.format == Format::Vhd {
+        if kind.is_block_device() && self.format != Format::Raw {
             return Err(Problem::usage(format!(
-                "the target {} is a device: a VHD is written to a file",
-                path.display()
+                "the target {} is a device: {} is written to a file",
+                path.display(),
+                self.format.article()
             ))
-            .hint("name a file, or leave out --format vhd")
+            .hint(format!(
+                "name a file, or leave out --format {}",
+                self.format.name()
+            ))
             .into());
         }
         if kind.is_block_device() {
@@ -227,10 +251,14 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Opens the target of `disk`, which becomes a VHD if there is a layout.
-    pub fn open(&self, disk: &DiskManifest, layout: Option<Layout>) -> anyhow::Result<OpenTarget> {
+    /// Opens the target of `disk`, which becomes an image file if there is a layout.
+    pub fn open(
+        &self,
+        disk: &DiskManifest,
+        layout: Option<ImageLayout>,
+    ) -> anyhow::Result<OpenTarget> {
         if let Some(layout) = layout {
-            return self.open_vhd(disk, layout);
+            return self.open_image(disk, layout);
         }
         let Some(path) = self.path_of(disk)? else {
             return stdout_target();
@@ -314,11 +342,11 @@ impl<'a> Plan<'a> {
         Ok((Box::new(Appended { file, len: 0 }), finish))
     }
 
-    fn open_vhd(&self, disk: &DiskManifest, layout: Layout) -> anyhow::Result<OpenTarget> {
+    fn open_image(&self, disk: &DiskManifest, layout: ImageLayout) -> anyhow::Result<OpenTarget> {
         let (stream, finish) = self.open_in_order(self.path_of(disk)?)?;
         let stream = BufWriter::with_capacity(STREAM_BUFFER_LEN, stream);
         Ok(OpenTarget {
-            target: Target::Stream(Box::new(VhdStream::new(stream, layout))),
+            target: Target::Stream(layout.write_to(stream)),
             finish,
         })
     }

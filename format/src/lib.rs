@@ -8,8 +8,8 @@
 //! In the order in which data flows:
 //!
 //! - [`units`], [`id`]: positions, lengths and names as types
-//! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`vhd`]: disks in files; [`nbd`]: how
-//!   disks are read over the network; [`qmp`]: how QEMU is asked
+//! - [`source`]: what hypervisors hand over; [`xva`]: VMs as one stream; [`vhd`], [`qcow2`]: disks in files; [`nbd`]:
+//!   how disks are read over the network; [`qmp`]: how QEMU is asked
 //! - [`ranges`]: what an increment reads; [`lineage`]: whether it begins at its parent; [`audit`]: what of the rest
 //!   is looked at all the same
 //! - [`partition`], [`chunker`]: where the chunker's grid lies and how chunks are cut; where partitions lie
@@ -36,6 +36,7 @@ pub mod nbd;
 pub mod overlay;
 pub mod pack;
 pub mod partition;
+pub mod qcow2;
 pub mod qmp;
 pub mod ranges;
 pub mod reason;

@@ -4,7 +4,7 @@ use clap::builder::NonEmptyStringValueParser;
 use undercroft_control::SnapshotSpec;
 use undercroft_format::xva::ChecksumKind;
 
-use crate::failure::Outcome;
+use crate::failure::{Outcome, Problem};
 use crate::proxy::{Through, tasks};
 use crate::report;
 use crate::restore_run::{self, Form, Request, run_through};
@@ -20,7 +20,8 @@ use crate::settings::Settings;
 ///
 /// With --format vhd a disk becomes a dynamic VHD, LABEL.vhd in a directory, in which only blocks of 2 MiB with data are
 /// there; with --vhd-since a differencing one, which holds what differs from an older snapshot and whose parent is the
-/// VHD of that. The same snapshot always gives the same file.
+/// VHD of that. With --format qcow2 it becomes a qcow2 image, LABEL.qcow2, in which only clusters of 64 KiB with data
+/// are there. The same snapshot always gives the same file.
 ///
 /// With --xva the VM becomes one file to import, always the same for a snapshot. Its ova.xml is the one that was
 /// backed up, where what was exported from a snapshot is no template any more; for a snapshot without one it is
@@ -92,6 +93,13 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         XvaChecksum::Sha1 => ChecksumKind::Sha1,
     };
     let format = match args.vhd_since {
+        Some(_) if args.format == Format::Qcow2 => {
+            return Err(
+                Problem::usage("--vhd-since makes a VHD, and --format qcow2 does not")
+                    .hint("leave out one of them")
+                    .into(),
+            );
+        }
         Some(_) => Format::Vhd,
         None => args.format,
     };

@@ -6,10 +6,12 @@
 //!
 //! One thread makes the [`plan`] of each segment and fetches the records it needs, many reads in
 //! flight; the workers [`decode`] segments, in any order, each record checked against its id; a thread
-//! of its own ([`mod@write`], [`vhd`]) writes them. No chain is walked: every snapshot's maps are complete.
+//! of its own ([`mod@write`], [`vhd`], [`qcow2`]) writes them. No chain is walked: every snapshot's maps are complete.
 
+mod data_parts;
 pub mod decode;
 pub mod plan;
+pub mod qcow2;
 pub mod vhd;
 pub mod write;
 

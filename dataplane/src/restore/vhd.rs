@@ -5,7 +5,6 @@
 
 use std::io::{self, Write};
 
-use undercroft_format::extent::Extent;
 use undercroft_format::ranges::RangeSet;
 use undercroft_format::snapshot::DiskManifest;
 use undercroft_format::units::DiskRange;
@@ -14,8 +13,9 @@ use undercroft_format::vhd::header::BlockSize;
 use undercroft_format::vhd::layout::{Identity, Layout, UnfitSize, check_size};
 use undercroft_format::vhd::uuid::VhdUuid;
 
-use super::write::InOrder;
-use super::{RestoreOptions, windows};
+use super::RestoreOptions;
+use super::data_parts::data_parts;
+use super::write::{InOrder, write_zeros};
 use crate::repository::Repository;
 use crate::repository::diff::diff_disks;
 use crate::repository::error::RepositoryError;
@@ -59,40 +59,7 @@ pub fn whole(
     options: RestoreOptions,
 ) -> Result<Layout, LayoutError> {
     check_size(disk.size)?;
-    let (objects, tree) = (repository.objects(), disk.tree());
-    let mut data: Vec<DiskRange> = Vec::new();
-    for window in windows(tree.segments) {
-        let mut maps = Vec::new();
-        let mut visit = |segments| {
-            objects.visit_tree(tree, segments, &mut |number, map| {
-                maps.push((number, map));
-                Ok(())
-            })
-        };
-        match options.allow_damage {
-            false => visit(window)?,
-            // One by one, as they are going to be restored.
-            true => {
-                for number in window {
-                    allow_damage(visit(number..number + 1), options)?;
-                }
-            }
-        }
-        let ids: Vec<_> = maps.iter().map(|(_, map)| *map).collect();
-        objects.records().expect_maps(&ids);
-        for (number, map) in maps {
-            let start = disk.segment_size.range_of(number, disk.size).start;
-            let Some(map) = allow_damage(objects.segment_map(map), options)? else {
-                continue;
-            };
-            for (at, extent) in map.placed() {
-                if let Extent::Data { len, .. } = extent {
-                    let from = start + u64::from(at);
-                    push_blocks(&mut data, DiskRange::new(from, from + u64::from(*len)));
-                }
-            }
-        }
-    }
+    let data = data_parts(repository, disk, BlockSize::DEFAULT.bytes(), options)?;
     Ok(Layout::dynamic(disk.size, identity(stored, disk), data)?)
 }
 
@@ -114,30 +81,6 @@ pub fn difference(
         parent,
         differing,
     )?)
-}
-
-/// What was found, or nothing where damage may be.
-fn allow_damage<T>(
-    found: Result<T, RepositoryError>,
-    options: RestoreOptions,
-) -> Result<Option<T>, RepositoryError> {
-    match found {
-        Err(error) if options.allow_damage && error.is_damage() => Ok(None),
-        found => found.map(Some),
-    }
-}
-
-/// Adds the blocks that `range` touches. Ranges come in order: memory is for the gaps between blocks alone.
-fn push_blocks(blocks: &mut Vec<DiskRange>, range: DiskRange) {
-    let size = BlockSize::DEFAULT.bytes();
-    let range = DiskRange::new(
-        range.start - range.start % size,
-        range.end.next_multiple_of(size),
-    );
-    match blocks.last_mut() {
-        Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
-        _ => blocks.push(range),
-    }
 }
 
 /// Writes a VHD in order.
@@ -169,14 +112,9 @@ impl<W: Write + Send> VhdStream<W> {
         self.stream.write_all(bytes)
     }
 
-    fn put_zeros(&mut self, mut len: u64) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        while len > 0 {
-            let now = len.min(ZEROS.len() as u64);
-            self.put(&ZEROS[..now as usize])?;
-            len -= now;
-        }
-        Ok(())
+    fn put_zeros(&mut self, len: u64) -> io::Result<()> {
+        self.written += len;
+        write_zeros(&mut self.stream, len)
     }
 
     /// The block that the next byte may lie in or before.

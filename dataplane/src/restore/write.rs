@@ -158,19 +158,24 @@ impl<W: Write + Send> InOrder for Plain<W> {
         self.0.write_all(bytes)
     }
 
-    fn zeros(&mut self, mut len: u64) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        while len > 0 {
-            let now = len.min(ZEROS.len() as u64);
-            self.0.write_all(&ZEROS[..now as usize])?;
-            len -= now;
-        }
-        Ok(())
+    fn zeros(&mut self, len: u64) -> io::Result<()> {
+        write_zeros(&mut self.0, len)
     }
 
     fn finish(&mut self) -> io::Result<()> {
         self.0.flush()
     }
+}
+
+/// Writes `len` zeros.
+pub(super) fn write_zeros(out: &mut impl Write, mut len: u64) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    while len > 0 {
+        let now = len.min(ZEROS.len() as u64);
+        out.write_all(&ZEROS[..now as usize])?;
+        len -= now;
+    }
+    Ok(())
 }
 
 /// Writes segments in order to a stream; gaps are zeros. Like [`DiskWriter::run`] otherwise.
