@@ -1,4 +1,4 @@
-//! Disks named by NBD URIs. An export's name can hold a session: it is shown and stored without.
+//! Disks named by NBD URIs, to be read or written. An export's name can hold a session: it is shown and stored without.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use undercroft_dataplane::ingest::changes::{ChangedBlocks, NotTold};
 use undercroft_dataplane::ingest::source::Source;
-use undercroft_dataplane::nbd::{self, NbdOptions};
+use undercroft_dataplane::nbd::{self, NbdFile, NbdOptions};
 use undercroft_format::nbd::uri::{NbdUri, UriError};
 
 use crate::failure::Problem;
@@ -48,6 +48,14 @@ pub fn open_export(path: &Path, options: NbdOptions) -> anyhow::Result<Source> {
     let opening = format!("opening the source {uri}");
     let disk = nbd::open(uri, options).context(opening)?;
     Ok(Source::Disk(disk))
+}
+
+/// Opens the export that `text`, an NBD URI, names to be written.
+pub fn open_target(text: &str) -> anyhow::Result<Arc<NbdFile>> {
+    let uri = NbdUri::parse(text)
+        .map_err(|error| Problem::usage(format!("the NBD URI of the target {error}")))?;
+    let opening = format!("opening the target {uri}");
+    nbd::open_target(uri, until_stopped()).context(opening)
 }
 
 /// What the dirty bitmap that `path` names, if it is an NBD URI that names one, is going to say of the disk

@@ -37,6 +37,13 @@ pub fn emit<T: Serialize>(
     print(text.as_bytes())
 }
 
+/// Writes `value` to stdout as JSON, in one line.
+pub fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string(value).context("writing JSON")?;
+    text.push('\n');
+    print(text.as_bytes())
+}
+
 /// A result both ways: as JSON and as text, for whoever prints it elsewhere.
 pub fn both<T: Serialize>(
     value: &T,

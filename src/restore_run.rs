@@ -9,7 +9,7 @@ use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::clock::Stopwatch;
 use undercroft_dataplane::repository::damage::AffectedRange;
 use undercroft_dataplane::repository::error::RepositoryError;
-use undercroft_dataplane::restore::{RestoreOptions, RestoreReport, restore_disk};
+use undercroft_dataplane::restore::{RestoreOptions, RestoreReport, Target, restore_disk};
 use undercroft_format::id::SnapshotId;
 use undercroft_format::snapshot::DiskManifest;
 use undercroft_format::wire::frame::FrameType;
@@ -20,17 +20,22 @@ use crate::failure::{Outcome, Problem, warn};
 use crate::progress::Activity;
 use crate::report::{self, Align, Table, line};
 use crate::restore_image::ImageLayout;
-use crate::restore_target::{Destination, Format, OpenTarget, Overwrite, Plan, not_in_place};
+use crate::restore_target::{
+    Destination, Format, Manner, OpenTarget, Overwrite, Plan, not_in_place,
+};
 use crate::restore_xva::XvaRestore;
 use crate::runner::Runner;
 use crate::settings::{Key, Settings};
 use crate::units::{Size, Took};
+use crate::work::Work;
 
 /// What was restored.
 #[derive(Serialize)]
 pub struct Report {
     snapshot: SnapshotId,
     duration_ms: u64,
+    #[serde(rename = "dry_run")]
+    is_dry_run: bool,
     disks: Vec<DiskReport>,
     metadata: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,6 +49,9 @@ pub struct Report {
 pub struct DiskReport {
     pub disk: String,
     pub target: String,
+    /// The target was read back, and is the disk.
+    #[serde(rename = "verified")]
+    pub is_verified: bool,
     #[serde(flatten)]
     pub report: RestoreReport,
 }
@@ -57,6 +65,10 @@ pub struct Request {
     pub form: Form,
     pub overwrite: Overwrite,
     pub allow_damage: bool,
+    /// Read the target back, and compare.
+    pub verify: bool,
+    /// Only say what would be written.
+    pub dry_run: bool,
     /// The snapshot whose child a differencing VHD becomes.
     pub vhd_since: Option<SnapshotSpec>,
 }
@@ -85,6 +97,15 @@ pub fn run_through(
         Form::Disks(format) => format,
         Form::Xva(_) => Format::Raw,
     };
+    if request.verify
+        && (request.form != Form::Disks(Format::Raw) || destination == Destination::Stdout)
+    {
+        return Err(Problem::usage(
+            "only raw disks are read back: --verify is for files, devices and NBD exports",
+        )
+        .hint("leave out --verify; an image can be compared with: qemu-img compare")
+        .into());
+    }
     if is_in_place && format != Format::Raw {
         let problem = format!("{} cannot be written in place", format.article());
         return Err(Problem::usage(problem)
@@ -103,7 +124,17 @@ pub fn run_through(
         Form::Xva(_) => stored.snapshot.disks.iter().collect(),
     };
     let root = settings.local_root()?;
-    let plan = Plan::new(root, &destination, request.overwrite, format, runner)?;
+    let plan = Plan::new(
+        root,
+        &destination,
+        Manner {
+            overwrite: request.overwrite,
+            format,
+            is_dry_run: request.dry_run,
+            is_read_back: request.verify,
+        },
+        runner,
+    )?;
     if matches!(request.form, Form::Xva(_)) {
         plan.check_archive()?;
     }
@@ -111,7 +142,11 @@ pub fn run_through(
         settings,
         Activity {
             name: "restore",
-            total_bytes: disks.iter().map(|disk| disk.size.get()).sum(),
+            total_bytes: disks
+                .iter()
+                .map(|disk| disk.size.get())
+                .sum::<u64>()
+                .saturating_mul(1 + u64::from(request.verify)),
         },
     )?;
     let clock = Stopwatch::start();
@@ -126,6 +161,7 @@ pub fn run_through(
         return Ok(Report {
             snapshot: stored.id,
             duration_ms: clock.elapsed().as_millis() as u64,
+            is_dry_run: false,
             disks,
             metadata: None,
             xva: Some(target),
@@ -137,13 +173,15 @@ pub fn run_through(
         plan.check(disk)?;
     }
     let metadata = stored.snapshot.metadata.as_ref();
-    let metadata = metadata.filter(|_| plan.takes_metadata() && request.disk.is_none());
+    let metadata =
+        metadata.filter(|_| plan.takes_metadata() && request.disk.is_none() && !request.dry_run);
     if let Some(metadata) = metadata {
         plan.check_metadata(&metadata.name, &disks)?;
     }
     let mut report = Report {
         snapshot: stored.id,
         duration_ms: 0,
+        is_dry_run: request.dry_run,
         disks: Vec::new(),
         metadata: None,
         xva: None,
@@ -151,6 +189,7 @@ pub fn run_through(
     };
     let options = RestoreOptions {
         allow_damage: request.allow_damage,
+        dry_run: request.dry_run,
     };
     for disk in disks {
         let layout = ImageLayout::of(&read, disk, format, options)?;
@@ -166,11 +205,19 @@ pub fn run_through(
         )
         .map_err(|error| explain(error, disk, &finish.name()))?;
         let target = finish.name();
-        finish.publish()?;
-        runner.wrote(Path::new(&target));
+        let is_verified = request.verify.then(|| -> anyhow::Result<()> {
+            let written = finish.written()?;
+            verify(&read, disk, written, &target, options, &work)
+        });
+        let is_verified = is_verified.transpose()?.is_some();
+        if !request.dry_run {
+            finish.publish()?;
+            runner.wrote(Path::new(&target));
+        }
         report.disks.push(DiskReport {
             disk: disk.label.clone(),
             target,
+            is_verified,
             report: done,
         });
     }
@@ -203,6 +250,47 @@ impl Report {
         let damaged = |disk: &DiskReport| !disk.report.damage.is_empty();
         Outcome::of(self.is_metadata_lost || self.disks.iter().any(damaged))
     }
+}
+
+/// Reads back what was written, and compares.
+fn verify(
+    read: &PinnedRead,
+    disk: &DiskManifest,
+    written: Target,
+    target: &str,
+    options: RestoreOptions,
+    work: &Work,
+) -> anyhow::Result<()> {
+    let options = RestoreOptions {
+        dry_run: true,
+        ..options
+    };
+    let found = restore_disk(
+        &*read.repository,
+        &read.snapshots[0],
+        disk,
+        written,
+        options,
+        &work.threads,
+        &work.progress,
+    )
+    .map_err(|error| match error {
+        RepositoryError::Cancelled => explain(error, disk, target),
+        error => anyhow::Error::new(error)
+            .context(format!("reading back disk {} from {target}", disk.label)),
+    })?;
+    let Some(first) = found.differing.first() else {
+        return Ok(());
+    };
+    let (data, zeros) = (found.written_bytes, found.zeroed_bytes);
+    Err(Problem::new(format!(
+        "{target} is not disk {}: {} differ after the restore, first at byte {}",
+        disk.label,
+        Size(data + zeros),
+        first.start
+    ))
+    .hint("something else writes to it, or what it lies on does not keep what it is given: check it, and restore again")
+    .into())
 }
 
 /// The disks that are asked for.
@@ -295,8 +383,14 @@ pub fn write(text: &mut String, report: &Report) {
             disk.target.clone(),
         ]);
     }
-    line!(text, "Restored {}", report.snapshot);
+    match report.is_dry_run {
+        true => line!(text, "Would restore {}, and wrote nothing", report.snapshot),
+        false => line!(text, "Restored {}", report.snapshot),
+    }
     table.write(text);
+    if report.disks.iter().any(|disk| disk.is_verified) {
+        line!(text, "Read back and compared");
+    }
     if let Some(metadata) = &report.metadata {
         line!(text, "Metadata in {metadata}");
     }

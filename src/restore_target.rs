@@ -1,5 +1,6 @@
 //! Where restored disks go: checks before anything is written, and files that appear only when complete.
 
+use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,15 +10,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use undercroft_dataplane::ingest::source::Reads;
 use undercroft_dataplane::io::{BlockFile, OsFile};
+use undercroft_dataplane::nbd::NbdFile;
 use undercroft_dataplane::restore::write::Plain;
 use undercroft_dataplane::restore::{Target, TargetContent};
+use undercroft_format::nbd::uri::NbdUri;
 use undercroft_format::reason::Reason;
 use undercroft_format::snapshot::DiskManifest;
 pub use undercroft_format::wire::task::Overwrite;
 
 use crate::backup_job::{RESTORED_SUFFIX, is_inside};
 use crate::failure::{Problem, quote};
+use crate::nbd_source::{self, shown_source};
 use crate::restore_image::ImageLayout;
 use crate::runner::Runner;
 use crate::units::Size;
@@ -79,6 +84,8 @@ pub enum Destination {
     Directory(PathBuf),
     /// One disk into a file or device.
     File(PathBuf),
+    /// One disk into an export, by its NBD URI.
+    Nbd(String),
 }
 
 impl Destination {
@@ -87,6 +94,7 @@ impl Destination {
         let path = PathBuf::from(text);
         match text {
             "-" => Self::Stdout,
+            text if NbdUri::is_like(text) => Self::Nbd(text.to_owned()),
             text if text.ends_with('/') || path.is_dir() => Self::Directory(path),
             _ => Self::File(path),
         }
@@ -102,11 +110,26 @@ fn is_in_place(overwrite: Overwrite) -> bool {
     matches!(overwrite, Overwrite::InPlace { .. })
 }
 
+/// How disks are written.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    pub overwrite: Overwrite,
+    pub format: Format,
+    /// Nothing is written at all.
+    pub is_dry_run: bool,
+    /// What was written is read back.
+    pub is_read_back: bool,
+}
+
 /// How targets are made.
 pub struct Plan<'a> {
     destination: &'a Destination,
     overwrite: Overwrite,
     format: Format,
+    is_dry_run: bool,
+    is_read_back: bool,
+    /// Opened once: a server may serve only one client, and no second one.
+    export: OnceCell<Arc<NbdFile>>,
     runner: &'a dyn Runner,
 }
 
@@ -121,16 +144,23 @@ impl<'a> Plan<'a> {
     pub fn new(
         repository: Option<&Path>,
         destination: &'a Destination,
-        overwrite: Overwrite,
-        format: Format,
+        manner: Manner,
         runner: &'a dyn Runner,
     ) -> anyhow::Result<Self> {
+        let Manner {
+            overwrite,
+            format,
+            is_dry_run,
+            is_read_back,
+        } = manner;
         match destination {
             Destination::Stdout => {}
+            Destination::Nbd(uri) => runner.may_write(Path::new(uri))?,
             Destination::Directory(path) | Destination::File(path) => runner.may_write(path)?,
         }
         let place = match destination {
-            Destination::Stdout => None,
+            Destination::Stdout | Destination::Nbd(_) => None,
+            Destination::Directory(directory) if is_dry_run => Some(directory.as_path()),
             Destination::Directory(directory) => {
                 fs::create_dir_all(directory)
                     .with_context(|| format!("making the directory {}", directory.display()))?;
@@ -153,6 +183,9 @@ impl<'a> Plan<'a> {
             destination,
             overwrite,
             format,
+            is_dry_run,
+            is_read_back,
+            export: OnceCell::new(),
             runner,
         })
     }
@@ -172,11 +205,23 @@ impl<'a> Plan<'a> {
 
     /// Whether `disk` may go where it would go.
     pub fn check(&self, disk: &DiskManifest) -> anyhow::Result<()> {
+        if let Destination::Nbd(uri) = self.destination {
+            return self.check_export(uri, disk);
+        }
         let Some(path) = self.path_of(disk)? else {
             return Ok(());
         };
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_dry_run => {
+                return Err(Problem::new(format!(
+                    "the target {} does not exist: there is nothing to compare disk {} with",
+                    path.display(),
+                    disk.label
+                ))
+                .hint("leave out --dry-run to make it")
+                .into());
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return check_new(&path),
             Err(error) => {
                 return Err(error).with_context(|| format!("looking at {}", path.display()));
@@ -192,9 +237,11 @@ impl<'a> Plan<'a> {
         }
         // What has no addresses cannot be overwritten.
         if is_stream(&metadata) {
-            return match is_in_place(self.overwrite) {
-                true => Err(not_in_place(&path.display().to_string())),
-                false => Ok(()),
+            let name = path.display().to_string();
+            return match (is_in_place(self.overwrite), self.is_read_back) {
+                (true, _) => Err(not_in_place(&name)),
+                (_, true) => Err(not_read_back(&name)),
+                _ => Ok(()),
             };
         }
         if self.overwrite_of(&path) == Overwrite::Never {
@@ -260,11 +307,15 @@ impl<'a> Plan<'a> {
         if let Some(layout) = layout {
             return self.open_image(disk, layout);
         }
+        if let Destination::Nbd(uri) = self.destination {
+            return self.export_target(uri);
+        }
         let Some(path) = self.path_of(disk)? else {
             return stdout_target();
         };
         match fs::metadata(&path) {
             Ok(metadata) if is_stream(&metadata) => stream_target(path),
+            Ok(_) if self.is_dry_run => compared_target(path, disk),
             Ok(metadata) if metadata.file_type().is_block_device() => {
                 self.device_target(path, disk)
             }
@@ -280,6 +331,13 @@ impl<'a> Plan<'a> {
     pub fn check_archive(&self) -> anyhow::Result<()> {
         let path = match self.destination {
             Destination::Stdout => return Ok(()),
+            Destination::Nbd(_) => {
+                return Err(
+                    Problem::usage("an NBD export takes a disk, and an XVA is a file")
+                        .hint("name a file: --xva FILE")
+                        .into(),
+                );
+            }
             Destination::File(path) => path,
             Destination::Directory(path) => {
                 return Err(Problem::usage(format!(
@@ -315,7 +373,9 @@ impl<'a> Plan<'a> {
     pub fn open_archive(&self) -> anyhow::Result<(Box<dyn Write + Send>, Finish)> {
         match self.destination {
             Destination::File(path) => self.open_in_order(Some(path.clone())),
-            Destination::Stdout | Destination::Directory(_) => self.open_in_order(None),
+            Destination::Stdout | Destination::Directory(_) | Destination::Nbd(_) => {
+                self.open_in_order(None)
+            }
         }
     }
 
@@ -340,6 +400,73 @@ impl<'a> Plan<'a> {
         let overwrite = self.overwrite_of(&path);
         let (file, finish) = new_file(path, overwrite, None)?;
         Ok((Box::new(Appended { file, len: 0 }), finish))
+    }
+
+    fn export(&self, uri: &str) -> anyhow::Result<&Arc<NbdFile>> {
+        if let Some(file) = self.export.get() {
+            return Ok(file);
+        }
+        let file = nbd_source::open_target(uri)?;
+        Ok(self.export.get_or_init(|| file))
+    }
+
+    fn check_export(&self, uri: &str, disk: &DiskManifest) -> anyhow::Result<()> {
+        let name = shown_source(Path::new(uri));
+        if self.format != Format::Raw {
+            return Err(Problem::usage(format!(
+                "the target {name} is an NBD export: {} is written to a file",
+                self.format.article()
+            ))
+            .hint(format!(
+                "leave out --format {}: the server knows how to store the disk",
+                self.format.name()
+            ))
+            .into());
+        }
+        let file = self.export(uri)?;
+        if file.size() < disk.size.get() {
+            return Err(Problem::new(format!(
+                "the NBD export {name} is smaller than disk {}: {} against {} ({} bytes are missing)",
+                disk.label,
+                Size(file.size()),
+                Size(disk.size.get()),
+                disk.size.get() - file.size(),
+            ))
+            .hint(format!("export at least {} bytes", disk.size))
+            .into());
+        }
+        if self.overwrite != Overwrite::Never {
+            return Ok(());
+        }
+        let asking = || format!("asking the target {name} for its holes");
+        match file.next_data(0, file.size()).with_context(asking)? {
+            None => Ok(()),
+            Some(data) => Err(Problem::new(format!(
+                "the NBD export {name} may hold data, from byte {} on",
+                data.start
+            ))
+            .hint("overwrite it: --force; or write only what differs: --in-place")
+            .into()),
+        }
+    }
+
+    fn export_target(&self, uri: &str) -> anyhow::Result<OpenTarget> {
+        let file = self.export(uri)?.clone();
+        file.forget_holes();
+        let mut finish = Finish::plain(shown_source(Path::new(uri)), Some(file.clone()));
+        finish.export = Some(file.clone());
+        Ok(OpenTarget {
+            target: Target::Disk {
+                file: file.clone(),
+                content: match self.overwrite {
+                    Overwrite::InPlace { .. } => TargetContent::Similar,
+                    // What the server says of holes is no reason to leave them to it.
+                    Overwrite::Never | Overwrite::Force => TargetContent::Unknown,
+                },
+                reads: Some(file),
+            },
+            finish,
+        })
     }
 
     fn open_image(&self, disk: &DiskManifest, layout: ImageLayout) -> anyhow::Result<OpenTarget> {
@@ -386,7 +513,7 @@ impl<'a> Plan<'a> {
     /// Where `disk` goes; `None` for standard output.
     fn path_of(&self, disk: &DiskManifest) -> anyhow::Result<Option<PathBuf>> {
         let path = match self.destination {
-            Destination::Stdout => return Ok(None),
+            Destination::Stdout | Destination::Nbd(_) => return Ok(None),
             Destination::File(path) => path.clone(),
             Destination::Directory(_) => {
                 self.in_directory(&disk.label, "disk")?;
@@ -441,12 +568,14 @@ impl<'a> Plan<'a> {
             target: Target::Disk {
                 file: file.clone(),
                 content,
+                reads: None,
             },
             finish: Finish {
                 name: path.display().to_string(),
                 file: Some(file),
                 rename: None,
                 claim: Some(claim),
+                export: None,
             },
         })
     }
@@ -493,6 +622,12 @@ pub fn not_in_place(target: &str) -> anyhow::Error {
     ))
     .hint("leave out --in-place")
     .into()
+}
+
+fn not_read_back(target: &str) -> anyhow::Error {
+    Problem::usage(format!("{target} cannot be read back"))
+        .hint("leave out --verify")
+        .into()
 }
 
 fn is_stream(metadata: &fs::Metadata) -> bool {
@@ -543,6 +678,20 @@ fn stream_target(path: PathBuf) -> anyhow::Result<OpenTarget> {
     })
 }
 
+/// A target that is read, and not written.
+fn compared_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
+    let file = open_target(disk, |direct| OsFile::open_read(&path, direct))
+        .with_context(|| format!("opening {}", path.display()))?;
+    Ok(OpenTarget {
+        target: Target::Disk {
+            file: Arc::new(file),
+            content: TargetContent::Similar,
+            reads: None,
+        },
+        finish: Finish::plain(path.display().to_string(), None),
+    })
+}
+
 fn in_place_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
     let opening = || format!("opening the target {}", path.display());
     let file =
@@ -557,6 +706,7 @@ fn in_place_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTar
         target: Target::Disk {
             file: file.clone(),
             content: TargetContent::Similar,
+            reads: None,
         },
         finish: Finish::plain(path.display().to_string(), Some(file)),
     })
@@ -576,6 +726,7 @@ fn new_file_target(
         target: Target::Disk {
             file,
             content: TargetContent::Zeros,
+            reads: None,
         },
         finish,
     })
@@ -636,6 +787,7 @@ fn new_file(
             replaces: overwrite != Overwrite::Never,
         }),
         claim: None,
+        export: None,
     };
     Ok((file, finish))
 }
@@ -667,6 +819,8 @@ pub struct Finish {
     rename: Option<Rename>,
     /// Keeps others off a device.
     claim: Option<File>,
+    /// The file, if it is an export.
+    export: Option<Arc<NbdFile>>,
 }
 
 struct Rename {
@@ -682,12 +836,31 @@ impl Finish {
             file,
             rename: None,
             claim: None,
+            export: None,
         }
     }
 
     /// The target, for people.
     pub fn name(&self) -> String {
         self.name.clone()
+    }
+
+    /// What was written, to be compared, once it is where it belongs and not only in memory.
+    pub fn written(&self) -> anyhow::Result<Target> {
+        let Some(file) = &self.file else {
+            return Err(not_read_back(&self.name));
+        };
+        file.sync()
+            .with_context(|| format!("making {} durable", self.name))?;
+        file.advise_dont_need();
+        if let Some(export) = &self.export {
+            export.forget_holes();
+        }
+        Ok(Target::Disk {
+            file: file.clone(),
+            content: TargetContent::Similar,
+            reads: self.export.clone().map(|export| export as Arc<dyn Reads>),
+        })
     }
 
     /// Makes what was written durable, and gives a new file its name.
@@ -754,6 +927,9 @@ mod tests {
                 destination: &destination,
                 overwrite,
                 format: Format::Raw,
+                is_dry_run: false,
+                is_read_back: false,
+                export: OnceCell::new(),
                 runner: &crate::runner::Terminal,
             };
             let disks = [&disk("root"), &disk("data")];

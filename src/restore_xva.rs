@@ -65,6 +65,7 @@ impl<'a> XvaRestore<'a> {
             reports.push(DiskReport {
                 disk: manifest.label.clone(),
                 target: target.clone(),
+                is_verified: false,
                 report: self.disk(manifest, members, work, &target)?,
             });
         }
@@ -91,6 +92,7 @@ impl<'a> XvaRestore<'a> {
             Target::Stream(Box::new(members)),
             RestoreOptions {
                 allow_damage: self.allow_damage,
+                dry_run: false,
             },
             &work.threads,
             &work.progress,

@@ -296,10 +296,10 @@ fn a_scratch_directory_that_fills_does_not_stop_the_guest_for_good() {
     command.arg("--qmp-scratch").arg(&small);
     // A cluster is copied before the first write to it only: those writes must not be over before the directory is
     // full.
-    story.guest.run("stop", serde_json::Value::Null);
+    story.guest.run("stop", Value::Null);
     let child = story.begin_with(command);
     let _ = std::fs::write(small.join("filler"), vec![1; 64 << 20]);
-    story.guest.run("cont", serde_json::Value::Null);
+    story.guest.run("cont", Value::Null);
     wait_until("a write of the guest finds no place", || {
         story.guest.status() == "io-error"
     });

@@ -460,6 +460,7 @@ fn whole_in(
         let target = Target::Disk {
             file: Arc::new(file),
             content: TargetContent::Zeros,
+            reads: None,
         };
         let restore = RestoreOptions::default();
         let (report, took) = timed(|| {

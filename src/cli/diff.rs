@@ -6,6 +6,7 @@ use undercroft_dataplane::repository::diff::diff_disks;
 use undercroft_dataplane::repository::snapshots::StoredSnapshot;
 use undercroft_format::id::SnapshotId;
 use undercroft_format::ranges::RangeSet;
+use undercroft_format::units::DiskRange;
 
 use crate::access;
 use crate::failure::{Outcome, Problem};
@@ -18,6 +19,9 @@ use crate::units::{Size, count};
 /// Compared by what the snapshots refer to, without reading disk data; needs no key. A disk that only
 /// one of the two has differs as a whole.
 ///
+/// With --extents the ranges come as a list of extents, as `backup --changed-blocks`, `qemu-img map` and
+/// `rbd diff` know it: where B must be read to turn a copy of A's disk into B's.
+///
 /// JSON: an array with an object per disk: disk, only_in (the id of the one snapshot that has it, or
 /// null), size_a, size_b (null where it is not), bytes, ranges (start, end).
 #[derive(clap::Args, Clone, Debug)]
@@ -29,6 +33,16 @@ pub struct Args {
     /// Only this disk
     #[arg(long, value_name = "LABEL")]
     disk: Option<String>,
+    /// Print the ranges of one disk as a JSON list of extents: offset, length
+    #[arg(long)]
+    extents: bool,
+}
+
+/// A range as lists of extents have it.
+#[derive(Serialize)]
+struct Extent {
+    offset: u64,
+    length: u64,
 }
 
 /// What differs in a disk, in bytes.
@@ -52,11 +66,50 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     for label in labels(a, b, args.disk.as_deref())? {
         differences.push(difference(&*read.repository, label, a, b)?);
     }
+    if args.extents {
+        return write_extents(&differences, a, b);
+    }
     report::emit(settings, &differences, |text| {
         for difference in &differences {
             write(text, difference);
         }
     })?;
+    Ok(Outcome::Done)
+}
+
+fn write_extents(
+    differences: &[DiskDifference<'_>],
+    a: &StoredSnapshot,
+    b: &StoredSnapshot,
+) -> anyhow::Result<Outcome> {
+    let [difference] = differences else {
+        let labels: Vec<_> = differences.iter().map(|found| found.disk).collect();
+        return Err(Problem::usage(format!(
+            "a list of extents is of one disk, and these snapshots have {}",
+            labels.len()
+        ))
+        .hint(format!("choose one by --disk LABEL: {}", labels.join(", ")))
+        .into());
+    };
+    if difference.only_in == Some(a.id) {
+        return Err(Problem::new(format!(
+            "snapshot {} has no disk {:?} to be copied from",
+            b.id.short(),
+            difference.disk
+        ))
+        .hint("name the older snapshot first")
+        .into());
+    }
+    // What a longer disk had behind the end of the other is not there to be read.
+    let end = difference.size_b.unwrap_or(0);
+    let within = difference.ranges.within(DiskRange::new(0, end));
+    let extents: Vec<_> = within
+        .map(|range| Extent {
+            offset: range.start,
+            length: range.len(),
+        })
+        .collect();
+    report::print_json(&extents)?;
     Ok(Outcome::Done)
 }
 

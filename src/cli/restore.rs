@@ -15,7 +15,8 @@ use crate::settings::Settings;
 /// Restore disks of a snapshot
 ///
 /// TARGET is a file, a block device, a directory (one that exists, or a name ending in `/`) or `-` for
-/// standard output. Into a directory go all disks as LABEL.raw and the VM's metadata. A file appears
+/// standard output; or the NBD URI of an export that can be written, as `qemu-nbd` serves it for any format that QEMU
+/// knows. Into a directory go all disks as LABEL.raw and the VM's metadata. A file appears
 /// under its name only when it is complete.
 ///
 /// With --format vhd a disk becomes a dynamic VHD, LABEL.vhd in a directory, in which only blocks of 2 MiB with data are
@@ -30,10 +31,14 @@ use crate::settings::Settings;
 /// Damaged data never passes for good: the restore fails, or with --allow-damage it leaves the damaged
 /// ranges as zeros (with --in-place as they are), says which they are and ends with exit code 3.
 ///
+/// With --in-place the target is read, and only what differs is written; EQUAL says how much was spared, and --dry-run
+/// what would be written. With --verify the target is read back and every chunk of it compared with the snapshot's; a
+/// file gets its name only after that.
+///
 /// With --proxy the target is on the proxy's machine, named by an absolute path.
 ///
-/// JSON: snapshot, duration_ms, disks (disk, target, size, data_bytes, written_bytes, equal_bytes,
-/// fetched_bytes, damage, engine), metadata (the file written, or null), with --xva xva (the file written). It goes to standard error when
+/// JSON: snapshot, duration_ms, dry_run, disks (disk, target, verified, size, data_bytes, written_bytes, zeroed_bytes,
+/// equal_bytes, fetched_bytes, damage, engine), metadata (the file written, or null), with --xva xva (the file written). It goes to standard error when
 /// the disk goes to standard output. With --detach: task, proxy, is_new.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -64,6 +69,12 @@ pub struct Args {
     /// Read the target and write only what differs; a longer file is cut only with --force
     #[arg(long)]
     in_place: bool,
+    /// With --in-place: write nothing, and say what would be written
+    #[arg(long, requires = "in_place", conflicts_with = "verify")]
+    dry_run: bool,
+    /// Read the target back, past the cache where that can be, and compare it with the snapshot
+    #[arg(long, conflicts_with = "xva")]
+    verify: bool,
     /// Overwrite a file or device that is there
     #[arg(long)]
     force: bool,
@@ -118,6 +129,8 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             (false, false) => Overwrite::Never,
         },
         allow_damage: args.allow_damage,
+        verify: args.verify,
+        dry_run: args.dry_run,
         vhd_since: args.vhd_since,
     };
     if args.through.is_used() {

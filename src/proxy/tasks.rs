@@ -69,8 +69,15 @@ pub fn backup(
 pub fn restore(settings: &Settings, request: &restore_run::Request) -> anyhow::Result<Task> {
     if request.form != Form::Disks(Format::Raw) {
         return Err(Problem::usage("a proxy restores raw disks only")
-            .hint("leave out --proxy; or restore raw disks and make VHDs or XVAs of them later")
+            .hint("leave out --proxy; or restore raw disks and make images or XVAs of them later")
             .into());
+    }
+    if is_nbd(Path::new(&request.to)) {
+        return Err(Problem::usage(
+            "a proxy restores to files and devices of its machine, not to NBD exports",
+        )
+        .hint("leave out --proxy")
+        .into());
     }
     checked(Task::Restore(RestoreTask {
         repository: repository(settings)?,
@@ -79,6 +86,8 @@ pub fn restore(settings: &Settings, request: &restore_run::Request) -> anyhow::R
         target: target_text(&request.to)?,
         overwrite: request.overwrite,
         allow_damage: request.allow_damage,
+        verify: request.verify,
+        dry_run: request.dry_run,
         time_zone: time_zone(settings),
     }))
 }
@@ -116,6 +125,8 @@ pub fn restore_request(task: &RestoreTask) -> anyhow::Result<restore_run::Reques
         form: Form::Disks(Format::Raw),
         overwrite: task.overwrite,
         allow_damage: task.allow_damage,
+        verify: task.verify,
+        dry_run: task.dry_run,
         vhd_since: None,
     })
 }

@@ -1,4 +1,5 @@
-//! What is to be read and where it goes: transfers, their requests, and what is known of holes.
+//! What is to be read and where it goes, and what is to be written: transfers, their requests, and what is known of
+//! holes.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -14,7 +15,7 @@ use crate::io::{Done, Transfer, TransferError};
 #[derive(Debug)]
 pub(super) struct Request {
     pub offset: u64,
-    /// In bytes, at least one.
+    /// In bytes, at least one where there is anything to be read or written.
     pub len: u32,
     pub what: What,
     /// Times that the server failed it.
@@ -37,6 +38,19 @@ pub(super) enum What {
     },
     /// What is known of a range.
     Status,
+    /// Bytes to be written.
+    Write(Vec<u8>),
+    /// Zeros to be written.
+    Zeroes,
+    /// What was written becomes durable. Has no length.
+    Flush,
+}
+
+impl What {
+    /// True if the export is another afterwards: such a request is not made twice.
+    pub fn changes(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Zeroes | Self::Flush)
+    }
 }
 
 /// In the buffer of a transfer.
@@ -74,6 +88,12 @@ pub(super) struct Books {
     pub status_in_flight: bool,
     /// The server cannot tell, or failed to: any byte may be.
     pub no_status: bool,
+    /// Requests that write and are not over.
+    pub writes: usize,
+    /// Something was written that may not be durable.
+    pub is_unflushed: bool,
+    /// The first of those that failed, until somebody is told.
+    write_error: Option<Arc<NbdError>>,
 }
 
 /// Which requests a server takes.
@@ -107,6 +127,24 @@ impl Books {
             known: KnownRanges::default(),
             status_in_flight: false,
             no_status: false,
+            writes: 0,
+            is_unflushed: false,
+            write_error: None,
+        }
+    }
+
+    /// Takes a request that writes.
+    pub fn change(&mut self, offset: u64, len: u32, what: What) {
+        self.writes += 1;
+        self.is_unflushed |= !matches!(what, What::Flush);
+        self.waiting.push_back(Request::new(offset, len, what));
+    }
+
+    /// Whether all requests that wrote went well.
+    pub fn check_writes(&self) -> Result<(), Arc<NbdError>> {
+        match &self.write_error {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
         }
     }
 
@@ -212,7 +250,7 @@ impl Books {
                 &mut active.transfer.buffer[place.at + at..][..len]
             }
             What::Through { block, .. } => &mut block[at..][..len],
-            What::Status => unreachable!("the machine gives bytes to reads alone"),
+            _ => unreachable!("the machine gives bytes to reads alone"),
         }
     }
 
@@ -231,6 +269,13 @@ impl Books {
     /// A request is over, for better or worse.
     pub fn complete(&mut self, request: Request, result: Result<(), Arc<NbdError>>) {
         match request.what {
+            What::Write(_) | What::Zeroes | What::Flush => {
+                self.writes -= 1;
+                self.is_unflushed &= !(matches!(request.what, What::Flush) && result.is_ok());
+                if let Err(error) = result {
+                    self.write_error.get_or_insert(error);
+                }
+            }
             What::Status => {
                 self.status_in_flight = false;
                 if let Err(error) = result {
@@ -304,7 +349,7 @@ impl Books {
 
     /// Forgets all transfers; no connection may have requests of them in flight.
     pub fn forget_transfers(&mut self) {
-        self.waiting.clear();
+        self.waiting.retain(|request| request.what.changes());
         self.transfers.clear();
         self.done.clear();
         self.status_in_flight = false;

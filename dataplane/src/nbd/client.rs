@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use undercroft_format::nbd::extents::KnownRanges;
 use undercroft_format::nbd::negotiation::{Dialect, Export};
+use undercroft_format::nbd::wire::TransmissionFlags;
 
 use super::books::{Books, Limits, What};
 use super::connect::Endpoint;
@@ -29,6 +30,8 @@ const XAPI_REQUEST_LEN: u64 = 1 << 20;
 const XAPI_CONNECTIONS: usize = 2;
 /// What xapi-nbd's devices take at least, whatever their sectors.
 const XAPI_ALIGN: u64 = 4096;
+/// Bytes made zero at once: some servers do it in one go, and nobody wants to wait for that.
+const ZEROES_LEN: u64 = 64 << 20;
 /// Bytes whose status is asked for at once.
 const STATUS_LEN: u64 = 1 << 30;
 /// Status is asked for ahead when less than this is known ahead ...
@@ -163,6 +166,9 @@ impl Client {
 
     /// Gives up all transfers in flight.
     pub fn abandon(&mut self) {
+        if self.books.in_flight() == 0 {
+            return;
+        }
         self.connections
             .retain(|connection| connection.in_flight() == 0);
         self.books.forget_transfers();
@@ -183,6 +189,106 @@ impl Client {
             at += part.len() as u64;
         }
         Ok(())
+    }
+
+    /// Writes `bytes` at `offset`, inside the export: they are on their way when this returns.
+    ///
+    /// # Errors
+    /// That an earlier write failed.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Arc<NbdError>> {
+        let align = self.limits.align;
+        let mut at = 0;
+        while at < bytes.len() {
+            let from = offset + at as u64;
+            let most = self.limits.request_len.min((bytes.len() - at) as u64);
+            let len = match from % align {
+                // Whole blocks, as far as there are any.
+                0 if most >= align => most - most % align,
+                over => most.min(align - over),
+            } as usize;
+            self.write_part(from, &bytes[at..at + len])?;
+            at += len;
+        }
+        self.drain(self.writes_max())
+    }
+
+    /// Makes `len` bytes at `offset`, inside the export, zero: as [`write`](Self::write).
+    pub fn zero(&mut self, offset: u64, len: u64) -> Result<(), Arc<NbdError>> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let align = self.limits.align;
+        let is_known = self
+            .export
+            .flags
+            .contains(TransmissionFlags::SEND_WRITE_ZEROES);
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let left = end - at;
+            let step = if is_known && at.is_multiple_of(align) && left >= align {
+                let whole = left.min(ZEROES_LEN) / align * align;
+                self.books.change(at, whole as u32, What::Zeroes);
+                whole
+            } else {
+                let step = match at % align {
+                    0 => left.min(ZEROS.len() as u64),
+                    over => left.min(align - over),
+                };
+                self.write(at, &ZEROS[..step as usize])?;
+                step
+            };
+            at += step;
+            self.drain(self.writes_max())?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all was written, and makes it durable if the server can.
+    pub fn sync(&mut self) -> Result<(), Arc<NbdError>> {
+        self.drain(0)?;
+        if self.books.is_unflushed && self.export.flags.contains(TransmissionFlags::SEND_FLUSH) {
+            self.books.change(0, 0, What::Flush);
+            self.drain(0)?;
+        }
+        Ok(())
+    }
+
+    /// One request's worth, in the blocks that the server takes.
+    fn write_part(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Arc<NbdError>> {
+        let (align, len) = (self.limits.align, bytes.len() as u64);
+        if offset.is_multiple_of(align) && len.is_multiple_of(align) {
+            self.books
+                .change(offset, len as u32, What::Write(bytes.to_vec()));
+            return Ok(());
+        }
+        // The rest of the block stays as it is, and as those before left it.
+        self.drain(0)?;
+        let first = offset - offset % align;
+        let end = (offset + len).next_multiple_of(align).min(self.export.size);
+        let mut block = vec![0; (end - first) as usize];
+        self.read(first, &mut block)?;
+        block[(offset - first) as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.books
+            .change(first, block.len() as u32, What::Write(block));
+        self.drain(0)
+    }
+
+    fn writes_max(&self) -> usize {
+        2 * self.depth * self.connections.len().max(1)
+    }
+
+    /// Waits until no more than `most` requests that write are under way.
+    fn drain(&mut self, most: usize) -> Result<(), Arc<NbdError>> {
+        loop {
+            if let Some(error) = &self.dead {
+                return Err(error.clone());
+            }
+            self.books.check_writes()?;
+            if self.books.writes <= most {
+                // What waits is sent as far as there is room.
+                self.turn(false);
+                return self.books.check_writes();
+            }
+            self.turn(true);
+        }
     }
 
     /// Whether the server tells what it was to be asked for; until it is asked, it seems so.
@@ -222,6 +328,14 @@ impl Client {
                 None => self.turn(true),
             };
         }
+    }
+
+    /// Forgets the status of all ranges.
+    pub fn forget_known(&mut self) {
+        while self.books.status_in_flight && self.dead.is_none() {
+            self.turn(true);
+        }
+        self.books.known = KnownRanges::default();
     }
 
     fn ask_ahead(&mut self, offset: u64) {
@@ -264,7 +378,7 @@ impl Client {
         while place < self.connections.len() {
             let connection = &mut self.connections[place];
             let result = match connection.is_silent() {
-                true => Err(Connection::silence()),
+                true => Err(connection.silence()),
                 false => connection.receive(&mut self.books),
             };
             match result {
@@ -358,6 +472,10 @@ impl Client {
             error = &error as &dyn std::error::Error,
             "an NBD connection was lost"
         );
+        let is_written = self.books.writes > 0 || self.books.is_unflushed;
+        if is_written {
+            return Err(NbdError::BrokenWriting(Box::new(error)));
+        }
         let error = Arc::new(error);
         let requests: Vec<_> = self
             .connections

@@ -1,6 +1,6 @@
 //! One connection to an open export: its requests in flight, and the bytes of their replies.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +24,18 @@ const TURN_LEN: usize = 4 << 20;
 const FAILURES_MAX: u32 = 3;
 /// How long a server may be silent while it owes an answer.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The same while it makes durable what it was given.
+const FLUSH_MAX: Duration = Duration::from_secs(600);
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 pub(super) struct Connection {
     transport: Transport,
     machine: Transmission,
+    /// Requests and bytes to be written, to be sent before what the machine has.
+    outbox: VecDeque<Vec<u8>>,
+    /// Bytes of the first of them that were sent.
+    sent: usize,
     /// The context that tells what the books want to know.
     status: Option<ContextId>,
     dialect: Dialect,
@@ -49,6 +55,8 @@ impl Connection {
         Self {
             transport: opened.transport,
             machine: Transmission::new(&opened.export),
+            outbox: VecDeque::new(),
+            sent: 0,
             status: status.context(&opened.export),
             dialect: opened.export.dialect,
             in_flight: HashMap::new(),
@@ -70,33 +78,60 @@ impl Connection {
 
     /// True if it waits for room in the socket.
     pub fn wants_write(&self) -> bool {
-        !self.machine.output().is_empty() || self.transport.wants_write()
+        !self.outbox.is_empty() || !self.machine.output().is_empty() || self.transport.wants_write()
     }
 
     pub fn is_silent(&self) -> bool {
-        !self.in_flight.is_empty() && self.heard.elapsed() > SILENCE_MAX
+        !self.in_flight.is_empty() && self.heard.elapsed() > self.patience()
     }
 
-    pub fn silence() -> NbdError {
+    pub fn silence(&self) -> NbdError {
         NbdError::Silent {
-            seconds: SILENCE_MAX.as_secs(),
+            seconds: self.patience().as_secs(),
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let mut requests = self.in_flight.values();
+        match requests.any(|request| matches!(request.what, What::Flush)) {
+            true => FLUSH_MAX,
+            false => SILENCE_MAX,
         }
     }
 
     /// Takes a request; [`flush`](Self::flush) sends it.
-    pub fn ask(&mut self, request: Request) {
+    pub fn ask(&mut self, mut request: Request) {
         if self.in_flight.is_empty() {
             self.heard = Stopwatch::start();
         }
-        let cookie = match request.what {
-            What::Status => self.machine.block_status(request.offset, request.len),
-            _ => self.machine.read(request.offset, request.len),
+        let (offset, len) = (request.offset, request.len);
+        let cookie = match &mut request.what {
+            What::Status => self.machine.block_status(offset, len),
+            What::Direct(_) | What::Through { .. } => self.machine.read(offset, len),
+            What::Zeroes => self.machine.write_zeroes(offset, len),
+            What::Flush => self.machine.flush(),
+            What::Write(bytes) => {
+                let cookie = self.machine.write(offset, len);
+                self.outbox.push_back(self.machine.take_output());
+                self.outbox.push_back(std::mem::take(bytes));
+                cookie
+            }
         };
         self.in_flight.insert(cookie, request);
     }
 
     /// Sends what the socket has room for.
     pub fn flush(&mut self) -> Result<(), NbdError> {
+        while let Some(first) = self.outbox.front() {
+            let rest = &first[self.sent..];
+            let sent = self.transport.send(rest).map_err(NbdError::Broken)?;
+            if sent < rest.len() {
+                self.sent += sent;
+                return Ok(());
+            }
+            self.outbox.pop_front();
+            self.sent = 0;
+        }
         let output = self.machine.output();
         if output.is_empty() && !self.transport.wants_write() {
             return Ok(());
@@ -210,12 +245,13 @@ impl AsFd for Connection {
 /// Asks again what may go better another time, or gives it up.
 fn failed(mut request: Request, failure: Failure, dialect: Dialect, books: &mut Books) {
     request.failures += 1;
-    let is_final = match failure.errno {
-        // All errors of xapi-nbd that can be seen are of this kind.
-        Errno::Invalid => dialect == Dialect::Standard,
-        Errno::Perm | Errno::NotSupported | Errno::Overflow => true,
-        _ => false,
-    };
+    let is_final = request.what.changes()
+        || match failure.errno {
+            // All errors of xapi-nbd that can be seen are of this kind.
+            Errno::Invalid => dialect == Dialect::Standard,
+            Errno::Perm | Errno::NotSupported | Errno::Overflow => true,
+            _ => false,
+        };
     if !is_final && request.failures < FAILURES_MAX {
         books.waiting.push_back(request);
         return;

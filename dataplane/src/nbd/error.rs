@@ -7,7 +7,7 @@ use undercroft_format::nbd::ProtocolError;
 use undercroft_format::nbd::negotiation::NegotiationError;
 use undercroft_format::nbd::transmission::Failure;
 
-/// An NBD export could not be opened or read.
+/// An NBD export could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NbdError {
@@ -114,6 +114,18 @@ pub enum NbdError {
         tries: u32,
         /// How the last time was.
         source: Arc<NbdError>,
+    },
+    /// The connection that something was written over is gone, and with it perhaps what the server had not made
+    /// durable.
+    #[error("the connection to the NBD server broke while the export was written")]
+    BrokenWriting(#[source] Box<NbdError>),
+    /// Nothing can be written to the export.
+    #[error("the export {export:?} at the NBD server {server} is read-only")]
+    ReadOnly {
+        /// The server.
+        server: String,
+        /// The export, without a session in its name.
+        export: String,
     },
     /// The user asked to stop.
     #[error("stopped on request")]

@@ -1,4 +1,4 @@
-//! Disks read over NBD: sockets and TLS around the machines of [`undercroft_format::nbd`].
+//! Disks read and written over NBD: sockets and TLS around the machines of [`undercroft_format::nbd`].
 //!
 //! ```text
 //! reader > queue > client > connections > transport
@@ -13,7 +13,7 @@
 //!   where it goes
 //! - `connection`: one connection; `transport`: its bytes, in clear or under TLS
 //! - `connect`: from an address to an open export; `tls`: who is trusted
-//! - `source`: an export as a disk of a backup; `dirty`: what changed on it; `status`: which of the two a
+//! - `source`: an export as a disk of a backup, or the target of a restore; `dirty`: what changed on it; `status`: which of the two a
 //!   connection asks for
 //!
 //! The other way round: [`export`].
@@ -32,4 +32,4 @@ mod transport;
 
 pub use dirty::dirty_ranges;
 pub use error::NbdError;
-pub use source::{NbdOptions, open};
+pub use source::{NbdFile, NbdOptions, open, open_target};

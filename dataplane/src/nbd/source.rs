@@ -1,4 +1,4 @@
-//! An export as a disk of a backup.
+//! An export as a disk: of a backup, or to be written by a restore.
 
 use std::fmt;
 use std::io;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use undercroft_format::nbd::uri::NbdUri;
+use undercroft_format::nbd::wire::{Errno, TransmissionFlags};
 
 use super::client::Client;
 use super::connect::Endpoint;
@@ -38,14 +39,85 @@ pub fn open(uri: NbdUri, options: NbdOptions) -> Result<DiskSource, NbdError> {
     let size = client.export().size;
     let file = Arc::new(NbdFile {
         size,
+        is_target: false,
         client: Arc::new(Mutex::new(client)),
     });
     Ok(DiskSource::remote(file.clone(), size, file))
 }
 
-struct NbdFile {
+/// Opens the export that `uri` names to be written.
+///
+/// What it holds can be read, too. What was written is known to have succeeded only after a
+/// [`sync`](BlockFile::sync): a write that fails is told of by a later call.
+///
+/// # Errors
+/// As of [`open`], and [`NbdError::ReadOnly`].
+pub fn open_target(uri: NbdUri, options: NbdOptions) -> Result<Arc<NbdFile>, NbdError> {
+    let mut client = Client::open(Endpoint::new(uri, Status::Data)?, options)?;
+    let flags = client.export().flags;
+    if flags.contains(TransmissionFlags::READ_ONLY) {
+        let endpoint = client.endpoint();
+        return Err(NbdError::ReadOnly {
+            server: endpoint.server(),
+            export: endpoint.uri().shown_export(),
+        });
+    }
+    client.grow();
+    Ok(Arc::new(NbdFile {
+        size: client.export().size,
+        is_target: true,
+        client: Arc::new(Mutex::new(client)),
+    }))
+}
+
+/// An export as a file.
+pub struct NbdFile {
     size: u64,
+    is_target: bool,
     client: Arc<Mutex<Client>>,
+}
+
+impl NbdFile {
+    /// Bytes of the export.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Forgets what the server told of holes: it has been written to since.
+    pub fn forget_holes(&self) {
+        self.client.lock().forget_known();
+    }
+
+    fn check_target(&self) -> io::Result<()> {
+        match self.is_target {
+            true => Ok(()),
+            false => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        }
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        match offset.checked_add(len).is_some_and(|end| end <= self.size) {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!(
+                    "bytes {offset}+{len} lie behind the end of the export, which has {}",
+                    self.size
+                ),
+            )),
+        }
+    }
+}
+
+/// A failure as those know it who write files.
+fn write_error(error: Arc<NbdError>) -> io::Error {
+    let kind = match &*error {
+        NbdError::Failed { failure, .. } if failure.errno == Errno::NoSpace => {
+            io::ErrorKind::StorageFull
+        }
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
 }
 
 impl fmt::Debug for NbdFile {
@@ -70,12 +142,17 @@ impl BlockFile for NbdFile {
         Ok(len)
     }
 
-    fn write_all_at(&self, _buf: &[u8], _offset: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.check_target()?;
+        self.check_range(offset, buf.len() as u64)?;
+        self.client.lock().write(offset, buf).map_err(write_error)
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(())
+        match self.is_target {
+            true => self.client.lock().sync().map_err(write_error),
+            false => Ok(()),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -87,11 +164,13 @@ impl BlockFile for NbdFile {
     }
 
     fn preallocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        self.check_target()
     }
 
-    fn punch(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check_target()?;
+        self.check_range(offset, len)?;
+        self.client.lock().zero(offset, len).map_err(write_error)
     }
 
     fn next_data(&self, offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {

@@ -31,6 +31,7 @@ use undercroft_format::units::{DiskRange, SegmentNumber};
 use self::decode::{Outcome, SegmentDecoder, Undecoded, describe};
 use self::plan::SegmentPlan;
 use self::write::{DecodedSegment, DiskWriter, InOrder, write_stream};
+use crate::ingest::source::Reads;
 use crate::io::{BlockFile, Buffer, BufferPool, Direction, Piece, Queue, Transfer};
 use crate::progress::{Counter, Progress};
 use crate::repository::Repository;
@@ -56,6 +57,9 @@ const MAPS_AHEAD: std::ops::RangeInclusive<u64> = 4..=64;
 /// Decoded segments that may wait for the writing thread. Their buffers are bounded by the pool.
 const DECODED_MAX: usize = 4;
 
+/// Ranges that a report names at most.
+pub const DIFFERING_MAX: usize = 16;
+
 /// Where a disk goes.
 pub enum Target {
     /// A file or device that can be written anywhere, at least as long as the disk.
@@ -64,6 +68,8 @@ pub enum Target {
         file: Arc<dyn BlockFile>,
         /// What it holds now.
         content: TargetContent,
+        /// How it is read, if not by the repository's engine.
+        reads: Option<Arc<dyn Reads>>,
     },
     /// Bytes in order.
     Stream(Box<dyn InOrder>),
@@ -86,6 +92,9 @@ pub struct RestoreOptions {
     /// Go on past damage and report it, instead of failing; damaged ranges are left as zeros (or, in
     /// place, as they were).
     pub allow_damage: bool,
+    /// Write nothing, and only say what would be written. For a target that is [`Similar`](TargetContent::Similar);
+    /// it may be shorter than the disk.
+    pub dry_run: bool,
 }
 
 /// What a restore did.
@@ -97,12 +106,17 @@ pub struct RestoreReport {
     pub data_bytes: u64,
     /// Bytes written to the target.
     pub written_bytes: u64,
+    /// Bytes that were made zero in the target because they were not.
+    pub zeroed_bytes: u64,
     /// Bytes found right in the target and left alone.
     pub equal_bytes: u64,
     /// Bytes read from the repository.
     pub fetched_bytes: u64,
     /// What could not be restored.
     pub damage: Vec<AffectedRange>,
+    /// The first ranges that differed from what the target held, in order: no more than [`DIFFERING_MAX`].
+    #[serde(skip)]
+    pub differing: Vec<DiskRange>,
     /// Who served the I/O.
     pub engine: String,
 }
@@ -139,15 +153,22 @@ pub fn restore_disk(
         options,
         progress,
         in_place: match &target {
-            Target::Disk { file, content } if *content == TargetContent::Similar => {
-                Some(file.clone())
-            }
+            Target::Disk {
+                file,
+                content: TargetContent::Similar,
+                reads,
+            } => Some(InPlace {
+                file: file.clone(),
+                reads: reads.clone(),
+            }),
             _ => None,
         },
         new_file: match &target {
-            Target::Disk { file, content } if *content == TargetContent::Zeros => {
-                Some(file.clone())
-            }
+            Target::Disk {
+                file,
+                content: TargetContent::Zeros,
+                ..
+            } => Some(file.clone()),
             _ => None,
         },
         is_stream: target.is_stream(),
@@ -170,9 +191,10 @@ pub fn restore_disk(
         let (engine, pool) = (&**repository.engine(), &restore.decoded_pool);
         let writer = writer
             .spawn_scoped(scope, move || match target {
-                Target::Disk { file, content } => DiskWriter {
+                Target::Disk { file, content, .. } => DiskWriter {
                     file,
                     punch: content != TargetContent::Zeros,
+                    dry_run: options.dry_run,
                     engine,
                     pool,
                     progress,
@@ -197,7 +219,9 @@ pub fn restore_disk(
         size: disk.size.get(),
         data_bytes: disk.figures.data_bytes,
         written_bytes: progress.stored_bytes.get() - written_before,
+        zeroed_bytes: restore.shared.zeroed_bytes.get(),
         equal_bytes: restore.shared.equal_bytes.get(),
+        differing: restore.shared.differing.into_inner(),
         fetched_bytes: restore.shared.fetched_bytes.get(),
         damage: affected(stored, disk, restore.shared.undecoded.into_inner()),
         engine: repository.engine().choice().kind.to_string(),
@@ -267,7 +291,7 @@ struct Restore<'a> {
     options: RestoreOptions,
     progress: &'a Progress,
     /// The target, if what it holds is compared.
-    in_place: Option<Arc<dyn BlockFile>>,
+    in_place: Option<InPlace>,
     /// The target, if it has no blocks yet.
     new_file: Option<Arc<dyn BlockFile>>,
     /// The target takes segments in order.
@@ -282,12 +306,33 @@ struct Restore<'a> {
     shared: Shared,
 }
 
+/// A target that is compared.
+struct InPlace {
+    file: Arc<dyn BlockFile>,
+    reads: Option<Arc<dyn Reads>>,
+}
+
 #[derive(Default)]
 struct Shared {
     failure: Mutex<Option<RepositoryError>>,
     undecoded: Mutex<Vec<(DiskRange, String)>>,
+    differing: Mutex<Vec<DiskRange>>,
+    zeroed_bytes: Counter,
     equal_bytes: Counter,
     fetched_bytes: Counter,
+}
+
+impl Shared {
+    /// Notes what of a segment at `start` differs, and forgets the last ranges if there are too many.
+    fn differ(&self, start: u64, write: &[DiskRange], zero: &[DiskRange]) {
+        self.zeroed_bytes
+            .add(zero.iter().map(|range| range.len()).sum());
+        let moved = |range: &DiskRange| DiskRange::new(start + range.start, start + range.end);
+        let mut differing = self.differing.lock();
+        differing.extend(write.iter().chain(zero).map(moved));
+        differing.sort();
+        differing.truncate(DIFFERING_MAX);
+    }
 }
 
 /// A segment and its map.
@@ -308,11 +353,13 @@ impl Restore<'_> {
     ) -> Result<()> {
         let engine = &**self.repository.engine();
         let target = match &self.in_place {
-            Some(_) => Some(
-                engine
-                    .queue(&self.decoded_pool, QUEUE_DEPTH)
-                    .map_err(RepositoryError::io("starting I/O for", "the target"))?,
-            ),
+            Some(target) => {
+                let queue = match &target.reads {
+                    Some(reads) => reads.queue(),
+                    None => engine.queue(&self.decoded_pool, QUEUE_DEPTH),
+                };
+                Some(queue.map_err(RepositoryError::io("starting I/O for", "the target"))?)
+            }
             None => None,
         };
         let records = self.repository.objects().records();
@@ -493,6 +540,9 @@ impl Restore<'_> {
             undecoded,
         } = outcome;
         self.shared.equal_bytes.add(equal_bytes);
+        if self.in_place.is_some() {
+            self.shared.differ(plan.range.start, &write, &zero);
+        }
         if !undecoded.is_empty() {
             if self.in_place.is_none() {
                 let start = plan.range.start;
@@ -531,8 +581,8 @@ impl Fetcher<'_, '_, '_> {
         if numbers.is_empty() {
             return Ok(());
         }
-        if let Some(file) = self.restore.in_place.clone() {
-            return self.compare_zeros(&*file, numbers);
+        if let Some(target) = &self.restore.in_place {
+            return self.compare_zeros(&*target.file, numbers);
         }
         for number in numbers {
             let number = SegmentNumber(number);
@@ -609,7 +659,7 @@ impl Fetcher<'_, '_, '_> {
         }
         let _plan = tracing::trace_span!("plan", segment = number.0).entered();
         let mut plan = SegmentPlan::new(number, range, map);
-        if let (Some(file), true) = (&restore.in_place, self.target.is_some()) {
+        if let (Some(InPlace { file, .. }), true) = (&restore.in_place, self.target.is_some()) {
             let mut out = self.acquire(&restore.decoded_pool, range.len() as usize);
             let queue = self.target.as_mut().expect("just seen");
             let pieces = data_of(file, range, &mut out)?;

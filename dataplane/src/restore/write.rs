@@ -38,6 +38,8 @@ pub struct DiskWriter<'a> {
     pub file: Arc<dyn BlockFile>,
     /// True if ranges of zeros must be punched; false if the target is all zero already.
     pub punch: bool,
+    /// True if nothing is to be written, only counted.
+    pub dry_run: bool,
     /// Serves the writes.
     pub engine: &'a dyn Engine,
     /// The decoded segments' buffers come from here.
@@ -78,7 +80,7 @@ impl DiskWriter<'_> {
 
     fn write(&self, segment: DecodedSegment, queue: &mut dyn Queue) -> Result<()> {
         let _write = tracing::trace_span!("write", segment = segment.number.0).entered();
-        if self.punch {
+        if self.punch && !self.dry_run {
             for range in &segment.zero {
                 self.file
                     .punch(segment.range.start + range.start, range.len())
@@ -89,6 +91,11 @@ impl DiskWriter<'_> {
         let Some(buffer) = segment.buffer.filter(|_| !segment.write.is_empty()) else {
             return Ok(());
         };
+        let written: u64 = segment.write.iter().map(|range| range.len()).sum();
+        self.progress.stored_bytes.add(written);
+        if self.dry_run {
+            return Ok(());
+        }
         let pieces = segment
             .write
             .iter()
@@ -99,8 +106,6 @@ impl DiskWriter<'_> {
                 len: range.len() as usize,
             })
             .collect();
-        let written: u64 = segment.write.iter().map(|range| range.len()).sum();
-        self.progress.stored_bytes.add(written);
         queue.submit(Transfer {
             token: segment.number.0,
             direction: Direction::Write,

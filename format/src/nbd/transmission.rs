@@ -1,9 +1,9 @@
-//! Reads and block status on an open export: the client's half.
+//! Reads, writes and block status on an open export: the client's half.
 //!
 //! Bytes of the disk are not held here. They pass through as [`Event::Data`], or the shell reads them
 //! straight into place: [`Transmission::awaited_payload`] says what comes next, and
 //! [`Transmission::payload_arrived`] that it came. A read is done only when each of its bytes came exactly
-//! once.
+//! once. The bytes of a write are not held either: the shell sends them behind the request.
 
 use std::collections::HashMap;
 
@@ -90,9 +90,18 @@ pub struct Payload {
     pub len: u32,
 }
 
+/// What the answer to a request brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    Bytes,
+    Status,
+    /// Nothing but how it went.
+    Outcome,
+}
+
 #[derive(Debug)]
 struct Pending {
-    is_read: bool,
+    awaited: Awaited,
     offset: u64,
     len: u32,
     /// Parts that came: ordered, neither touching nor overlapping.
@@ -142,6 +151,11 @@ impl Transmission {
         &self.output
     }
 
+    /// What to send, taken by a shell that sends something else behind it.
+    pub fn take_output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.output)
+    }
+
     /// The first `len` bytes of [`output`](Self::output) were sent.
     pub fn sent(&mut self, len: usize) {
         self.output.drain(..len);
@@ -154,12 +168,28 @@ impl Transmission {
 
     /// Asks for `len` bytes at `offset`, at least one.
     pub fn read(&mut self, offset: u64, len: u32) -> Cookie {
-        self.request(true, offset, len)
+        self.request(Command::Read, Awaited::Bytes, offset, len)
     }
 
     /// Asks what is known of `len` bytes at `offset`, at least one; only where contexts were agreed on.
     pub fn block_status(&mut self, offset: u64, len: u32) -> Cookie {
-        self.request(false, offset, len)
+        self.request(Command::BlockStatus, Awaited::Status, offset, len)
+    }
+
+    /// Writes `len` bytes at `offset`, at least one. They are to be sent right behind the
+    /// [`output`](Self::output), before anything else is.
+    pub fn write(&mut self, offset: u64, len: u32) -> Cookie {
+        self.request(Command::Write, Awaited::Outcome, offset, len)
+    }
+
+    /// Makes `len` bytes at `offset`, at least one, zero; only where the export knows the command.
+    pub fn write_zeroes(&mut self, offset: u64, len: u32) -> Cookie {
+        self.request(Command::WriteZeroes, Awaited::Outcome, offset, len)
+    }
+
+    /// Makes durable what writes that are done have written; only where the export knows the command.
+    pub fn flush(&mut self) -> Cookie {
+        self.request(Command::Flush, Awaited::Outcome, 0, 0)
     }
 
     /// Says goodbye. Nothing may be in flight that still matters.
@@ -167,17 +197,14 @@ impl Transmission {
         put_request(&mut self.output, Command::Disconnect, Cookie(0), 0, 0);
     }
 
-    fn request(&mut self, is_read: bool, offset: u64, len: u32) -> Cookie {
-        assert!(len > 0, "a request asks for something");
+    fn request(&mut self, command: Command, awaited: Awaited, offset: u64, len: u32) -> Cookie {
+        let is_empty = command == Command::Flush;
+        assert!(is_empty || len > 0, "a request asks for something");
         let cookie = Cookie(self.next_cookie);
         self.next_cookie += 1;
-        let command = match is_read {
-            true => Command::Read,
-            false => Command::BlockStatus,
-        };
         put_request(&mut self.output, command, cookie, offset, len);
         let pending = Pending {
-            is_read,
+            awaited,
             offset,
             len,
             parts: Vec::new(),
@@ -304,9 +331,9 @@ impl Transmission {
         let pending = self.find(Cookie(be64(&self.held, 8)))?;
         let limits = match kind {
             CHUNK_NONE => 0..=0,
-            CHUNK_OFFSET_DATA if pending.is_read => 9..=8 + pending.len as usize,
-            CHUNK_OFFSET_HOLE if pending.is_read => 12..=12,
-            CHUNK_BLOCK_STATUS if !pending.is_read => 12..=4 + EXTENTS_MAX * 8,
+            CHUNK_OFFSET_DATA if pending.awaited == Awaited::Bytes => 9..=8 + pending.len as usize,
+            CHUNK_OFFSET_HOLE if pending.awaited == Awaited::Bytes => 12..=12,
+            CHUNK_BLOCK_STATUS if pending.awaited == Awaited::Status => 12..=4 + EXTENTS_MAX * 8,
             kind if kind & CHUNK_ERROR_BIT != 0 => 6..=ERROR_LEN_MAX,
             found => {
                 return Err(ProtocolError::ChunkType {
@@ -346,8 +373,13 @@ impl Transmission {
         let (error, cookie) = (be32(message, 4), Cookie(be64(message, 8)));
         let is_structured = self.structured;
         let pending = self.find_mut(cookie)?;
-        // A server may be as short as this when block status fails, and nowhere else.
-        if is_structured && (pending.is_read || error == 0) {
+        // A server may be as short as this where nothing but the outcome is awaited, and when block status fails.
+        let is_too_short = match pending.awaited {
+            Awaited::Bytes => true,
+            Awaited::Status => error == 0,
+            Awaited::Outcome => false,
+        };
+        if is_structured && is_too_short {
             return Err(ProtocolError::SimpleReply {
                 offset: pending.offset,
                 len: pending.len,
@@ -359,6 +391,10 @@ impl Transmission {
                 message: String::new(),
                 offset: None,
             });
+            self.state = State::Ended(cookie);
+            return Ok(None);
+        }
+        if pending.awaited == Awaited::Outcome {
             self.state = State::Ended(cookie);
             return Ok(None);
         }
@@ -433,14 +469,16 @@ impl Transmission {
         let covered: u64 = pending.parts.iter().map(|part| u64::from(part.1)).sum();
         let result = match pending.failure {
             Some(failure) => Err(failure),
-            None if pending.is_read && covered != u64::from(pending.len) => {
+            None if pending.awaited == Awaited::Bytes && covered != u64::from(pending.len) => {
                 return Err(ProtocolError::Short {
                     offset: pending.offset,
                     len: pending.len,
                     covered,
                 });
             }
-            None if !pending.is_read && pending.contexts.len() != self.contexts.len() => {
+            None if pending.awaited == Awaited::Status
+                && pending.contexts.len() != self.contexts.len() =>
+            {
                 return Err(pending.wrong_contexts());
             }
             None => Ok(()),

@@ -83,6 +83,10 @@ pub struct RestoreTask {
     pub overwrite: Overwrite,
     /// Go on past damage.
     pub allow_damage: bool,
+    /// Read the target back, and compare.
+    pub verify: bool,
+    /// Only say what would be written.
+    pub dry_run: bool,
     /// The IANA name of the time zone in which `snapshot` is read; the proxy's if there is none.
     pub time_zone: Option<String>,
 }
@@ -240,6 +244,8 @@ impl RestoreTask {
             Overwrite::InPlace { cut: true } => 3,
         });
         out.push(self.allow_damage.into());
+        out.push(self.verify.into());
+        out.push(self.dry_run.into());
         put_text(out, self.time_zone.as_ref());
     }
 
@@ -260,6 +266,8 @@ impl RestoreTask {
                 }
             },
             allow_damage: reader.bool()?,
+            verify: reader.bool()?,
+            dry_run: reader.bool()?,
             time_zone: read_text(reader, "time zone", ZONE_LEN_MAX)?,
         })
     }
@@ -365,10 +373,11 @@ pub(super) mod tests {
                 ),
             (
                 (text(), text(), of(text()), text()),
-                (overwrite, any::<bool>(), of(text())),
+                (overwrite, any::<[bool; 3]>(), of(text())),
             )
                 .prop_map(
-                    |((repository, snapshot, disk, target), (overwrite, allow_damage, zone))| {
+                    |((repository, snapshot, disk, target), (overwrite, flags, zone))| {
+                        let [allow_damage, verify, dry_run] = flags;
                         Task::Restore(RestoreTask {
                             repository,
                             snapshot,
@@ -376,6 +385,8 @@ pub(super) mod tests {
                             target,
                             overwrite,
                             allow_damage,
+                            verify,
+                            dry_run,
                             time_zone: zone,
                         })
                     }
