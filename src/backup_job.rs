@@ -22,7 +22,9 @@ use undercroft_format::units::DiskLength;
 use crate::backup_request::leave_out;
 use crate::failure::Problem;
 use crate::guest::GuestRequest;
-use crate::nbd_source::{dirty_bitmap, is_nbd, open_export, shown_source, until_stopped};
+use crate::nbd_source::{
+    dirty_bitmap, is_bitmap_there, is_nbd, open_export, shown_source, until_stopped,
+};
 use crate::overlay_source;
 use crate::settings::Settings;
 use crate::signals::Stoppable;
@@ -253,7 +255,10 @@ fn plan_disk(disk: DiskRequest, opened: Opened) -> anyhow::Result<DiskJob> {
             .into());
         }
         job.changed_blocks = Some(changed);
-        if !job.lineage.iter().any(|(key, _)| key == lineage::BITMAP) {
+        // A bitmap that begins later misses what was written before.
+        if !job.lineage.iter().any(|(key, _)| key == lineage::BITMAP)
+            && is_bitmap_there(&path, until_stopped())
+        {
             add_lineage(&mut job, lineage::BITMAP.to_owned(), bitmap)?;
         }
     }

@@ -237,6 +237,17 @@ fn add_changed_blocks(disks: &mut [DiskRequest], text: &str) -> anyhow::Result<(
     Ok(())
 }
 
+/// Gives the only delta without a label this one, which its parent's disk has.
+fn name_delta(disks: &mut [DiskRequest], label: &str) -> Option<usize> {
+    let is_open = |disk: &&mut DiskRequest| disk.is_delta && !disk.is_labelled;
+    let mut open = disks.iter_mut().filter(is_open);
+    let (delta, None) = (open.next()?, open.next()) else {
+        return None;
+    };
+    (delta.label, delta.is_labelled) = (label.to_owned(), true);
+    disks.iter().position(|disk| disk.label == label)
+}
+
 fn add_lineage(disks: &mut [DiskRequest], text: &str) -> anyhow::Result<()> {
     let parts = text
         .split_once('=')
@@ -245,7 +256,8 @@ fn add_lineage(disks: &mut [DiskRequest], text: &str) -> anyhow::Result<()> {
     let Some(((label, key), value)) = parts else {
         return Err(Problem::usage(format!("--lineage {text}: should be LABEL:KEY=VALUE")).into());
     };
-    let Some(place) = disks.iter().position(|disk| disk.label == label) else {
+    let place = disks.iter().position(|disk| disk.label == label);
+    let Some(place) = place.or_else(|| name_delta(disks, label)) else {
         return Err(unknown_label("--lineage", label, disks));
     };
     disks[place]

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use undercroft_control::{PolicyError, SelectError};
+use undercroft_dataplane::ingest::xva::http::HttpError;
+use undercroft_dataplane::nbd::NbdError;
 use undercroft_dataplane::net::distrust::distrust_in;
 use undercroft_dataplane::net::proxy::status::TaskFailure;
 use undercroft_dataplane::net::trust::TrustError;
@@ -294,6 +296,10 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
             });
         } else if let Some(error) = cause.downcast_ref::<XvaError>() {
             hints.extend(xva_hint(error));
+        } else if let Some(error) = cause.downcast_ref::<HttpError>() {
+            hints.extend(http_hint(error));
+        } else if let Some(error) = cause.downcast_ref::<NbdError>() {
+            hints.extend(error.advice().map(str::to_owned));
         } else if let Some(error) = cause.downcast_ref::<SelectError>() {
             hints.extend(select_hint(error));
         } else if cause.is::<LocationError>() {
@@ -403,17 +409,37 @@ fn index_hint(error: &IndexError) -> Option<String> {
     error.is_disk_full().then(|| DISK_FULL.into())
 }
 
+const NO_XVA: &str =
+    "--xva takes what `xe vm-export` writes; a raw disk is named by --disk LABEL=FILE";
+
+fn http_hint(error: &HttpError) -> Option<String> {
+    let HttpError::Status { status, .. } = error else {
+        return None;
+    };
+    let hint = match status {
+        401 | 403 => {
+            "say who asks: http(s)://USER:PASSWORD@HOST/export?..., or with a session_id that is still valid"
+        }
+        404 => "check the path, and the uuid or ref of the VM in it",
+        500.. => "the host failed: its log says why (/var/log/xensource.log on XenServer)",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
 fn xva_hint(error: &XvaError) -> Option<String> {
     let hint = match error.problem {
+        XvaProblem::Truncated { .. } if error.offset == 0 => NO_XVA,
         XvaProblem::Truncated { .. }
         | XvaProblem::DiskShort { .. }
         | XvaProblem::DiskMissing { .. } => {
             "the export or the copy did not come to its end: make it again"
         }
         XvaProblem::Checksum { .. } => "copy the XVA again, or export the VM again",
-        XvaProblem::Header(_) | XvaProblem::NotFirst => {
-            "--xva takes what `xe vm-export` writes; a raw disk is named by --disk LABEL=FILE"
+        XvaProblem::Header(_) if error.offset > 0 => {
+            "the archive is damaged, or the host failed while it exported: make the export or the copy again"
         }
+        XvaProblem::Header(_) | XvaProblem::NotFirst => NO_XVA,
         _ => return None,
     };
     Some(hint.to_owned())

@@ -1,5 +1,6 @@
 //! The disks of a running QEMU guest, as sources of a backup.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -330,6 +331,14 @@ fn advise(problem: Problem, error: &QemuError) -> Problem {
         QemuError::Connect { .. } | QemuError::NoGreeting { .. } => problem.hint(
             "QEMU needs a QMP socket of its own for backups: -qmp unix:PATH,server=on,wait=off",
         ),
+        QemuError::Scratch { source, .. }
+            if matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            problem.hint("name a directory that is there: --qmp-scratch DIR")
+        }
         QemuError::Scratch { .. } | QemuError::ScratchFull { .. } => problem
             .hint("name a directory on a file system with more room: --qmp-scratch DIR"),
         QemuError::Refused {

@@ -9,7 +9,7 @@ use undercroft_dataplane::ingest::source::Source;
 use undercroft_dataplane::nbd::{self, NbdFile, NbdOptions};
 use undercroft_format::nbd::uri::{NbdUri, UriError};
 
-use crate::failure::Problem;
+use crate::failure::{Problem, one_line, warn};
 use crate::signals::is_stopping;
 
 /// True if a source is named by an NBD URI.
@@ -79,6 +79,26 @@ pub fn dirty_bitmap(
         })
     });
     Some((name, changed))
+}
+
+/// Whether the dirty bitmap that `path` names is there before anything is read. Only then does it tell, next time, all
+/// that was written since.
+pub fn is_bitmap_there(path: &Path, options: NbdOptions) -> bool {
+    let Some(Ok(uri)) = parsed(path) else {
+        return false;
+    };
+    let shown = uri.to_string();
+    let name = uri.dirty_bitmap.clone().unwrap_or_default();
+    let problem = match nbd::has_dirty_bitmap(uri, options) {
+        Ok(true) => return true,
+        Ok(false) => "the server has no such bitmap".to_owned(),
+        Err(error) => one_line(&error),
+    };
+    warn(format_args!(
+        "{shown}: nothing will tell what changes from now on by the dirty bitmap {name:?}: {problem}; a bitmap has to be \
+         there before the backup that it is to continue (qemu-img bitmap --add; qemu-nbd --bitmap)"
+    ));
+    false
 }
 
 fn parsed(path: &Path) -> Option<Result<NbdUri, UriError>> {

@@ -193,6 +193,7 @@ fn only_what_a_dirty_bitmap_names_is_read() {
         std::fs::write(&changes, text).expect("a file");
         let mut increment = disk.story.backup(&uri);
         increment.args(["--parent", "web@latest", "--audit", "0"]);
+        increment.args(["--lineage", "root:bitmap=b0"]);
         let report = json(increment.arg("--changed-blocks").arg(&changes));
         assert_eq!(report["disks"][0]["read_bytes"], 9 * BLOCK, "{report}");
         assert_eq!(joined(relay.take_reads()), dirty);
@@ -284,13 +285,43 @@ fn a_bitmap_that_is_not_there_leads_to_a_full_read() {
     );
 }
 
+/// What was written before the bitmap began is not in it.
+#[test]
+fn a_bitmap_that_began_after_the_parent_is_not_believed() {
+    let mut disk = Qcow2::new();
+    let _relay = Relay::start(&disk.story.path("s"), &disk.story.path("server"));
+    disk.add_bitmap("other");
+    let server = disk.serve("other");
+    let uri = disk.story.unix_uri("s");
+    let mut full = disk.story.backup(&format!("{uri}&x-dirty-bitmap=b0"));
+    let output = succeed(full.arg("--json"));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(
+        report["disks"][0]["lineage"]["bitmap"].is_null(),
+        "{report}"
+    );
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("no such bitmap"), "{text}");
+    drop(server);
+    disk.write(5 << 20, 100, 1);
+    disk.add_bitmap("b0");
+    disk.write(9 << 20, 100, 2);
+    let _server = disk.serve("b0");
+    let report = json(&mut disk.increment("b0"));
+    assert_eq!(report["disks"][0]["reasons"][0], "full:lineage-bitmap");
+    disk.assert_restores();
+    let report = json(&mut disk.increment("b0"));
+    assert_eq!(report["disks"][0]["read_mode"], "changed-blocks");
+}
+
 #[test]
 fn an_export_that_was_resized_is_read_by_its_bitmap() {
     let mut disk = Qcow2::new();
     disk.add_bitmap("b0");
     let _relay = Relay::start(&disk.story.path("s"), &disk.story.path("server"));
     let server = disk.serve("b0");
-    succeed(&mut disk.story.backup(&disk.story.unix_uri("s")));
+    let uri = disk.story.unix_uri("s");
+    succeed(&mut disk.story.backup(&format!("{uri}&x-dirty-bitmap=b0")));
     drop(server);
     for len in [(50 << 20) + 512, (31 << 20) + 1024, (31 << 20) + 512] {
         disk.resize(len);

@@ -7,6 +7,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -300,17 +301,17 @@ fn a_scratch_directory_that_fills_does_not_stop_the_guest_for_good() {
     let child = story.begin_with(command);
     let _ = std::fs::write(small.join("filler"), vec![1; 64 << 20]);
     story.guest.run("cont", Value::Null);
-    wait_until("a write of the guest finds no place", || {
-        story.guest.status() == "io-error"
-    });
+    // QEMU itself waits while a write has failed and an NBD client takes no answers: nothing may be asked of it now.
+    std::thread::sleep(Duration::from_secs(2));
     send(&child, Signal::CONT);
     let text = failure(child);
     assert!(
         text.contains("the scratch directory") && text.contains("bytes left"),
         "{text}"
     );
-    assert_eq!(story.guest.inside(), before);
-    assert_eq!(story.guest.status(), "running");
+    wait_until("the guest goes on", || story.guest.status() == "running");
+    // Files that were lent go when the monitor does, a little later.
+    wait_until("nothing is left in QEMU", || story.guest.inside() == before);
     story.guest.let_write(50);
     assert_eq!(story.snapshots(), 0);
     // No write of the guest was lost.

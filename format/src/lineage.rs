@@ -13,7 +13,8 @@
 //! | `vhd-parent-uuid` | the VHD whose child it was, of what changed |
 //!
 //! An increment is spliced onto its parent only if nothing contradicts it: what both have must be equal, and
-//! `base` must be the parent's `snapshot-uuid`, `vhd-parent-uuid` its `vhd-uuid`. What one of them lacks contradicts nothing.
+//! `base` must be the parent's `snapshot-uuid`, `vhd-parent-uuid` its `vhd-uuid`. What one of them lacks contradicts
+//! nothing, with one exception: a bitmap that the parent does not name may have begun after it.
 
 use crate::reason::Reason;
 
@@ -85,6 +86,15 @@ pub fn compare(disk: &Lineage, parent: &Lineage) -> Result<Begins, LineageMismat
         return Ok(Begins::AtParent);
     }
     must_equal(BITMAP, BITMAP, Reason::LineageBitmap)?;
+    if let (Some(found), None) = (value(disk, BITMAP), value(parent, BITMAP)) {
+        return Err(LineageMismatch {
+            key: BITMAP,
+            found: found.to_owned(),
+            parent_key: BITMAP,
+            expected: "none".to_owned(),
+            reason: Reason::LineageBitmap,
+        });
+    }
     Ok(Begins::Unknown)
 }
 
@@ -133,6 +143,9 @@ mod tests {
             ),
             ("bitmap=x", "bitmap=x", Ok(Unknown)),
             ("bitmap=x", "bitmap=y", Err(Reason::LineageBitmap)),
+            // It may have begun after the parent.
+            ("bitmap=x", "vdi-uuid=a", Err(Reason::LineageBitmap)),
+            ("vdi-uuid=a", "bitmap=x", Ok(Unknown)),
             // A bitmap per state, as libvirt's checkpoints have it.
             (
                 "base=s1 bitmap=x",

@@ -11,6 +11,11 @@ use super::error::NbdError;
 use super::status::Status;
 use crate::io::{Done, Transfer, TransferError};
 
+/// A server that tells of fewer bytes than this at a time ...
+const SHORT_ANSWER: u64 = 4096;
+/// ... is asked so often, and then no more: one that tells of a byte at a time would be asked for ever.
+const SHORT_ANSWERS_MAX: u64 = 10_000;
+
 /// Something to ask a server.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -86,6 +91,8 @@ pub(super) struct Books {
     /// Which bytes are of that status, as far as asked.
     pub known: KnownRanges,
     pub status_in_flight: bool,
+    /// Answers about status, and how many bytes of the export they told of.
+    told: (u64, u64),
     /// The server cannot tell, or failed to: any byte may be.
     pub no_status: bool,
     /// Requests that write and are not over.
@@ -126,6 +133,7 @@ impl Books {
             next_key: 0,
             known: KnownRanges::default(),
             status_in_flight: false,
+            told: (0, 0),
             no_status: false,
             writes: 0,
             is_unflushed: false,
@@ -260,9 +268,21 @@ impl Books {
             return;
         }
         let end = request.offset + u64::from(request.len);
+        self.told.0 += 1;
         for extent in extents {
             let len = u64::from(extent.len).min(end - self.known.end());
             self.known.push(len, self.status.is_set(extent.state));
+            self.told.1 += len;
+        }
+        let (answers, bytes) = self.told;
+        if answers >= SHORT_ANSWERS_MAX && bytes / answers < SHORT_ANSWER {
+            tracing::warn!(
+                answers,
+                bytes,
+                status = ?self.status,
+                "the NBD server's answers about block status are too short to be of use"
+            );
+            self.no_status = true;
         }
     }
 

@@ -176,8 +176,12 @@ impl Client {
 
     /// Reads `len` bytes at `offset`, which lie inside the export.
     pub fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), Arc<NbdError>> {
-        let mut at = offset;
-        for part in out.chunks_mut(self.limits.request_len as usize / 2 + 1) {
+        let (mut at, mut rest) = (offset, out);
+        while !rest.is_empty() {
+            // The blocks around it are asked for: no more than one request's worth.
+            let most = self.limits.request_len - at % self.limits.align;
+            let len = most.min(rest.len() as u64) as usize;
+            let (part, behind) = rest.split_at_mut(len);
             let key = self.books.ask(at, part.len() as u64, self.limits);
             let answer = loop {
                 if let Some(answer) = self.books.take_answer(key) {
@@ -186,7 +190,8 @@ impl Client {
                 self.turn(true);
             };
             part.copy_from_slice(&answer);
-            at += part.len() as u64;
+            at += len as u64;
+            rest = behind;
         }
         Ok(())
     }

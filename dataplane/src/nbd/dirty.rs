@@ -11,6 +11,16 @@ use super::error::NbdError;
 use super::source::NbdOptions;
 use super::status::Status;
 
+/// Whether the server has the bitmap that `uri` names, asked on a connection of its own. If it has, whatever is written
+/// to the export from then on is going to be in it.
+///
+/// # Errors
+/// Whatever a connection can come to.
+pub fn has_dirty_bitmap(uri: NbdUri, options: NbdOptions) -> Result<bool, NbdError> {
+    let client = Client::open(Endpoint::new(uri, Status::Dirty)?, options)?;
+    Ok(client.has_status())
+}
+
 /// Asks for all that the bitmap named by `uri` calls dirty, on a connection of its own, before anything of the
 /// export is read. `size` is that of the export; what is found is rounded outwards to 64 KiB.
 ///

@@ -3,9 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
+use rustls::CertificateError;
 use undercroft_format::nbd::ProtocolError;
 use undercroft_format::nbd::negotiation::NegotiationError;
 use undercroft_format::nbd::transmission::Failure;
+use undercroft_format::nbd::wire::OptionError;
 
 /// An NBD export could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +135,42 @@ pub enum NbdError {
 }
 
 impl NbdError {
+    /// What to do about it, if that is known.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Connect { .. } => Some(
+                "check the address, and that the server runs: nbdinfo --list URI shows its exports",
+            ),
+            Self::Negotiation {
+                source: NegotiationError::Refused(refusal),
+                ..
+            } if refusal.error == OptionError::Unknown => {
+                Some("check the export's name: nbdinfo --list URI shows those that there are")
+            }
+            Self::Handshake { source, .. } => {
+                let tls = source.get_ref().and_then(|inner| inner.downcast_ref());
+                match tls? {
+                    rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(
+                        "say whom to trust: tls-certificates=DIR with a ca-cert.pem, or x-tls-pin=FILE, in the URI",
+                    ),
+                    rustls::Error::InvalidCertificate(
+                        CertificateError::NotValidForName
+                        | CertificateError::NotValidForNameContext { .. },
+                    ) => Some(
+                        "if it is the right server, say its name: tls-hostname=NAME in the URI",
+                    ),
+                    rustls::Error::InvalidCertificate(
+                        CertificateError::Expired | CertificateError::ExpiredContext { .. },
+                    ) => Some(
+                        "give the server a new certificate, or trust exactly this one: x-tls-pin=FILE in the URI",
+                    ),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
     /// True if another connection may do better.
     pub(super) fn is_of_connection(&self) -> bool {
         match self {

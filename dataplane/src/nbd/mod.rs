@@ -30,6 +30,6 @@ mod status;
 mod tls;
 mod transport;
 
-pub use dirty::dirty_ranges;
+pub use dirty::{dirty_ranges, has_dirty_bitmap};
 pub use error::NbdError;
 pub use source::{NbdFile, NbdOptions, open, open_target};

@@ -22,7 +22,7 @@ pub type Connect = Box<dyn Fn() -> Result<Box<dyn Monitor>, QemuError> + Send>;
 pub struct Guest {
     link: Link,
     devices: Vec<Device>,
-    was_running: bool,
+    could_write: bool,
 }
 
 impl Guest {
@@ -47,11 +47,11 @@ impl Guest {
             return Err(error);
         }
         let answer = link.monitor().run("query-block", Value::Null)?;
-        let was_running = link.status()? == "running";
+        let could_write = link.status()? != "io-error";
         Ok(Self {
             link,
             devices: devices(&answer)?,
-            was_running,
+            could_write,
         })
     }
 
@@ -83,14 +83,14 @@ impl Guest {
                 owner,
                 point,
                 scratch,
-                self.was_running,
+                self.could_write,
             )),
             Err(error) => {
                 let begun = owner.bitmap(id);
                 for problem in self.link.sweep(&id.prefix(), server, &|name| name == begun) {
                     tracing::warn!(error = %Chain(&problem), "something of a backup stays in QEMU until the next one");
                 }
-                self.link.resume(self.was_running);
+                self.link.resume(self.could_write);
                 scratch.empty();
                 Err(error)
             }
@@ -183,9 +183,10 @@ impl Link {
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Lets a guest go on that was stopped when a write found no place: scratch files are gone now.
-    pub fn resume(&mut self, was_running: bool) {
-        if was_running && self.status().is_ok_and(|status| status == "io-error") {
+    /// Lets a guest go on that was stopped when a write found no place, if none had failed before the backup: scratch
+    /// files are gone now.
+    pub fn resume(&mut self, could_write: bool) {
+        if could_write && self.status().is_ok_and(|status| status == "io-error") {
             match self.monitor().run("cont", Value::Null) {
                 Ok(_) => tracing::warn!("the guest was stopped by a write error; it goes on again"),
                 Err(error) => {

@@ -35,7 +35,7 @@ struct Shared {
     owner: Owner,
     point: Point,
     scratch: ScratchDir,
-    was_running: bool,
+    could_write: bool,
     lost: Arc<AtomicBool>,
     end: Option<End>,
 }
@@ -61,7 +61,7 @@ impl LivePoint {
         owner: Owner,
         point: Point,
         scratch: ScratchDir,
-        was_running: bool,
+        could_write: bool,
     ) -> Self {
         let disks = point.disks.clone();
         let lost = Arc::<AtomicBool>::default();
@@ -71,7 +71,7 @@ impl LivePoint {
             owner,
             point,
             scratch,
-            was_running,
+            could_write,
             lost: lost.clone(),
             end: None,
         }));
@@ -224,7 +224,7 @@ impl Shared {
         };
         let problems = self.link.sweep(&self.id.prefix(), Server::Ours, &is_over);
         self.scratch.empty();
-        self.link.resume(self.was_running);
+        self.link.resume(self.could_write);
         problems
     }
 }

@@ -13,7 +13,8 @@ use crate::units::DiskLength;
 /// `text`, the `ova.xml` of a backup, as that of a VM to import.
 ///
 /// What was exported from a snapshot says that it is a template: it becomes a VM. Disks get the sizes that
-/// `size_of` gives for them; those without one are left out, with what plugs them in. All else stays as it stands.
+/// `size_of` gives for them; those without one are left out, with what plugs them in. A suspended VM whose memory is
+/// left out becomes a halted one. All else stays as it stands.
 pub fn adapted(
     text: &[u8],
     size_of: &dyn Fn(&Disk) -> Option<DiskLength>,
@@ -44,6 +45,16 @@ pub fn adapted(
             let flags = flags.into_iter().filter_map(field);
             edits.extend(flags.map(|flag| (flag.span.clone(), FALSE.to_owned())));
         }
+        // xapi imports no suspended VM without its memory.
+        let memory = field("suspend_VDI").filter(|_| class == "VM");
+        if let Some(memory) = memory
+            && let Some(vdi) = memory.text().and_then(Reference::of)
+            && is_gone(&vdi)
+        {
+            edits.push((memory.span.clone(), format!("<value>{NULL}</value>")));
+            let state = field("power_state");
+            edits.extend(state.map(|state| (state.span.clone(), HALTED.to_owned())));
+        }
         if let (Some(disk), Some(size)) = (disks.get(&reference), field("virtual_size"))
             && let Some(wanted) = size_of(disk).filter(|wanted| *wanted != disk.virtual_size)
         {
@@ -60,6 +71,7 @@ pub fn adapted(
     Ok(edited(text, edits))
 }
 
+const HALTED: &str = "<value>Halted</value>";
 const FALSE: &str = "<value><boolean>0</boolean></value>";
 
 fn edited(text: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Vec<u8> {
@@ -552,6 +564,18 @@ mod tests {
         let ova = OvaXml::parse(one.as_bytes()).unwrap();
         assert_eq!((ova.vdis.len(), ova.vbds.len()), (1, 1));
         assert_eq!(ova.disks().unwrap()[0].label, "xvdb");
+        let suspended = String::from_utf8(text)
+            .unwrap()
+            .replace(
+                "<name>suspend_VDI</name><value>OpaqueRef:NULL",
+                "<name>suspend_VDI</name><value>Ref:3",
+            )
+            .replace("<value>Halted", "<value>Suspended");
+        assert!(
+            suspended.contains("<value>Suspended") && suspended.contains("VDI</name><value>Ref:3")
+        );
+        let halted = adapted(suspended.as_bytes(), &size_of).unwrap();
+        assert_eq!(String::from_utf8(halted).unwrap(), one);
         // The first disk and its plug.
         assert!(!one.contains("Ref:3<") && !one.contains("Ref:2<"));
         assert!(one.contains("Ref:5<") && one.contains("Ref:4<"));

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
 use rustls::crypto::ring;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
@@ -104,12 +105,17 @@ pub fn get(url: &str, is_stopping: fn() -> bool) -> Result<Box<dyn Read + Send>,
     if is_secure {
         config = config.tls_config(tls());
     }
-    let answer = Agent::new_with_config(config.build()).get(url).call();
-    let answer = answer.map_err(|error| failed(shown_url(url), error))?;
+    let (url, authorization) = credentials(url);
+    let mut request = Agent::new_with_config(config.build()).get(&*url);
+    if let Some(authorization) = authorization {
+        request = request.header("Authorization", authorization);
+    }
+    let answer = request.call();
+    let answer = answer.map_err(|error| failed(shown_url(&url), error))?;
     let status = answer.status().as_u16();
     if status != 200 {
         return Err(HttpError::Status {
-            url: shown_url(url),
+            url: shown_url(&url),
             status,
         });
     }
@@ -120,6 +126,23 @@ pub fn get(url: &str, is_stopping: fn() -> bool) -> Result<Box<dyn Read + Send>,
     let body = Box::new(answer.into_body().into_reader());
     let pump = Pump::start("xva-fetch", body, patience).map_err(system)?;
     Ok(Box::new(pump))
+}
+
+/// The URL without user and password, and what they say in HTTP (RFC 7617), which is how XAPI takes them.
+fn credentials(url: &str) -> (String, Option<String>) {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return (url.to_owned(), None);
+    };
+    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let Some((user, host)) = host.rsplit_once('@') else {
+        return (url.to_owned(), None);
+    };
+    let user: Vec<u8> = percent_encoding::percent_decode_str(user).collect();
+    let encoded = base64::engine::general_purpose::STANDARD.encode(user);
+    (
+        format!("{scheme}://{host}{path}"),
+        Some(format!("Basic {encoded}")),
+    )
 }
 
 fn failed(url: String, error: ureq::Error) -> HttpError {
@@ -153,6 +176,23 @@ fn tls() -> TlsConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn user_and_password_go_into_a_header() {
+        for (url, plain, header) in [
+            ("http://h/a@b", "http://h/a@b", None),
+            ("https://h", "https://h", None),
+            // "root:a@b"
+            (
+                "https://root:a%40b@h:8/x?y",
+                "https://h:8/x?y",
+                Some("Basic cm9vdDphQGI="),
+            ),
+        ] {
+            let header = header.map(str::to_owned);
+            assert_eq!(credentials(url), (plain.to_owned(), header));
+        }
+    }
 
     #[test]
     fn urls_are_shown_without_secrets() {

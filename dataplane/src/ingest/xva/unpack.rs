@@ -4,6 +4,8 @@
 //! one after the other are one stream all the same. What is neither is refused.
 
 use std::io::{self, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -65,17 +67,94 @@ impl Compression {
     /// # Errors
     /// The system can start no thread, or has no memory.
     pub fn unpack(self, packed: Box<dyn Read + Send>, patience: Patience) -> io::Result<Pump> {
+        let taken = Arc::<AtomicU64>::default();
+        let packed = Counted {
+            packed,
+            taken: taken.clone(),
+        };
         let packed = BufReader::with_capacity(PACKED_LEN, packed);
         let plain: Box<dyn Read + Send> = match self {
             Self::None => Box::new(packed),
-            Self::Gzip => Box::new(MultiGzDecoder::new(packed)),
+            Self::Gzip => Box::new(Unpacked {
+                plain: MultiGzDecoder::new(packed),
+                compression: self,
+                taken,
+            }),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-                Box::new(decoder)
+                Box::new(Unpacked {
+                    plain: decoder,
+                    compression: self,
+                    taken,
+                })
             }
         };
         Pump::start("xva-unpack", plain, patience)
+    }
+}
+
+/// What is compressed, and how many bytes of it were taken.
+struct Counted {
+    packed: Box<dyn Read + Send>,
+    taken: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.packed.read(out)?;
+        self.taken.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+/// A decoder whose errors say what was expected, and where.
+struct Unpacked<R> {
+    plain: R,
+    compression: Compression,
+    taken: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.plain
+            .read(out)
+            .map_err(|error| match error.raw_os_error() {
+                // The file's own.
+                Some(_) => error,
+                None => self.explained(error),
+            })
+    }
+}
+
+impl<R> Unpacked<R> {
+    fn explained(&self, error: io::Error) -> io::Error {
+        let name = match self.compression {
+            Compression::Zstd => "zstd",
+            _ => "gzip",
+        };
+        let taken = self.taken.load(Ordering::Relaxed);
+        let said = error.to_string();
+        let expected = match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                "it is truncated: the compressed data should go on; make the export or the copy again"
+            }
+            _ if said.contains("incomplete") => {
+                "it is truncated: the compressed data should go on; make the export or the copy again"
+            }
+            _ if said.contains("memory") => {
+                "its window is larger than 128 MiB: compress it anew, without --ultra or --long"
+            }
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other => {
+                "the compressed data is damaged: make the export or the copy again"
+            }
+            // Of what lies below.
+            _ => return error,
+        };
+        io::Error::new(
+            error.kind(),
+            format!("unpacking {name}, {taken} bytes of it read: {said}: {expected}"),
+        )
     }
 }
 
@@ -112,7 +191,8 @@ mod tests {
         for packed in [[gzip(&a), gzip(&b)].concat(), [zstd(&a), zstd(&b)].concat()] {
             assert!(unpacked(&packed).unwrap() == expected);
             for cut in [packed.len() - 1, packed.len() / 2] {
-                assert!(unpacked(&packed[..cut]).is_err(), "cut to {cut}");
+                let error = unpacked(&packed[..cut]).expect_err("it is cut");
+                assert!(error.to_string().contains("truncated"), "{cut}: {error}");
             }
             let garbage = [&packed[..], b"garbage"].concat();
             assert!(unpacked(&garbage).is_err());
