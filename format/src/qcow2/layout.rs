@@ -167,7 +167,7 @@ impl Layout {
             let entries = first..self.l1_entries().min(first + ENTRIES);
             put_all(&mut cluster, entries, |table| {
                 let place = self.tables.binary_search(&table).ok();
-                place.map_or(0, |place| (l2 + place as u64) * CLUSTER_LEN | COPIED)
+                place.map_or(0, |place| ((l2 + place as u64) * CLUSTER_LEN) | COPIED)
             });
         } else {
             let first = self.tables[(number - l2) as usize] * ENTRIES;
@@ -184,7 +184,7 @@ impl Layout {
                 let found = found.filter(|run| run.clusters.start <= entry);
                 found.map_or(0, |run| {
                     let place = data + run.before + entry - run.clusters.start;
-                    place * CLUSTER_LEN | COPIED
+                    (place * CLUSTER_LEN) | COPIED
                 })
             });
         }
