@@ -17,7 +17,7 @@ mkdir "$2"
 work=$(realpath "$2")
 mkdir "$work/mnt" "$work/raw"
 export XDG_STATE_HOME=$work/state UNDERCROFT_REPO=$work/repo
-trap 'umount "$work/mnt" 2>/dev/null || true; umount "$work/raw" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'umount "$work/mnt" 2>/dev/null || true; umount "$work/raw/disk" 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 "$bin" init >/dev/null
 "$bin" backup --vm vm --disk root="$image" --progress none >/dev/null 2>&1
 disk=$work/mnt/vm/latest/root.raw

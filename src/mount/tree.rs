@@ -19,6 +19,8 @@ pub struct Tree {
     vms: BTreeMap<String, Vm>,
     /// Names that were given out. A snapshot keeps its own, whichever come and go.
     named: HashMap<SnapshotId, String>,
+    /// The last number of each second of a VM that has more than one snapshot.
+    numbered: HashMap<(String, String), u32>,
 }
 
 /// The snapshots of a VM.
@@ -51,10 +53,29 @@ impl Tree {
         }
         self.named.retain(|id, _| there.contains(id));
         for stored in unnamed {
-            let vm = self.vms.get(&file_name(&stored.snapshot.vm));
-            let name = time_name(&stored, vm);
+            let name = self.free_name(&stored);
             self.named.insert(stored.id, name.clone());
             Self::place(&mut self.vms, name, stored);
+        }
+    }
+
+    /// The name of a snapshot's directory: its time in UTC, with a number if another of the VM has that already.
+    fn free_name(&mut self, stored: &StoredSnapshot) -> String {
+        let time = timestamp(stored.snapshot.created_ms);
+        let name = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let vm = file_name(&stored.snapshot.vm);
+        let known = self.vms.get(&vm);
+        let is_free = |name: &str| known.is_none_or(|vm| !vm.snapshots.contains_key(name));
+        if is_free(&name) {
+            return name;
+        }
+        let number = self.numbered.entry((vm, name.clone())).or_insert(1);
+        loop {
+            *number += 1;
+            let numbered = format!("{name}-{number:04}");
+            if is_free(&numbered) {
+                return numbered;
+            }
         }
     }
 
@@ -71,20 +92,6 @@ impl Tree {
     pub fn vms(&self) -> &BTreeMap<String, Vm> {
         &self.vms
     }
-}
-
-/// The name of a snapshot's directory: its time in UTC, with a number if another of the VM has that already.
-fn time_name(stored: &StoredSnapshot, vm: Option<&Vm>) -> String {
-    let time = timestamp(stored.snapshot.created_ms);
-    let name = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let is_free = |name: &String| vm.is_none_or(|vm| !vm.snapshots.contains_key(name));
-    if is_free(&name) {
-        return name;
-    }
-    let mut numbered = (2_u32..).map(|number| format!("{name}-{number:04}"));
-    numbered
-        .find(is_free)
-        .expect("there are fewer snapshots than numbers")
 }
 
 /// A name from a snapshot as that of a file: what would lead elsewhere or upset a terminal is written as `%XX`.
