@@ -5,7 +5,7 @@
 //! - [`repository`]: packs, index, snapshots; collection, verification, repair
 //! - [`restore`]: plan, fetch, decode, write
 //! - [`disk`]: a disk that can be read anywhere; [`view`]: those of stored snapshots
-//! - [`partitions`]: its parts, and what they hold
+//! - [`partitions`]: its parts, and what they hold; [`files`]: the files in them
 //! - [`overlay`]: what is written to a disk that is exported
 //! - [`nbd`]: disks over NBD; [`vhd`]: disks in VHDs; [`qemu`]: those of a running guest
 //! - [`net`]: the same over QUIC: server, client, trust
@@ -15,6 +15,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod files;
 pub mod ingest;
 pub mod io;
 pub mod measure;

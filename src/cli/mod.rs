@@ -3,6 +3,7 @@
 mod backup;
 mod bench;
 mod completions;
+mod cp;
 mod diff;
 mod enroll;
 mod export;
@@ -10,6 +11,7 @@ mod forget;
 mod gc;
 mod init;
 mod lock;
+mod ls;
 mod man;
 mod mount;
 mod protect;
@@ -61,6 +63,8 @@ enum Command {
     Restore(restore::Args),
     Export(export::Args),
     Mount(mount::Args),
+    Ls(ls::Args),
+    Cp(cp::Args),
     Verify(verify::Args),
     Repair(repair::Args),
     RebuildIndex(rebuild_index::Args),
@@ -91,6 +95,8 @@ impl Cli {
             Command::Restore(args) => restore::run(&settings, args),
             Command::Export(args) => export::run(&settings, args),
             Command::Mount(args) => mount::run(&settings, args),
+            Command::Ls(args) => ls::run(&settings, args),
+            Command::Cp(args) => cp::run(&settings, args),
             Command::Verify(args) => verify::run(&settings, args),
             Command::Repair(args) => repair::run(&settings, args),
             Command::RebuildIndex(args) => rebuild_index::run(&settings, args),
