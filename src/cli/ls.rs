@@ -53,7 +53,7 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
     let disk = OpenedDisk::open(&read, &spec)?;
     let path = match spec.path {
         Some(path) => path,
-        None if disk.wanted.is_some() => FilePath::ROOT,
+        None if disk.wanted.is_some() => FilePath::root(),
         None => return list_volumes(settings, &disk),
     };
     let volume = disk.choose()?;
@@ -151,7 +151,14 @@ fn list_files(
 ) -> anyhow::Result<Outcome> {
     let tree = volume.open()?;
     let fail = |error: FileError| Problem::new(format!("{path} on {}: {error}", volume.name()));
-    let (found, info) = tree.find(path).map_err(fail)?;
+    let (mut found, mut info) = tree.find(path).map_err(fail)?;
+    // As `ls` does: a link to a directory shows what is in that.
+    if let FileKind::Link(_) = info.kind
+        && let Ok(followed) = tree.follow(path)
+        && followed.1.is_directory()
+    {
+        (found, info) = followed;
+    }
     let mut out = Output {
         style,
         text: String::new(),
@@ -228,7 +235,7 @@ impl Output<'_> {
         entry: &DirectoryEntry,
         whole: bool,
     ) -> anyhow::Result<()> {
-        let path = directory.join(entry.name.clone());
+        let path = directory.join(&entry.name);
         if self.style.json {
             let view = file_view(&path, entry);
             line!(self.text, "{}", serde_json::to_string(&view)?);
@@ -308,12 +315,12 @@ fn mode_text(mode: u16) -> String {
 }
 
 fn file_view(path: &FilePath, entry: &DirectoryEntry) -> FileView {
-    let bytes = path.to_bytes();
+    let bytes = path.as_bytes();
     let info = entry.info.as_ref().ok();
-    let is_text = std::str::from_utf8(&bytes).is_ok();
+    let is_text = std::str::from_utf8(bytes).is_ok();
     let hex = || bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     FileView {
-        path: String::from_utf8_lossy(&bytes).into_owned(),
+        path: String::from_utf8_lossy(bytes).into_owned(),
         path_hex: (!is_text).then(hex),
         r#type: info.map(|info| match info.kind {
             FileKind::File => "file",

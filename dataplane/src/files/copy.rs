@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -168,7 +169,7 @@ impl<'a> Copier<'a> {
     /// # Errors
     /// [`CopyError`]. Damage within a directory is none: it is told and counted.
     pub fn copy(&mut self, path: &FilePath, to: &Path) -> Result<(), CopyError> {
-        let (found, info) = self.find(path, false)?;
+        let (found, info) = self.find(path, !self.options.recursive)?;
         let target = |source| CopyError::Target {
             path: to.to_owned(),
             source,
@@ -177,10 +178,19 @@ impl<'a> Copier<'a> {
         let (directory, name, shown) = match (into, path.name()) {
             (true, Some(name)) => (
                 TargetDirectory::open(to),
-                Some(os_name(name).to_owned()),
-                to.join(os_name(name)),
+                Some(os_name(&name).to_owned()),
+                to.join(os_name(&name)),
             ),
-            (true, None) => (TargetDirectory::open(to), None, to.to_owned()),
+            (true, None) => {
+                // What is there already would pass for damage of the disk.
+                let is_empty = to.read_dir().map_err(target)?.next().is_none();
+                if !is_empty && !self.options.replace {
+                    return Err(CopyError::Exists {
+                        path: to.to_owned(),
+                    });
+                }
+                (TargetDirectory::open(to), None, to.to_owned())
+            }
             (false, _) => {
                 let name = to.file_name().map(OsStr::to_owned);
                 let above = match to.parent() {
@@ -207,27 +217,17 @@ impl<'a> Copier<'a> {
         self.copy_tree(top, &shown, &found, &info)
     }
 
+    /// A link is followed where no directories are copied: what it leads to is meant then.
     fn find(&self, path: &FilePath, follow: bool) -> Result<(FilePath, FileInfo), CopyError> {
-        let source = |source| CopyError::Source {
+        let found = if follow {
+            self.tree.follow(path)
+        } else {
+            self.tree.find(path)
+        };
+        found.map_err(|source| CopyError::Source {
             path: path.clone(),
             source,
-        };
-        let mut links = 0;
-        let mut wanted = path.clone();
-        loop {
-            let (found, info) = self.tree.find(&wanted).map_err(source)?;
-            let FileKind::Link(to) = &info.kind else {
-                return Ok((found, info));
-            };
-            if !follow {
-                return Ok((found, info));
-            }
-            links += 1;
-            if links > 40 {
-                return Err(source(FileError::TooManyLinks));
-            }
-            wanted = found.beside(to).map_err(source)?;
-        }
+        })
     }
 
     /// What was asked for itself: that it cannot be had ends the copy.
@@ -259,11 +259,7 @@ impl<'a> Copier<'a> {
     ) -> Result<(), CopyError> {
         let tree = self.tree;
         let mut open = vec![(top, info.clone())];
-        let depth = path.names().len();
-        let below = |path: &FilePath| {
-            let names = path.names()[depth..].iter().map(os_name);
-            names.fold(shown.to_owned(), |whole, name| whole.join(name))
-        };
+        let below = |inner: &FilePath| shown.join(OsStr::from_bytes(inner.below(path)));
         // Of the directory that the walk is about to enter.
         let mut next: Option<(TargetDirectory, FileInfo)> = None;
         walk(tree, path, &mut |step| {
@@ -281,7 +277,7 @@ impl<'a> Copier<'a> {
                 }
                 Step::Entry(path, entry) => {
                     let (directory, _) = open.last().expect("an entry lies in a directory");
-                    let whole = path.join(entry.name.clone());
+                    let whole = path.join(&entry.name);
                     match self.write_entry(directory, &whole, entry) {
                         Ok(Some(made)) => {
                             next = Some(made);

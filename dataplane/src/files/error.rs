@@ -49,7 +49,7 @@ pub enum FileError {
         kind: FileSystemKind,
     },
     /// Directories in each other, more than anybody makes.
-    #[error("it lies more than 500 directories deep")]
+    #[error("it lies more than 200 directories deep")]
     TooDeep,
     /// A tree with more directories than there is room for on the disk.
     #[error("the file system is damaged: its directories lead to each other")]

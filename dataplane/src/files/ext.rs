@@ -10,13 +10,15 @@ use super::error::{FileError, Result};
 use super::lenient::{LenientReader, Marks};
 use super::name::{FileName, FilePath};
 use super::tree::{
-    DirectoryEntry, FileInfo, FileKind, FileTree, Listing, Modified, Owner, ReadFile,
+    Bounds, DirectoryEntry, FileInfo, FileKind, FileTree, Listing, Modified, Owner, ReadFile,
 };
 use crate::disk::ReadDisk;
 
 const SUPERBLOCK_AT: u64 = 1024;
 /// Linux takes no longer links, either.
 const LINK_LEN_MAX: u64 = 4096;
+/// Bytes that an entry of a directory takes at least.
+const ENTRY_LEN_MIN: u64 = 12;
 /// Descriptors of groups are held in memory: 512 TiB in groups as mke2fs makes them.
 const GROUPS_MAX: u64 = 1 << 22;
 
@@ -54,10 +56,9 @@ impl ExtTree {
                         metadata.len()
                     )));
                 }
-                let bytes = path.to_bytes();
                 let target = self
                     .fs
-                    .read_link(as_path(&bytes)?)
+                    .read_link(as_path(path)?)
                     .map_err(|error| self.explain(error))?;
                 let target: &[u8] = target.as_ref();
                 if let Some(cause) = self.marks.is_mark(target) {
@@ -88,10 +89,31 @@ impl ExtTree {
 
     fn entry(&self, entry: &DirEntry, directory: &FilePath) -> Result<DirectoryEntry> {
         let name = FileName::new(entry.file_name().as_ref())?;
-        let path = directory.join(name.clone());
+        let path = directory.join(&name);
         let metadata = entry.metadata().map_err(|error| self.explain(error));
         let info = metadata.and_then(|metadata| self.info_of(&metadata, &path));
         Ok(DirectoryEntry { name, info })
+    }
+
+    /// A directory has one parent. One that appears in several leads round in circles, and its own word for where it is
+    /// then differs from where it was found, unless both look alike to the second and to the owner.
+    fn check_parent(&self, path: &FilePath) -> Result<()> {
+        let Some((_, above)) = path.split() else {
+            return Ok(());
+        };
+        let own_word = [path.as_bytes(), b"/.."].concat();
+        let own_word = Path::try_from(&own_word[..]).map_err(|_| FileError::BadName)?;
+        let explain = |error| self.explain(error);
+        let parent = self.fs.symlink_metadata(own_word).map_err(explain)?;
+        let found = self
+            .fs
+            .symlink_metadata(as_path(&above)?)
+            .map_err(explain)?;
+        if parent == found {
+            Ok(())
+        } else {
+            Err(FileError::Endless)
+        }
     }
 
     fn explain(&self, error: Ext4Error) -> FileError {
@@ -101,20 +123,18 @@ impl ExtTree {
 
 impl FileTree for ExtTree {
     fn info(&self, path: &FilePath) -> Result<FileInfo> {
-        let bytes = path.to_bytes();
-        let metadata = self.fs.symlink_metadata(as_path(&bytes)?);
+        let metadata = self.fs.symlink_metadata(as_path(path)?);
         self.info_of(&metadata.map_err(|error| self.explain(error))?, path)
     }
 
     fn list(&self, path: &FilePath) -> Result<Listing> {
-        let bytes = path.to_bytes();
+        self.check_parent(path)?;
         let mut listing = Listing::default();
         let found = self
             .fs
-            .read_dir(as_path(&bytes)?)
+            .read_dir(as_path(path)?)
             .map_err(|error| self.explain(error))?;
-        // An entry takes at least eight bytes of the disk.
-        let mut left = self.size / 8;
+        let mut left = self.size / ENTRY_LEN_MIN;
         for entry in found {
             let entry = match entry {
                 Ok(entry) => entry,
@@ -140,16 +160,18 @@ impl FileTree for ExtTree {
     }
 
     fn open<'a>(&'a self, path: &FilePath) -> Result<Box<dyn ReadFile + 'a>> {
-        let bytes = path.to_bytes();
         let file = self
             .fs
-            .open(as_path(&bytes)?)
+            .open(as_path(path)?)
             .map_err(|error| self.explain(error))?;
         Ok(Box::new(ExtFile { tree: self, file }))
     }
 
-    fn directories_max(&self) -> u64 {
-        self.inodes
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            directories: self.inodes,
+            entries: self.size / ENTRY_LEN_MIN,
+        }
     }
 }
 
@@ -223,8 +245,8 @@ impl Geometry {
     }
 }
 
-fn as_path(bytes: &[u8]) -> Result<Path<'_>> {
-    Path::try_from(bytes).map_err(|_| FileError::BadName)
+fn as_path(path: &FilePath) -> Result<Path<'_>> {
+    Path::try_from(path.as_bytes()).map_err(|_| FileError::BadName)
 }
 
 fn explain(error: Ext4Error, marks: &Marks) -> FileError {

@@ -4,6 +4,7 @@
 //! bite their tails would be followed for ever; so only so much is read for one directory.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,14 +13,17 @@ use fatfs::{Dir, FileSystem, FsOptions};
 
 use super::error::{FileError, Result};
 use super::name::{FileName, FilePath};
-use super::tree::{DirectoryEntry, FileInfo, FileKind, FileTree, Listing, Modified, ReadFile};
+use super::tree::{
+    Bounds, DirectoryEntry, FileInfo, FileKind, FileTree, Listing, Modified, ReadFile,
+};
 use crate::disk::ReadDisk;
 use crate::partitions::DiskCursor;
 
-/// Directories have at most 65536 entries of 32 bytes; as much again for the table, entry by entry.
-const DIRECTORY_READ_MAX: u64 = 64 << 20;
-/// A directory takes a cluster, of which there are fewer than 2^28.
-const DIRECTORIES_MAX: u64 = 1 << 28;
+/// Directories have at most 65536 entries of 32 bytes, and are found cluster by cluster, of 512 bytes at least.
+const DIRECTORY_READ_MAX: u64 = 3 << 20;
+const ENTRIES_MAX: usize = 1 << 16;
+const ENTRY_LEN: u64 = 32;
+const CLUSTER_LEN_MIN: u64 = 512;
 
 type Entry<'a> = fatfs::DirEntry<'a, Metered>;
 
@@ -27,13 +31,15 @@ type Entry<'a> = fatfs::DirEntry<'a, Metered>;
 pub struct FatTree {
     fs: FileSystem<Metered>,
     meter: Meter,
-    directories_max: u64,
+    size: u64,
+    /// Where directories begin that were listed, and which they are: none is in two places.
+    seen: RefCell<HashMap<u64, FilePath>>,
 }
 
 impl FatTree {
     /// Reads the boot sector.
     pub fn open(disk: Arc<dyn ReadDisk>) -> Result<Self> {
-        let directories_max = (disk.size().get() / 512).min(DIRECTORIES_MAX);
+        let size = disk.size().get();
         check_boot_sector(&*disk)?;
         let meter = Meter::default();
         meter.allow(DIRECTORY_READ_MAX);
@@ -46,7 +52,8 @@ impl FatTree {
         Ok(Self {
             fs,
             meter,
-            directories_max,
+            size,
+            seen: RefCell::default(),
         })
     }
 
@@ -54,7 +61,7 @@ impl FatTree {
     fn directory(&self, path: &FilePath) -> Result<Dir<'_, Metered>> {
         let mut directory = self.fs.root_dir();
         for name in path.names() {
-            let entry = self.entry(&directory, name)?;
+            let entry = self.entry(&directory, &name)?;
             if !entry.is_dir() {
                 return Err(FileError::NotADirectory);
             }
@@ -68,7 +75,7 @@ impl FatTree {
         self.meter.allow(DIRECTORY_READ_MAX);
         let wanted = String::from_utf8_lossy(name.as_bytes());
         let upper = wanted.to_uppercase();
-        for entry in directory.iter() {
+        for entry in directory.iter().take(ENTRIES_MAX) {
             let entry = entry.map_err(|error| self.meter.explain(error))?;
             let found = entry.file_name();
             if found == wanted || found.to_uppercase() == upper {
@@ -79,18 +86,10 @@ impl FatTree {
     }
 
     fn find_entry(&self, path: &FilePath) -> Result<Option<Entry<'_>>> {
-        let Some((name, above)) = path.names().split_last() else {
+        let Some((name, above)) = path.split() else {
             return Ok(None);
         };
-        let mut directory = self.fs.root_dir();
-        for name in above {
-            let entry = self.entry(&directory, name)?;
-            if !entry.is_dir() {
-                return Err(FileError::NotADirectory);
-            }
-            directory = entry.to_dir();
-        }
-        self.entry(&directory, name).map(Some)
+        self.entry(&self.directory(&above)?, &name).map(Some)
     }
 }
 
@@ -112,7 +111,7 @@ impl FileTree for FatTree {
         let directory = self.directory(path)?;
         let mut listing = Listing::default();
         self.meter.allow(DIRECTORY_READ_MAX);
-        for entry in directory.iter() {
+        for entry in directory.iter().take(ENTRIES_MAX) {
             let entry = match entry {
                 Ok(entry) => entry,
                 // It would be the same error for ever.
@@ -133,6 +132,12 @@ impl FileTree for FatTree {
                 Err(error) => listing.faults.push(error),
             }
         }
+        if let Some(start) = self.meter.first() {
+            let mut seen = self.seen.borrow_mut();
+            if seen.entry(start).or_insert_with(|| path.clone()) != path {
+                return Err(FileError::Endless);
+            }
+        }
         Ok(listing)
     }
 
@@ -148,8 +153,11 @@ impl FileTree for FatTree {
         }))
     }
 
-    fn directories_max(&self) -> u64 {
-        self.directories_max
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            directories: self.size / CLUSTER_LEN_MIN,
+            entries: self.size / ENTRY_LEN,
+        }
     }
 }
 
@@ -251,12 +259,20 @@ struct Meter(Rc<RefCell<Metering>>);
 #[derive(Default)]
 struct Metering {
     left: u64,
+    /// Where the first read since then began.
+    first: Option<u64>,
     cause: Option<io::Error>,
 }
 
 impl Meter {
     fn allow(&self, bytes: u64) {
-        self.0.borrow_mut().left = bytes;
+        let mut meter = self.0.borrow_mut();
+        meter.left = bytes;
+        meter.first = None;
+    }
+
+    fn first(&self) -> Option<u64> {
+        self.0.borrow().first
     }
 
     fn explain(&self, error: io::Error) -> FileError {
@@ -280,6 +296,9 @@ impl Read for Metered {
             return Err(io::Error::other("a directory has no end"));
         };
         meter.left = left;
+        if meter.first.is_none() {
+            meter.first = Some(self.cursor.stream_position()?);
+        }
         self.cursor.read(out).map_err(|error| {
             let kind = error.kind();
             meter.cause = Some(error);

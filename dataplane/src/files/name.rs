@@ -48,13 +48,15 @@ impl fmt::Display for FileName {
     }
 }
 
-/// Where something lies, from the root of a file system.
-#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FilePath(Vec<FileName>);
+/// Where something lies, from the root of a file system: `/a/b`, with names that are fit to be some.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FilePath(Vec<u8>);
 
 impl FilePath {
     /// The root.
-    pub const ROOT: Self = Self(Vec::new());
+    pub fn root() -> Self {
+        Self(b"/".to_vec())
+    }
 
     /// From `/a/b`: repeated slashes and single dots count for nothing, two dots take a name away, as far as there is
     /// one. Links are not looked at.
@@ -73,30 +75,39 @@ impl FilePath {
                 part => names.push(FileName::new(part)?),
             }
         }
-        Ok(Self(names))
+        Ok(names
+            .iter()
+            .fold(Self::root(), |path, name| path.join(name)))
     }
 
     /// The names on the way.
-    pub fn names(&self) -> &[FileName] {
-        &self.0
+    pub fn names(&self) -> impl DoubleEndedIterator<Item = FileName> {
+        let parts = self.0.split(|byte| *byte == b'/');
+        parts
+            .filter(|part| !part.is_empty())
+            .map(|part| FileName(part.to_vec()))
     }
 
     /// The last of them, which the root has not.
-    pub fn name(&self) -> Option<&FileName> {
-        self.0.last()
+    pub fn name(&self) -> Option<FileName> {
+        self.names().next_back()
     }
 
     /// `name` in this directory.
-    pub fn join(&self, name: FileName) -> Self {
-        let mut names = self.0.clone();
-        names.push(name);
-        Self(names)
+    pub fn join(&self, name: &FileName) -> Self {
+        let mut bytes = self.0.clone();
+        if bytes != b"/" {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(name.as_bytes());
+        Self(bytes)
     }
 
     /// The name, and the directory that it is in.
     pub fn split(&self) -> Option<(FileName, Self)> {
-        let (name, above) = self.0.split_last()?;
-        Some((name.clone(), Self(above.to_vec())))
+        let name = self.name()?;
+        let above = self.0.len() - name.0.len() - 1;
+        Some((name, Self(self.0[..above.max(1)].to_vec())))
     }
 
     /// Where a link at this path leads that says `to`.
@@ -104,26 +115,22 @@ impl FilePath {
     /// # Errors
     /// As of [`parse`](Self::parse).
     pub fn beside(&self, to: &[u8]) -> Result<Self> {
-        let mut whole = Vec::new();
-        if !to.starts_with(b"/") {
-            let above = self.0.len().saturating_sub(1);
-            whole = Self(self.0[..above].to_vec()).to_bytes();
-        }
-        whole.push(b'/');
-        whole.extend_from_slice(to);
-        Self::parse(&whole)
+        let above = match self.split() {
+            Some((_, above)) if !to.starts_with(b"/") => above,
+            _ => Self::root(),
+        };
+        Self::parse(&[&above.0, &b"/"[..], to].concat())
+    }
+
+    /// What comes after `start`, which this path begins with.
+    pub(super) fn below(&self, start: &Self) -> &[u8] {
+        let rest = self.0.strip_prefix(&start.0[..]).unwrap_or_default();
+        rest.strip_prefix(b"/").unwrap_or(rest)
     }
 
     /// Beginning with a slash.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        if self.0.is_empty() {
-            return b"/".to_vec();
-        }
-        let parts = self
-            .0
-            .iter()
-            .flat_map(|name| [b"/".as_slice(), name.as_bytes()]);
-        parts.collect::<Vec<_>>().concat()
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -136,7 +143,7 @@ impl fmt::Debug for FilePath {
 /// [`Escaped`].
 impl fmt::Display for FilePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Escaped(&self.to_bytes()).fmt(f)
+        Escaped(&self.0).fmt(f)
     }
 }
 
@@ -190,10 +197,40 @@ mod tests {
             ("a/..", "/"),
         ] {
             let path = FilePath::parse(text.as_bytes()).unwrap();
-            assert_eq!(path.to_bytes(), plain.as_bytes(), "{text}");
+            assert_eq!(path.as_bytes(), plain.as_bytes(), "{text}");
         }
         assert!(FilePath::parse(b"/a\0").is_err());
         assert!(FilePath::parse(&vec![b'a'; 4097]).is_err());
+    }
+
+    #[test]
+    fn links_lead_from_where_they_are() {
+        let path = FilePath::parse(b"/a/link").unwrap();
+        for (to, leads) in [
+            ("b", "/a/b"),
+            ("../b", "/b"),
+            ("/b", "/b"),
+            ("../../..", "/"),
+            (".", "/a"),
+        ] {
+            assert_eq!(
+                path.beside(to.as_bytes()).unwrap().to_string(),
+                leads,
+                "{to}"
+            );
+        }
+        assert_eq!(
+            FilePath::parse(b"/a").unwrap().split().unwrap().1,
+            FilePath::root()
+        );
+        let (name, above) = path.split().unwrap();
+        assert_eq!(
+            (name.to_string(), above.to_string()),
+            ("link".into(), "/a".into())
+        );
+        assert_eq!(path.below(&above), b"link");
+        assert_eq!(path.below(&FilePath::root()), b"a/link");
+        assert_eq!(path.below(&path), b"");
     }
 
     #[test]

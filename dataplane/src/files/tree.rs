@@ -77,6 +77,15 @@ pub struct Listing {
     pub faults: Vec<FileError>,
 }
 
+/// How much can be in a file system, by its size: what a walk comes to is not there more often than that.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Directories.
+    pub directories: u64,
+    /// Names in all of them.
+    pub entries: u64,
+}
+
 /// A file's bytes, from its start to its end.
 pub trait ReadFile {
     /// Fills the start of `out`, whose length is a multiple of 64 KiB; 0 bytes is the end.
@@ -106,23 +115,23 @@ pub trait FileTree {
     /// [`FileError`].
     fn open<'a>(&'a self, path: &FilePath) -> Result<Box<dyn ReadFile + 'a>>;
 
-    /// More directories than can be there.
-    fn directories_max(&self) -> u64;
+    /// More than can be there.
+    fn bounds(&self) -> Bounds;
 
     /// Where `path` leads, with the links on the way followed, within the file system, but not one at its end.
     ///
     /// # Errors
     /// [`FileError`].
     fn find(&self, path: &FilePath) -> Result<(FilePath, FileInfo)> {
-        let mut wanted: Vec<FileName> = path.names().iter().rev().cloned().collect();
-        let mut found = FilePath::ROOT;
+        let mut wanted: Vec<FileName> = path.names().rev().collect();
+        let mut found = FilePath::root();
         let mut info = self.info(&found)?;
         let mut links = 0;
         while let Some(name) = wanted.pop() {
             if !info.is_directory() {
                 return Err(FileError::NotADirectory);
             }
-            let next = found.join(name);
+            let next = found.join(&name);
             let next_info = self.info(&next)?;
             match &next_info.kind {
                 FileKind::Link(to) if !wanted.is_empty() => {
@@ -131,8 +140,8 @@ pub trait FileTree {
                         return Err(FileError::TooManyLinks);
                     }
                     let rest = next.beside(to)?;
-                    wanted.extend(rest.names().iter().rev().cloned());
-                    found = FilePath::ROOT;
+                    wanted.extend(rest.names().rev());
+                    found = FilePath::root();
                     info = self.info(&found)?;
                 }
                 _ => {
@@ -142,5 +151,20 @@ pub trait FileTree {
             }
         }
         Ok((found, info))
+    }
+
+    /// Where `path` leads, with a link at its end followed, too.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    fn follow(&self, path: &FilePath) -> Result<(FilePath, FileInfo)> {
+        let (mut found, mut info) = self.find(path)?;
+        for _ in 0..LINKS_MAX {
+            let FileKind::Link(to) = &info.kind else {
+                return Ok((found, info));
+            };
+            (found, info) = self.find(&found.beside(to)?)?;
+        }
+        Err(FileError::TooManyLinks)
     }
 }

@@ -2,10 +2,10 @@
 
 use super::error::{FileError, Result};
 use super::name::FilePath;
-use super::tree::{DirectoryEntry, FileTree};
+use super::tree::{Bounds, DirectoryEntry, FileTree, Listing};
 
 /// Directories in each other; a walk holds one open file for each where it writes.
-pub const DEPTH_MAX: usize = 500;
+pub const DEPTH_MAX: usize = 200;
 
 /// What a walk came to.
 pub enum Step<'a> {
@@ -31,7 +31,7 @@ pub enum Descend {
 /// Goes through the directory `path`; what `visit` says of an [`Entry`](Step::Entry) that is a directory counts.
 ///
 /// Directories that are damaged are [faults](Step::Fault). The walk ends, whatever is on the disk: links are not
-/// followed, and there are no more directories than [`FileTree::directories_max`].
+/// followed, and it comes to no more than [`FileTree::bounds`].
 ///
 /// # Errors
 /// Those of `visit`.
@@ -40,7 +40,7 @@ pub fn walk<E>(
     path: &FilePath,
     visit: &mut dyn FnMut(Step<'_>) -> std::result::Result<Descend, E>,
 ) -> std::result::Result<(), E> {
-    let mut left = tree.directories_max();
+    let mut left = tree.bounds();
     enter(tree, path, 0, &mut left, visit)
 }
 
@@ -48,7 +48,7 @@ fn enter<E>(
     tree: &dyn FileTree,
     path: &FilePath,
     depth: usize,
-    left: &mut u64,
+    left: &mut Bounds,
     visit: &mut dyn FnMut(Step<'_>) -> std::result::Result<Descend, E>,
 ) -> std::result::Result<(), E> {
     visit(Step::Enter(path))?;
@@ -61,7 +61,7 @@ fn enter<E>(
                 let descend = visit(Step::Entry(path, entry))?;
                 let is_directory = entry.info.as_ref().is_ok_and(|info| info.is_directory());
                 if is_directory && descend == Descend::Yes {
-                    enter(tree, &path.join(entry.name.clone()), depth + 1, left, visit)?;
+                    enter(tree, &path.join(&entry.name), depth + 1, left, visit)?;
                 }
             }
         }
@@ -71,15 +71,16 @@ fn enter<E>(
     Ok(())
 }
 
-fn list(
-    tree: &dyn FileTree,
-    path: &FilePath,
-    depth: usize,
-    left: &mut u64,
-) -> Result<super::Listing> {
+fn list(tree: &dyn FileTree, path: &FilePath, depth: usize, left: &mut Bounds) -> Result<Listing> {
     if depth > DEPTH_MAX {
         return Err(FileError::TooDeep);
     }
-    *left = left.checked_sub(1).ok_or(FileError::Endless)?;
-    tree.list(path)
+    left.directories = left.directories.checked_sub(1).ok_or(FileError::Endless)?;
+    let listing = tree.list(path)?;
+    let entries = listing.entries.len() as u64;
+    left.entries = left
+        .entries
+        .checked_sub(entries)
+        .ok_or(FileError::Endless)?;
+    Ok(listing)
 }
