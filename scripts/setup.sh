@@ -35,6 +35,8 @@ T
 mkfs.ext4 e2fsprogs
 debugfs e2fsprogs
 sfdisk fdisk
+mkfs.vfat dosfstools
+mcopy mtools
 losetup mount
 fusermount3 fuse3
 e2fsck e2fsprogs

@@ -9,12 +9,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use serde_json::Value;
+use undercroft_dataplane::disk::{Allocation, ReadDisk};
+use undercroft_dataplane::files::walk::{Descend, Step, walk};
+use undercroft_dataplane::files::{self, FileKind, FilePath};
+use undercroft_dataplane::partitions;
+use undercroft_format::units::{DiskLength, DiskRange};
 
 use support::packs::{flip, largest_data_pack};
 use support::served::Served;
-use support::{fail_with, json, noise, succeed, undercroft, workspace};
+use support::{Random, fail_with, json, noise, succeed, undercroft, workspace};
 
 const MIB: u64 = 1 << 20;
 
@@ -609,5 +615,210 @@ fn what_cannot_be_read_is_named_with_the_way_out() {
         assert_eq!(listed["volumes"][0]["file_system"], name);
         let error = fail_with(undercroft(&repo).args(["ls", "vm@latest:root/"]), 1);
         assert!(error.contains(name) && error.contains(" mount "), "{error}");
+    }
+}
+
+/// Sound partitions pass; bits of a bitmap and a lost chunk do not.
+#[test]
+fn a_test_restore_says_what_is_sound_and_what_is_not() {
+    let dir = workspace();
+    let [tree, repo, image, ext, fat, scratch] =
+        ["tree", "repo", "disk.raw", "ext.img", "fat.img", "scratch"]
+            .map(|name| dir.path().join(name));
+    fs::create_dir_all(tree.join("dir")).expect("a directory");
+    fs::create_dir(&scratch).expect("a directory");
+    for number in 0..50 {
+        fs::write(tree.join(format!("dir/{number}")), noise(number, 20_000)).expect("a file");
+    }
+    ext_image(&ext, &tree, "12M", &["-t", "ext4"]);
+    fat_image(&fat, &tree, "4096");
+    init(&repo);
+    let script = "label: gpt\nstart=1MiB,size=4MiB,type=U\nstart=8MiB,size=12MiB,type=L\n";
+    let test = |code: i32| {
+        let mut command = undercroft(&repo);
+        let output = command
+            .args(["test-restore", "vm", "--json", "--scratch"])
+            .arg(&scratch)
+            .output();
+        let output = output.expect("the binary starts");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            fs::read_dir(&scratch)
+                .expect("a directory")
+                .next()
+                .is_none()
+        );
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    partitioned(&image, 24 * MIB, script, &[(MIB, &fat), (8 * MIB, &ext)]);
+    backup(&repo, &image);
+    let report = test(0);
+    let volumes = &report["disks"][0]["volumes"];
+    assert_eq!(report["passed"], true);
+    let checks = [0, 1].map(|place| {
+        (
+            volumes[place]["checked_by"].as_str(),
+            volumes[place]["files"].as_u64(),
+        )
+    });
+    assert_eq!(
+        checks,
+        [(Some("fsck.vfat"), Some(50)), (Some("e2fsck"), Some(50))]
+    );
+
+    let mark = |at: u64, change: fn(u8) -> u8| {
+        let disk = File::options()
+            .read(true)
+            .write(true)
+            .open(&image)
+            .expect("the disk");
+        let mut byte = [0];
+        disk.read_exact_at(&mut byte, at).expect("a byte");
+        disk.write_all_at(&[change(byte[0])], at).expect("a byte");
+    };
+    partitioned(&image, 24 * MIB, script, &[(8 * MIB, &ext)]);
+    let bitmap = succeed(tool("dumpe2fs").arg(&ext)).stdout;
+    let bitmap = String::from_utf8_lossy(&bitmap).into_owned();
+    let block = bitmap.split("Block bitmap at ").nth(1).expect("a bitmap");
+    let block: u64 = block
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap()
+        .parse()
+        .expect("a number");
+    let size = bitmap
+        .lines()
+        .find_map(|line| line.strip_prefix("Block size:"))
+        .expect("a size");
+    let size: u64 = size.trim().parse().expect("a number");
+    mark(8 * MIB + block * size + 3, |byte| !byte);
+    backup(&repo, &image);
+    let report = test(3);
+    let problems = report["disks"][0]["volumes"][1]["problems"]
+        .as_array()
+        .expect("problems");
+    assert!(
+        problems
+            .iter()
+            .any(|problem| problem.as_str().unwrap().starts_with("e2fsck")),
+        "{problems:?}"
+    );
+
+    flip(&largest_data_pack(&repo), 300_000, 2);
+    assert_eq!(test(3)["passed"], false);
+}
+
+struct Bytes(Vec<u8>);
+
+impl ReadDisk for Bytes {
+    fn size(&self) -> DiskLength {
+        DiskLength::new(self.0.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        let found = self
+            .0
+            .get(offset as usize..)
+            .and_then(|rest| rest.get(..out.len()));
+        out.copy_from_slice(found.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn allocation(&self, _: DiskRange, _: usize) -> std::io::Result<Vec<Allocation>> {
+        unreachable!("readers of files ask for bytes alone")
+    }
+}
+
+/// Lists all, reads at most 64 MiB of files; how many files were read to their ends.
+fn read_all(image: Vec<u8>) -> usize {
+    let disk: Arc<dyn ReadDisk> = Arc::new(Bytes(image));
+    let Ok(Some(kind)) = partitions::detect(&*disk) else {
+        return 0;
+    };
+    let Ok(tree) = files::open(disk, kind) else {
+        return 0;
+    };
+    let (mut whole, mut left) = (0, 64_usize << 20);
+    let mut buffer = vec![0; 1 << 16];
+    // That enough was read is an end, too.
+    let _ = walk(&*tree, &FilePath::root(), &mut |step| {
+        if let Step::Entry(directory, entry) = step
+            && entry
+                .info
+                .as_ref()
+                .is_ok_and(|info| info.kind == FileKind::File)
+            && let Ok(mut file) = tree.open(&directory.join(&entry.name))
+        {
+            while let Ok(read) = file.read(&mut buffer) {
+                if read == 0 {
+                    whole += 1;
+                    break;
+                }
+                left = left.checked_sub(read).ok_or(())?;
+            }
+        }
+        Ok::<_, ()>(Descend::Yes)
+    });
+    whole
+}
+
+/// Bytes changed here and there where something is. The readers are crates of others: that of FAT may panic, and is
+/// run where that does no harm; that of ext does not.
+#[test]
+fn damaged_file_systems_end_in_errors() {
+    let dir = workspace();
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join("dir/sub")).expect("directories");
+    for number in 0..40 {
+        fs::write(
+            tree.join(format!("dir/some name {number}")),
+            noise(number, 3000),
+        )
+        .expect("a file");
+    }
+    for (kind, may_panic) in [
+        ("ext4", false),
+        ("plain", false),
+        ("ext2", false),
+        ("fat", true),
+    ] {
+        let image = dir.path().join(kind);
+        match kind {
+            "fat" => fat_image(&image, &tree, "2048"),
+            "plain" => ext_image(&image, &tree, "2M", &["-t", "ext4", "-O", "^metadata_csum"]),
+            kind => ext_image(&image, &tree, "2M", &["-t", kind]),
+        }
+        let clean = fs::read(&image).expect("an image");
+        assert_eq!(read_all(clean.clone()), 40, "{kind}");
+        let blocks = clean
+            .chunks(64)
+            .enumerate()
+            .filter(|(_, block)| block.iter().any(|byte| *byte != 0));
+        let used: Vec<usize> = blocks
+            .map(|(number, _)| number * 64)
+            .filter(|at| *at < 400 << 10)
+            .collect();
+        for seed in 0..250 {
+            let mut random = Random(seed);
+            let mut image = clean.clone();
+            for _ in 0..1 + random.below(8) {
+                let at = used[random.below(used.len() as u64) as usize] + random.below(60) as usize;
+                match random.below(3) {
+                    0 => image[at] ^= 1 << random.below(8),
+                    1 => image[at] = random.next() as u8,
+                    _ => image[at..at + 4].fill(0xff),
+                }
+            }
+            let reader = std::thread::Builder::new()
+                .stack_size(16 << 20)
+                .spawn(move || read_all(image));
+            let ended = reader.expect("a thread").join();
+            assert!(may_panic || ended.is_ok(), "{kind}, seed {seed}");
+        }
     }
 }

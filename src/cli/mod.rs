@@ -24,6 +24,7 @@ mod restore;
 mod show;
 mod snapshots;
 mod stats;
+mod test_restore;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -65,6 +66,7 @@ enum Command {
     Mount(mount::Args),
     Ls(ls::Args),
     Cp(cp::Args),
+    TestRestore(test_restore::Args),
     Verify(verify::Args),
     Repair(repair::Args),
     RebuildIndex(rebuild_index::Args),
@@ -97,6 +99,7 @@ impl Cli {
             Command::Mount(args) => mount::run(&settings, args),
             Command::Ls(args) => ls::run(&settings, args),
             Command::Cp(args) => cp::run(&settings, args),
+            Command::TestRestore(args) => test_restore::run(&settings, args),
             Command::Verify(args) => verify::run(&settings, args),
             Command::Repair(args) => repair::run(&settings, args),
             Command::RebuildIndex(args) => rebuild_index::run(&settings, args),

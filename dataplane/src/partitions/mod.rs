@@ -1,6 +1,7 @@
 //! The partitions of a disk, each a disk of its own, and what they hold.
 
 mod cursor;
+mod extract;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -11,6 +12,7 @@ use undercroft_format::file_system::{self, FileSystemKind};
 use undercroft_format::partition::{PartitionTable, TableError, read_table};
 
 pub use cursor::DiskCursor;
+pub use extract::extract;
 pub use window::DiskWindow;
 
 use crate::disk::ReadDisk;
