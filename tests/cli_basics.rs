@@ -207,6 +207,9 @@ Commands:
   diff           List the ranges in which the disks of two snapshots differ
   restore        Restore disks of a snapshot
   export         Export disks of a snapshot over NBD
+  ls             List files inside a disk, its partitions, or the disks of a snapshot
+  cp             Copy files out of a disk
+  test-restore   Restore the newest snapshot of a VM for a test, and check what is in it
   verify         Check that what is stored is what was written
   repair         Set damaged data aside, so that the next backup sends it again
   rebuild-index  Make the index anew from the packs alone
@@ -236,6 +239,9 @@ fn every_command_has_help() {
         "show",
         "diff",
         "restore",
+        "ls",
+        "cp",
+        "test-restore",
         "verify",
         "repair",
         "rebuild-index",
