@@ -99,7 +99,9 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             Notice::Skipped(path) => warn(format_args!(
                 "{path} is no file, directory or link: left out"
             )),
-            Notice::Damaged(path, error) => warn(format_args!("{path} was not copied: {error}")),
+            Notice::Damaged(path, error) => warn(format_args!(
+                "{path} was not copied, or not completely: {error}"
+            )),
         };
         let mut copier = Copier::new(&*tree, options, work.progress.clone(), &mut notice);
         let copied = match to_stdout {
