@@ -2,8 +2,8 @@
 //!
 //! [`cli`] has a file per subcommand; [`settings`] makes validated settings of the global options;
 //! [`access`] opens repositories, [`remote`] those behind a server, and [`catalog`] finds snapshots in them;
-//! [`guest`] gets the disks of a running guest; [`mount`] shows snapshots as files; [`backup_run`] and [`restore_run`] do the work of the same names for any [`runner`], a command or a task of a
 //! [`file_spec`] says which disk, partition and file is meant, [`volume`] opens them, [`test_restore`] checks them;
+//! [`guest`] gets the disks of a running guest; [`mount`] shows snapshots as files; [`backup_run`] and [`restore_run`] do the work of the same names for any [`runner`], a command or a task of a
 //! [`proxy`]; [`export_run`] serves disks; [`work`] runs long work under [`progress`] until [`signals`] stop it; [`report`] writes results to stdout,
 //! [`failure`] errors and hints to stderr, [`logging`] what is done; [`daemon`] is what daemons have in common,
 //! [`service`] tells systemd how one is, [`watch`] those who watch it.
