@@ -207,6 +207,7 @@ Commands:
   diff           List the ranges in which the disks of two snapshots differ
   restore        Restore disks of a snapshot
   export         Export disks of a snapshot over NBD
+  mount          Show snapshots as files
   ls             List files inside a disk, its partitions, or the disks of a snapshot
   cp             Copy files out of a disk
   test-restore   Restore the newest snapshot of a VM for a test, and check what is in it
@@ -239,6 +240,8 @@ fn every_command_has_help() {
         "show",
         "diff",
         "restore",
+        "export",
+        "mount",
         "ls",
         "cp",
         "test-restore",
