@@ -44,6 +44,7 @@ unshare util-linux
 perl perl
 nbdkit nbdkit
 nbdcopy libnbd-bin
+fusermount3 fuse3
 /usr/lib/python3/dist-packages/nbd.py python3-libnbd
 nbd-server nbd-server
 qemu-nbd qemu-utils

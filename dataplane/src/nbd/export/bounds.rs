@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::reply::Buffers;
+
 /// Connections at once.
 pub const CONNECTIONS_MAX: usize = 256;
 /// From a connection's start to an open export.
@@ -31,6 +33,13 @@ impl Default for AllBytes {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new((ALL_BYTES / GRANULE) as usize)))
     }
+}
+
+/// What all connections share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub bytes: AllBytes,
+    pub buffers: Arc<Buffers>,
 }
 
 /// The bytes in flight of one connection.

@@ -1,32 +1,32 @@
 //! A client with an open export: its requests in, its replies out.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use undercroft_format::nbd::server::negotiation::Opened;
 use undercroft_format::nbd::server::offer::Offer;
 use undercroft_format::nbd::server::replies::put_error;
 use undercroft_format::nbd::server::requests::{Incoming, Request, Requests};
 use undercroft_format::nbd::wire::Command;
 
-use super::bounds::{AllBytes, Bytes, Room, STALLED_AFTER};
+use super::bounds::{Bytes, Room, STALLED_AFTER, Shared};
 use super::disk::Disk;
 use super::negotiate::Settled;
-use super::work;
+use super::reply::Reply;
+use super::work::{self, Worker};
 
 /// Bytes of requests taken from the connection at once.
 const READ_LEN: usize = 64 << 10;
 /// Replies that are ready together go out together, up to this many bytes.
 const JOIN_LEN: usize = 256 << 10;
-/// Bytes in which a client has to make progress.
-const WRITE_STEP: usize = 1 << 20;
+/// Pieces that go out at once: more would be cut by the system.
+const SLICES_MAX: usize = 512;
 
 /// A reply on its way, and the room that it takes.
-type Reply = (Vec<u8>, Room);
+type Outgoing = (Reply, Room);
 
 /// Serves `settled` until it says goodbye, or `stopping` turns true: what is in flight then is still done.
 ///
@@ -36,7 +36,7 @@ pub(super) async fn serve(
     settled: Settled,
     offer: &Offer,
     disk: Disk,
-    all: &AllBytes,
+    all: &Shared,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let (reader, writer) = tokio::io::split(settled.stream);
@@ -46,10 +46,13 @@ pub(super) async fn serve(
         buffer: settled.rest,
         at: 0,
         requests: Requests::new(offer, settled.opened),
-        bytes: Bytes::new(all),
+        bytes: Bytes::new(&all.bytes),
         replies,
-        opened: settled.opened,
-        disk: Arc::new(disk),
+        worker: Arc::new(Worker {
+            disk,
+            opened: settled.opened,
+            buffers: all.buffers.clone(),
+        }),
     };
     let mut writing = tokio::spawn(write(writer, outgoing));
     let read = tokio::select! {
@@ -63,27 +66,43 @@ pub(super) async fn serve(
 
 async fn write(
     mut writer: impl AsyncWrite + Unpin,
-    mut outgoing: UnboundedReceiver<Reply>,
+    mut outgoing: UnboundedReceiver<Outgoing>,
 ) -> io::Result<()> {
-    while let Some((mut bytes, room)) = outgoing.recv().await {
-        let mut rooms = vec![room];
-        while bytes.len() < JOIN_LEN
-            && let Ok((more, room)) = outgoing.try_recv()
+    while let Some(first) = outgoing.recv().await {
+        let (mut len, mut replies) = (first.0.len(), vec![first]);
+        while len < JOIN_LEN
+            && replies.len() < SLICES_MAX
+            && let Ok(more) = outgoing.try_recv()
         {
-            bytes.extend_from_slice(&more);
-            rooms.push(room);
+            len += more.0.len();
+            replies.push(more);
         }
-        for step in bytes.chunks(WRITE_STEP) {
-            let written = timeout(STALLED_AFTER, writer.write_all(step)).await;
-            written.map_err(|_| {
-                io::Error::new(io::ErrorKind::TimedOut, "the client takes no replies")
-            })??;
-        }
+        let mut slices: Vec<_> = replies
+            .iter()
+            .flat_map(|(reply, _)| reply.slices())
+            .collect();
+        write_all(&mut writer, &mut slices).await?;
         if outgoing.is_empty() {
             timeout(STALLED_AFTER, writer.flush()).await??;
         }
     }
     let _ = timeout(STALLED_AFTER, writer.shutdown()).await;
+    Ok(())
+}
+
+/// Writes all of `slices`; fails when the client takes nothing for too long.
+async fn write_all(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut slices: &mut [IoSlice<'_>],
+) -> io::Result<()> {
+    while slices.iter().any(|slice| !slice.is_empty()) {
+        let written = timeout(STALLED_AFTER, writer.write_vectored(slices)).await;
+        let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the client takes no replies");
+        match written.map_err(stalled)?? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            len => IoSlice::advance_slices(&mut slices, len),
+        }
+    }
     Ok(())
 }
 
@@ -94,15 +113,14 @@ struct Reading<R> {
     at: usize,
     requests: Requests,
     bytes: Bytes,
-    replies: UnboundedSender<Reply>,
-    opened: Opened,
-    disk: Arc<Disk>,
+    replies: UnboundedSender<Outgoing>,
+    worker: Arc<Worker>,
 }
 
 /// What to do next.
 enum Next {
     Serve(Request),
-    Refuse(Vec<u8>),
+    Refuse(Reply),
     Read,
     End,
 }
@@ -158,13 +176,13 @@ impl<R: AsyncRead + Unpin> Reading<R> {
                 let mut reply = Vec::new();
                 put_error(
                     &mut reply,
-                    self.opened.structured,
+                    self.worker.opened.structured,
                     cookie,
                     errno,
                     text,
                     None,
                 );
-                Next::Refuse(reply)
+                Next::Refuse(Reply::new(reply))
             }
         };
         self.at += before - input.len();
@@ -187,9 +205,9 @@ impl<R: AsyncRead + Unpin> Reading<R> {
             Command::Write => self.payload(request.len).await?,
             _ => Vec::new(),
         };
-        let (disk, opened, replies) = (self.disk.clone(), self.opened, self.replies.clone());
+        let (worker, replies) = (self.worker.clone(), self.replies.clone());
         tokio::task::spawn_blocking(move || {
-            let reply = work::serve(&disk, opened, &request, &payload);
+            let reply = work::serve(&worker, &request, &payload);
             // A client that is gone waits for nothing.
             let _ = replies.send((reply, room));
         });

@@ -10,7 +10,7 @@
 //! for all. A client that does not take its replies is let go.
 //!
 //! - [`server`]: the whole; `listen`: sockets; [`tls`]: certificates
-//! - `negotiate`: until an export is open; `connection`: from then on; `work`: one request
+//! - `negotiate`: until an export is open; `connection`: from then on; `work`: one request; `reply`: its answer
 //! - [`disk`]: what can be exported
 
 pub mod bounds;
@@ -19,6 +19,7 @@ pub mod disk;
 mod error;
 mod listen;
 mod negotiate;
+mod reply;
 pub mod server;
 pub mod tls;
 mod work;

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use undercroft_format::nbd::server::offer::Offers;
 use undercroft_format::nbd::uri::{NbdUri, Server};
 
-use super::bounds::{AllBytes, CONNECTIONS_MAX, HANDSHAKE_MAX, THREADS};
+use super::bounds::{self, CONNECTIONS_MAX, HANDSHAKE_MAX, THREADS};
 use super::connection;
 use super::disk::{Disk, Exported};
 use super::error::ExportError;
@@ -46,7 +46,7 @@ struct Shared {
     offers: Arc<Offers>,
     disks: Vec<Disk>,
     tls: Option<ServerTls>,
-    all: AllBytes,
+    all: bounds::Shared,
     places: Arc<Semaphore>,
 }
 
@@ -66,7 +66,7 @@ impl ExportServer {
                 .map(|export| export.disk)
                 .collect(),
             tls: options.tls,
-            all: AllBytes::default(),
+            all: bounds::Shared::default(),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()

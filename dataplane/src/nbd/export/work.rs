@@ -2,31 +2,42 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use undercroft_format::nbd::extents::StatusExtent;
 use undercroft_format::nbd::server::negotiation::Opened;
 use undercroft_format::nbd::server::replies::{
-    DATA_HEADER_MAX, put_data_header, put_error, put_hole, put_simple, put_status,
+    put_data_header, put_end, put_error, put_hole, put_simple, put_status,
 };
 use undercroft_format::nbd::server::requests::Request;
 use undercroft_format::nbd::wire::{Command, CommandFlags, Errno, STATE_HOLE, STATE_ZERO};
 use undercroft_format::units::DiskRange;
 
 use super::disk::{Disk, ZeroFlags};
+use super::reply::{Buffers, Reply};
 
 /// Most extents of one answer: clients ask again for the rest.
 const EXTENTS_MAX: usize = 4096;
 /// Reads from this length on are answered with holes where there are some: below it pays to send zeros.
 const HOLES_FROM: u32 = 64 << 10;
+/// Reads from this length on go to buffers of their own.
+const BUFFERED_FROM: usize = 32 << 10;
 /// Most parts of one reply to a read.
 const PARTS_MAX: usize = 128;
 /// What CACHE reads at once, and at most.
 const CACHE_STEP: u64 = 1 << 20;
 const CACHE_MAX: u64 = 32 << 20;
 
+/// What requests of a connection are served with.
+pub(super) struct Worker {
+    pub disk: Disk,
+    pub opened: Opened,
+    pub buffers: Arc<Buffers>,
+}
+
 /// Serves `request`, with the bytes that it brought, and gives the reply.
-pub(super) fn serve(disk: &Disk, opened: Opened, request: &Request, payload: &[u8]) -> Vec<u8> {
-    let served = catch_unwind(AssertUnwindSafe(|| attempt(disk, opened, request, payload)));
+pub(super) fn serve(worker: &Worker, request: &Request, payload: &[u8]) -> Reply {
+    let served = catch_unwind(AssertUnwindSafe(|| attempt(worker, request, payload)));
     let error = match served {
         Ok(Ok(reply)) => return reply,
         Ok(Err(error)) => error,
@@ -41,21 +52,16 @@ pub(super) fn serve(disk: &Disk, opened: Opened, request: &Request, payload: &[u
     tracing::warn!(%command, offset, len, "a request failed: {}", chain(&error));
     let mut reply = Vec::new();
     let (errno, text) = (errno_of(&error), error.to_string());
-    put_error(
-        &mut reply,
-        opened.structured,
-        request.cookie,
-        errno,
-        &text,
-        None,
-    );
-    reply
+    let structured = worker.opened.structured;
+    put_error(&mut reply, structured, request.cookie, errno, &text, None);
+    Reply::new(reply)
 }
 
-fn attempt(disk: &Disk, opened: Opened, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+fn attempt(worker: &Worker, request: &Request, payload: &[u8]) -> io::Result<Reply> {
+    let disk = &worker.disk;
     let range = DiskRange::new(request.offset, request.offset + u64::from(request.len));
     match request.command {
-        Command::Read => return read(disk, opened, request, range),
+        Command::Read => return read(worker, request, range),
         Command::BlockStatus => return status(disk, request, range),
         Command::Cache => cache(disk, range),
         Command::Write => disk.write()?.write_at(range.start, payload)?,
@@ -72,7 +78,7 @@ fn attempt(disk: &Disk, opened: Opened, request: &Request, payload: &[u8]) -> io
     }
     let mut reply = Vec::new();
     put_simple(&mut reply, request.cookie);
-    Ok(reply)
+    Ok(Reply::new(reply))
 }
 
 fn flush(disk: &Disk) -> io::Result<()> {
@@ -82,72 +88,71 @@ fn flush(disk: &Disk) -> io::Result<()> {
     }
 }
 
-fn read(disk: &Disk, opened: Opened, request: &Request, range: DiskRange) -> io::Result<Vec<u8>> {
+fn read(worker: &Worker, request: &Request, range: DiskRange) -> io::Result<Reply> {
     let (cookie, len) = (request.cookie, request.len);
-    let mut reply = Vec::with_capacity(DATA_HEADER_MAX + len as usize);
+    let mut reply = Reply::default();
     let in_one = request.flags.contains(CommandFlags::DF);
-    if !opened.structured {
-        put_simple(&mut reply, cookie);
+    if !worker.opened.structured {
+        put_simple(reply.message(), cookie);
     } else if len == 0 {
-        undercroft_format::nbd::server::replies::put_end(&mut reply, cookie);
-        return Ok(reply);
+        put_end(reply.message(), cookie);
     } else if len >= HOLES_FROM && !in_one {
-        return read_parts(disk, request, range, reply);
+        return read_parts(worker, request, range);
     } else {
-        put_data_header(&mut reply, true, cookie, range.start, len);
+        put_data_header(reply.message(), true, cookie, range.start, len);
     }
-    append(disk, range, &mut reply)?;
+    append(worker, range, &mut reply)?;
     Ok(reply)
 }
 
 /// Appends the bytes of `range`.
-fn append(disk: &Disk, range: DiskRange, reply: &mut Vec<u8>) -> io::Result<()> {
-    let start = reply.len();
-    reply.resize(start + range.len() as usize, 0);
-    match range.is_empty() {
-        true => Ok(()),
-        false => disk.read().read_at(range.start, &mut reply[start..]),
+fn append(worker: &Worker, range: DiskRange, reply: &mut Reply) -> io::Result<()> {
+    let (disk, len) = (worker.disk.read(), range.len() as usize);
+    if range.is_empty() {
+        return Ok(());
     }
+    if len < BUFFERED_FROM {
+        let message = reply.message();
+        let start = message.len();
+        message.resize(start + len, 0);
+        return disk.read_at(range.start, &mut message[start..]);
+    }
+    let mut buffer = worker.buffers.take(len);
+    disk.read_at(range.start, buffer.as_mut())?;
+    reply.add(buffer);
+    Ok(())
 }
 
-fn read_parts(
-    disk: &Disk,
-    request: &Request,
-    range: DiskRange,
-    mut reply: Vec<u8>,
-) -> io::Result<Vec<u8>> {
+fn read_parts(worker: &Worker, request: &Request, range: DiskRange) -> io::Result<Reply> {
     let cookie = request.cookie;
-    let known = disk.read().allocation(range, PARTS_MAX)?;
+    let mut reply = Reply::default();
     let mut at = range.start;
-    for part in &known {
-        let part_range = part.range.intersect(DiskRange::new(at, range.end));
-        if part.is_data || part_range.is_empty() {
+    for part in worker.disk.read().allocation(range, PARTS_MAX)? {
+        let hole = part.range.intersect(DiskRange::new(at, range.end));
+        if part.is_data || hole.is_empty() {
             continue;
         }
-        let before = DiskRange::new(at, part_range.start);
+        let before = DiskRange::new(at, hole.start);
         if !before.is_empty() {
-            put_data_header(&mut reply, false, cookie, before.start, before.len() as u32);
-            append(disk, before, &mut reply)?;
+            let len = before.len() as u32;
+            put_data_header(reply.message(), false, cookie, before.start, len);
+            append(worker, before, &mut reply)?;
         }
-        let is_last = part_range.end == range.end;
-        put_hole(
-            &mut reply,
-            is_last,
-            cookie,
-            part_range.start,
-            part_range.len() as u32,
-        );
-        at = part_range.end;
+        let is_last = hole.end == range.end;
+        let len = hole.len() as u32;
+        put_hole(reply.message(), is_last, cookie, hole.start, len);
+        at = hole.end;
     }
     let rest = DiskRange::new(at, range.end);
     if !rest.is_empty() {
-        put_data_header(&mut reply, true, cookie, rest.start, rest.len() as u32);
-        append(disk, rest, &mut reply)?;
+        let len = rest.len() as u32;
+        put_data_header(reply.message(), true, cookie, rest.start, len);
+        append(worker, rest, &mut reply)?;
     }
     Ok(reply)
 }
 
-fn status(disk: &Disk, request: &Request, range: DiskRange) -> io::Result<Vec<u8>> {
+fn status(disk: &Disk, request: &Request, range: DiskRange) -> io::Result<Reply> {
     let extents_max = match request.flags.contains(CommandFlags::REQ_ONE) {
         true => 1,
         false => EXTENTS_MAX,
@@ -171,7 +176,7 @@ fn status(disk: &Disk, request: &Request, range: DiskRange) -> io::Result<Vec<u8
     }
     let mut reply = Vec::new();
     put_status(&mut reply, request.cookie, &extents);
-    Ok(reply)
+    Ok(Reply::new(reply))
 }
 
 /// Reads ahead. What fails is told to whoever reads it.
