@@ -22,6 +22,7 @@ use crate::access::{self, PinnedRead};
 use crate::daemon;
 use crate::disk_spec::DiskSpec;
 use crate::failure::{Outcome, Problem, quote, warn};
+use crate::live_restore::{Filler, Live, remove_state};
 use crate::overlay_source::open_overlay;
 use crate::settings::{Key, Settings};
 use crate::units::Size;
@@ -38,6 +39,8 @@ pub struct Request {
     pub insecure: bool,
     pub overlay: Option<PathBuf>,
     pub discard: bool,
+    /// The disk is restored meanwhile.
+    pub live: Option<Live>,
     pub cache_len: u64,
 }
 
@@ -55,6 +58,10 @@ enum Said<'a> {
     Listening {
         snapshot: SnapshotId,
         exports: &'a [Listed],
+    },
+    /// With a disk that is restored: all of it is in its place.
+    Restored {
+        target: String,
     },
     Stopping,
 }
@@ -78,6 +85,7 @@ pub fn run(settings: &Settings, request: Request) -> anyhow::Result<Outcome> {
         .map(|files| ServerTls::read(&files.certificate, &files.key, files.client_ca.as_deref()));
     let tls = tls.transpose()?;
     let signals = daemon::signals()?;
+    let json = settings.json;
     let specs = [request.spec.snapshot.clone()];
     let read = access::read_pinned(settings, &[FrameType::Fetch], Key::Needed, &specs)?;
     let disks = choose(&read, &request)?;
@@ -87,10 +95,12 @@ pub fn run(settings: &Settings, request: Request) -> anyhow::Result<Outcome> {
     })?;
     let snapshot = read.snapshots[0].id;
     let stored = &read.snapshots[0];
-    let overlay = match &request.overlay {
-        None => None,
-        Some(path) => Some(open_overlay(path, &read, &disks[0])?),
+    let overlay = match (&request.overlay, &request.live) {
+        (None, None) => None,
+        (Some(path), _) => Some(open_overlay(path, None, &read, &disks[0])?),
+        (None, Some(live)) => Some(live.open(&read, &disks[0], settings.local_root()?)?),
     };
+    let mut written = None;
     let mut exports = Vec::new();
     for disk in &disks {
         let repository = read.repository.clone();
@@ -107,7 +117,9 @@ pub fn run(settings: &Settings, request: Request) -> anyhow::Result<Outcome> {
                 None => Disk::ReadOnly(Arc::new(opened)),
                 Some(file) => {
                     let overlay = file.overlay.clone();
-                    Disk::Writable(Arc::new(OverlayDisk::new(overlay, Arc::new(opened))))
+                    let disk = Arc::new(OverlayDisk::new(overlay, Arc::new(opened)));
+                    written = Some(disk.clone());
+                    Disk::Writable(disk)
                 }
             },
         });
@@ -119,13 +131,24 @@ pub fn run(settings: &Settings, request: Request) -> anyhow::Result<Outcome> {
     })
     .map_err(explain)?;
     tell(settings, snapshot, &disks, overlay.is_some(), &server)?;
+    let filler = match (written, request.live) {
+        (Some(disk), Some(live)) => Some(Filler::start(disk, move || say_restored(json, &live))?),
+        _ => None,
+    };
     attend(settings, signals)?;
+    let is_filled = filler.map(Filler::stop).transpose()?;
     if !server.stop(PATIENCE) {
         warn("requests in flight did not end in time, and were given up");
     }
     if let Some(file) = overlay {
         match request.discard {
             true => file.discard()?,
+            false if is_filled == Some(true) => {
+                file.overlay
+                    .flush()
+                    .context("making the restored disk durable")?;
+                remove_state(file);
+            }
             false => file
                 .overlay
                 .flush()
@@ -134,6 +157,12 @@ pub fn run(settings: &Settings, request: Request) -> anyhow::Result<Outcome> {
     }
     // Until here a collection leaves the snapshot alone.
     drop(read);
+    if is_filled == Some(false) {
+        let problem = Problem::new("the disk is not restored: the export was ended before");
+        return Err(problem
+            .hint("run the same again to go on where it was")
+            .into());
+    }
     Ok(Outcome::Done)
 }
 
@@ -255,6 +284,16 @@ fn tell(
         ))?;
     }
     Ok(())
+}
+
+fn say_restored(json: bool, live: &Live) {
+    let target = live.target.display().to_string();
+    let said = match json {
+        true => serde_json::to_string(&Said::Restored { target }).unwrap_or_default(),
+        false => format!("All of the disk is in {target}; it goes on being exported from there"),
+    };
+    // Whoever does not listen any more need not know.
+    let _ = daemon::say(&said);
 }
 
 /// Waits for a signal; another one ends the process at once.

@@ -21,6 +21,7 @@ mod export_run;
 mod failure;
 mod file_spec;
 mod guest;
+mod live_restore;
 mod lock_end;
 mod logging;
 mod mount;

@@ -1,23 +1,27 @@
 //! Overlays: what was written to the export of a disk, to be exported again or to be backed up.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use undercroft_control::SnapshotSpec;
 use undercroft_dataplane::ingest::backup::BackupJob;
 use undercroft_dataplane::ingest::source::Source;
+use undercroft_dataplane::io::BlockFile;
 use undercroft_dataplane::overlay::delta::OverlayDelta;
 use undercroft_dataplane::overlay::file::OverlayFile;
 use undercroft_dataplane::overlay::{Overlay, OverlayError};
-use undercroft_format::overlay::Header;
+use undercroft_format::overlay::{DataPlace, Header};
 use undercroft_format::snapshot::DiskManifest;
 
 use crate::access::PinnedRead;
 use crate::backup_job::DiskRequest;
 use crate::failure::{Problem, quote, warn};
 
-/// Opens the overlay at `path` to write over `disk`; makes it if it is missing.
+/// Opens the overlay at `path` to write over `disk`; makes it if it is missing. `data` is where its data are, if that is
+/// elsewhere.
 pub fn open_overlay(
     path: &Path,
+    data: Option<Arc<dyn BlockFile>>,
     read: &PinnedRead,
     disk: &DiskManifest,
 ) -> anyhow::Result<OverlayFile> {
@@ -25,13 +29,17 @@ pub fn open_overlay(
     getrandom::fill(&mut id)
         .map_err(|error| Problem::new(format!("drawing an id for the overlay: {error}")))?;
     let wanted = Header {
+        data: match data {
+            None => DataPlace::Here,
+            Some(_) => DataPlace::Elsewhere,
+        },
         id,
         size: disk.size,
         repository: read.repository.config().repository,
         snapshot: read.snapshots[0].id,
         label: disk.label.clone(),
     };
-    let file = OverlayFile::open_or_create(path, &wanted).map_err(explain)?;
+    let file = OverlayFile::open_or_create(path, data, &wanted).map_err(explain)?;
     tell_torn(&file.overlay, path);
     Ok(file)
 }
@@ -48,7 +56,16 @@ fn tell_torn(overlay: &Overlay, path: &Path) {
 
 /// What an overlay that is to be backed up lies over.
 pub fn read_header(path: &Path) -> anyhow::Result<Header> {
-    OverlayFile::read_header(path).map_err(explain)
+    let header = OverlayFile::read_header(path).map_err(explain)?;
+    match header.data {
+        DataPlace::Here => Ok(header),
+        DataPlace::Elsewhere => Err(Problem::usage(format!(
+            "{} is the state of a restore, whose data are in the restored disk",
+            path.display()
+        ))
+        .hint("back up that disk when the restore is done: undercroft backup --vm NAME FILE")
+        .into()),
+    }
 }
 
 /// The snapshot that all of `headers` lie over.

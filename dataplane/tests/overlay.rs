@@ -10,7 +10,7 @@ use undercroft_dataplane::nbd::export::{WriteDisk, ZeroFlags};
 use undercroft_dataplane::overlay::Overlay;
 use undercroft_dataplane::overlay::disk::OverlayDisk;
 use undercroft_format::id::{RepositoryId, SnapshotId};
-use undercroft_format::overlay::{Header, PART_LEN};
+use undercroft_format::overlay::{DataPlace, Header, PART_LEN};
 use undercroft_format::units::{DiskLength, DiskRange};
 
 /// Several blocks, and an end within a part.
@@ -64,6 +64,7 @@ impl ReadDisk for Below {
 
 fn header() -> Header {
     Header {
+        data: DataPlace::Here,
         id: [9; 16],
         size: DiskLength::new(SIZE as u64),
         repository: RepositoryId::from_bytes([1; 16]),
@@ -75,7 +76,7 @@ fn header() -> Header {
 fn open(storage: &SimStorage) -> OverlayDisk {
     let file = storage.open_write("o", false).expect("it is there");
     let header = Overlay::read_header(&*file).expect("it is an overlay");
-    let overlay = Overlay::open(file, header).expect("it can be read");
+    let overlay = Overlay::open(file, None, header).expect("it can be read");
     OverlayDisk::new(Arc::new(overlay), Below::new())
 }
 
@@ -401,5 +402,51 @@ fn blocks_are_written_by_many_at_once() {
             found[at..at + 700].iter().all(|found| *found == byte),
             "{place}"
         );
+    }
+}
+
+/// The final place is the disk, whatever was there before and however filling and writing take turns.
+#[test]
+fn a_filled_place_is_the_disk_with_what_was_written() {
+    for seed in 0..12 {
+        let storage = SimStorage::new();
+        let data = storage.create("place", false).expect("a file");
+        data.write_all_at(&[0xaa; SIZE], 0).expect("room");
+        let header = Header {
+            data: DataPlace::Elsewhere,
+            ..header()
+        };
+        let file = storage.create("o", false).expect("a file");
+        drop(Overlay::create(file, header.clone()).expect("room"));
+        let open = || {
+            let file = storage.open_write("o", false).expect("it is there");
+            let data = storage.open_write("place", false).expect("it is there");
+            let overlay = Overlay::open(file, Some(data), header.clone()).expect("it can be read");
+            OverlayDisk::new(Arc::new(overlay), Below::new())
+        };
+        let mut disk = open();
+        let mut model = Model::new();
+        for (number, op) in ops(900 + seed, 30, ANY).iter().enumerate() {
+            does(&disk, op).expect("nothing fails");
+            model.does(op);
+            assert!(all(&disk) == model.bytes, "seed {seed}, {op:?}");
+            if number == 15 {
+                let mut pieces = 0;
+                let filled = disk.fill(|_| {
+                    pieces += 1;
+                    seed % 2 == 0 || pieces < 1
+                });
+                assert!(filled.expect("room").missing.is_empty());
+                drop(disk);
+                disk = open();
+                assert!(all(&disk) == model.bytes, "seed {seed}: opened again");
+            }
+        }
+        let filled = disk.fill(|_| true).expect("room");
+        assert_eq!((filled.bytes, filled.missing.len()), (SIZE as u64, 0));
+        assert_eq!(disk.filled_bytes(), SIZE as u64);
+        let mut found = vec![0; SIZE];
+        data.read_at(&mut found, 0).expect("it is there");
+        assert!(found == model.bytes, "seed {seed}: the place is the disk");
     }
 }

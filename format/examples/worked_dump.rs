@@ -866,6 +866,7 @@ fn nbd_server_seeds() -> Vec<Vec<u8>> {
 /// A header; the same with entries in place of its zeros.
 fn overlay_seeds() -> Vec<Vec<u8>> {
     let header = overlay::Header {
+        data: overlay::DataPlace::Here,
         id: [7; 16],
         size: DiskLength::new((5 << 20) + 512),
         repository: RepositoryId::from_bytes([1; 16]),

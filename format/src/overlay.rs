@@ -8,6 +8,8 @@
 //! written. An entry is two slots that are written in turn, so that the one that was written last before a crash
 //! stands until its successor is whole. A slot is [`BlockState`] with a number that grows, and a checksum over it, the
 //! overlay's id and the block's number: a torn slot is found, as is one of another place.
+//!
+//! The data can be in a file of their own, which becomes the disk: see [`DataPlace`].
 
 use crate::codec::{DecodeError, Problem, Reader, put_string};
 use crate::id::{RepositoryId, SnapshotId};
@@ -34,9 +36,20 @@ pub const DISK_LEN_MAX: u64 = 1 << 50;
 const LABEL_LEN_MAX: u64 = 255;
 const CHECKSUM_LEN: usize = 32;
 
+/// Where the data of what is written are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPlace {
+    /// In the overlay, behind the map.
+    Here,
+    /// In a file or on a device of their own, each byte at its place: the final place of a disk that is being restored.
+    Elsewhere,
+}
+
 /// What an overlay lies over, and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// Where its data are.
+    pub data: DataPlace,
     /// Drawn when it was made.
     pub id: [u8; 16],
     /// Size of the disk.
@@ -76,7 +89,11 @@ impl Header {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        let place: u32 = match self.data {
+            DataPlace::Here => 0,
+            DataPlace::Elsewhere => 1,
+        };
+        bytes.extend_from_slice(&place.to_le_bytes());
         bytes.extend_from_slice(&self.id);
         bytes.extend_from_slice(&self.size.get().to_le_bytes());
         bytes.extend_from_slice(self.repository.as_bytes());
@@ -113,7 +130,12 @@ impl Header {
         if blake3::hash(body).as_bytes() != checksum {
             return Err(reader.error(Problem::Checksum));
         }
-        reader.zeros(4)?;
+        let at = reader.clone();
+        let data = match reader.u32()? {
+            0 => DataPlace::Here,
+            1 => DataPlace::Elsewhere,
+            _ => return Err(at.error(Problem::Invalid("place of the data"))),
+        };
         let id = reader.array()?;
         let at = reader.clone();
         let size = reader.u64()?;
@@ -129,6 +151,7 @@ impl Header {
         let label = reader.string("disk label", LABEL_LEN_MAX)?;
         reader.zeros(reader.remaining() - CHECKSUM_LEN)?;
         Ok(Self {
+            data,
             id,
             size: DiskLength::new(size),
             repository,
@@ -142,12 +165,15 @@ impl Header {
         self.size.get().div_ceil(BLOCK_LEN)
     }
 
-    /// Where the data begin.
+    /// Where the data begin in their file.
     pub fn data_start(&self) -> u64 {
-        (HEADER_LEN as u64 + self.blocks() * ENTRY_LEN as u64).next_multiple_of(BLOCK_LEN)
+        match self.data {
+            DataPlace::Here => self.entry_at(self.blocks()).next_multiple_of(BLOCK_LEN),
+            DataPlace::Elsewhere => 0,
+        }
     }
 
-    /// Where the disk's byte `offset` lies.
+    /// Where the disk's byte `offset` lies in the file of the data.
     pub fn data_at(&self, offset: u64) -> u64 {
         self.data_start() + offset
     }
@@ -157,9 +183,12 @@ impl Header {
         HEADER_LEN as u64 + block * ENTRY_LEN as u64
     }
 
-    /// Bytes of the file.
+    /// Bytes of the overlay's file.
     pub fn file_len(&self) -> u64 {
-        self.data_start() + self.size.get()
+        match self.data {
+            DataPlace::Here => self.data_at(self.size.get()),
+            DataPlace::Elsewhere => self.entry_at(self.blocks()),
+        }
     }
 
     /// A slot of block `block`'s entry.
@@ -257,6 +286,11 @@ impl BlockState {
         }
     }
 
+    /// The parts that are not here.
+    pub fn below(self) -> u16 {
+        !self.here
+    }
+
     /// With zeros in `parts`.
     pub fn with_zeros(self, parts: u16) -> Self {
         Self {
@@ -299,6 +333,7 @@ mod tests {
 
     fn header() -> Header {
         Header {
+            data: DataPlace::Here,
             id: [7; 16],
             size: DiskLength::new((5 << 20) + 512),
             repository: RepositoryId::from_bytes([1; 16]),
@@ -357,6 +392,17 @@ mod tests {
         assert_eq!(new.part(0), PartState::Zeros);
         assert_eq!(old.part(0), PartState::Data);
         assert_eq!(old.part(1), PartState::Below);
+    }
+
+    #[test]
+    fn data_elsewhere_are_at_their_own_places() {
+        let header = Header {
+            data: DataPlace::Elsewhere,
+            ..header()
+        };
+        assert_eq!(header.data_at(77), 77);
+        assert_eq!(header.file_len(), 4096 + 81 * 64);
+        assert_eq!(Header::decode(&header.encode()), Ok(header));
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use undercroft_format::overlay::{BlockState, ENTRY_LEN, HEADER_LEN, Header, PARTS, PartState};
+use undercroft_format::overlay::{BlockState, DataPlace, ENTRY_LEN, HEADER_LEN, Header, PARTS, PartState};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(header) = Header::decode(bytes) {
@@ -26,8 +26,11 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn places(header: &Header) {
     let blocks = header.blocks();
-    assert!(header.entry_at(blocks) <= header.data_start());
-    assert_eq!(header.data_at(header.size.get()), header.file_len());
+    let (map_end, data_end) = (header.entry_at(blocks), header.data_at(header.size.get()));
+    match header.data {
+        DataPlace::Here => assert!(map_end <= header.data_start() && data_end == header.file_len()),
+        DataPlace::Elsewhere => assert!(map_end == header.file_len() && data_end == header.size.get()),
+    }
 }
 
 fn entry(header: &Header, bytes: &[u8]) {

@@ -81,12 +81,14 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
             insecure: args.insecure,
             overlay: args.overlay,
             discard: args.discard,
+            live: None,
             cache_len: args.cache_size,
         },
     )
 }
 
-fn parse_listen(text: &str) -> Result<Listen, String> {
+/// What `--nbd` says.
+pub fn parse_listen(text: &str) -> Result<Listen, String> {
     let like = "write one like unix:/run/disk.sock, localhost, 127.0.0.1:10809 or [::1]:0";
     if let Some(path) = text.strip_prefix("unix:") {
         return match path {

@@ -1,10 +1,18 @@
 //! `undercroft restore`.
 
+use std::path::{Path, PathBuf};
+
 use clap::builder::NonEmptyStringValueParser;
 use undercroft_control::SnapshotSpec;
+use undercroft_dataplane::nbd::export::Listen;
+use undercroft_dataplane::view::CACHE_LEN_DEFAULT;
 use undercroft_format::xva::ChecksumKind;
 
+use crate::cli::export::parse_listen;
+use crate::disk_spec::DiskSpec;
+use crate::export_run;
 use crate::failure::{Outcome, Problem};
+use crate::live_restore::Live;
 use crate::proxy::{Through, tasks};
 use crate::report;
 use crate::restore_run::{self, Form, Request, run_through};
@@ -34,6 +42,12 @@ use crate::settings::Settings;
 /// With --in-place the target is read, and only what differs is written; EQUAL says how much was spared, and --dry-run
 /// what would be written. With --verify the target is read back and every chunk of it compared with the snapshot's; a
 /// file gets its name only after that.
+///
+/// With --live the disk can be used at once: it is exported over NBD as that of --nbd, for clients that read and write, and
+/// brought to TARGET meanwhile; what a client asks for goes first, and what it writes goes to TARGET. A state file
+/// says what is there already: the same command goes on after a crash, and loses nothing that was flushed. It says when
+/// all is there, and exports on from TARGET until SIGTERM or Ctrl-C. JSON then: that of `undercroft export`, and event restored,
+/// with target.
 ///
 /// With --proxy the target is on the proxy's machine, named by an absolute path.
 ///
@@ -87,6 +101,15 @@ pub struct Args {
     /// Write what differs from this snapshot, as a differencing VHD
     #[arg(long, value_name = "SNAPSHOT")]
     vhd_since: Option<SnapshotSpec>,
+    /// Export the disk while it is restored
+    #[arg(long, requires_all = ["nbd", "to"], conflicts_with_all = ["in_place", "format", "vhd_since", "allow_damage", "xva"])]
+    live: bool,
+    /// With --live, where to listen: an address of this machine, see `undercroft export`, or unix:PATH
+    #[arg(long, value_name = "ADDR|unix:PATH", value_parser = parse_listen, requires = "live")]
+    nbd: Option<Listen>,
+    /// With --live, where to note what is restored already (default: TARGET.live)
+    #[arg(long, value_name = "FILE", requires = "live")]
+    state: Option<PathBuf>,
     #[command(flatten)]
     through: Through,
 }
@@ -98,7 +121,10 @@ enum XvaChecksum {
     Sha1,
 }
 
-pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
+pub fn run(settings: &Settings, mut args: Args) -> anyhow::Result<Outcome> {
+    if let (true, Some(nbd), Some(to)) = (args.live, args.nbd.take(), &args.to) {
+        return run_live(settings, &args, nbd, to);
+    }
     let checksums = match args.xva_checksum {
         XvaChecksum::Xxhash => ChecksumKind::Xxh64,
         XvaChecksum::Sha1 => ChecksumKind::Sha1,
@@ -145,4 +171,41 @@ pub fn run(settings: &Settings, args: Args) -> anyhow::Result<Outcome> {
         report::emit(settings, &report, write)?;
     }
     Ok(report.outcome())
+}
+
+fn run_live(settings: &Settings, args: &Args, listen: Listen, to: &str) -> anyhow::Result<Outcome> {
+    if args.through.is_used() {
+        return Err(Problem::usage("a proxy restores nothing live")
+            .hint("run it without --proxy, on the machine where the disk is to be")
+            .into());
+    }
+    if to == "-" || to.ends_with('/') || Path::new(to).is_dir() {
+        return Err(Problem::usage("--live restores to a file or a device")
+            .hint("name it: --to FILE")
+            .into());
+    }
+    export_run::run(
+        settings,
+        export_run::Request {
+            spec: DiskSpec {
+                snapshot: args.snapshot.clone(),
+                disk: args.disk.clone(),
+            },
+            listen,
+            name: None,
+            tls: None,
+            insecure: false,
+            overlay: None,
+            discard: false,
+            live: Some(Live {
+                target: to.into(),
+                state: args
+                    .state
+                    .clone()
+                    .unwrap_or_else(|| format!("{to}.live").into()),
+                force: args.force,
+            }),
+            cache_len: CACHE_LEN_DEFAULT,
+        },
+    )
 }

@@ -31,6 +31,13 @@ impl Exporter {
         Self { child, lines, said }
     }
 
+    /// What it says next.
+    pub fn next_said(&mut self) -> Value {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("it can be read");
+        serde_json::from_str(&line).unwrap_or_else(|_| panic!("it said {line:?}"))
+    }
+
     /// The URI of an export.
     pub fn uri_of(&self, export: usize) -> &str {
         self.said["exports"][export]["uri"].as_str().expect("a URI")

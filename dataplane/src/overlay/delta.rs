@@ -94,7 +94,7 @@ impl Layout for Laid {
             let (file, file_offset) = match state {
                 PartState::Zeros => continue,
                 PartState::Below => (&self.parent, start),
-                PartState::Data => (&overlay.file, overlay.header.data_at(start)),
+                PartState::Data => (&overlay.data, overlay.header.data_at(start)),
                 PartState::Lost => {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
@@ -164,6 +164,6 @@ impl BlockFile for Laid {
     }
 
     fn advise_dont_need(&self) {
-        self.overlay().file.advise_dont_need();
+        self.overlay().data.advise_dont_need();
     }
 }

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use undercroft_format::overlay::{BLOCK_LEN, PART_LEN, PartState};
+use undercroft_format::overlay::{BLOCK_LEN, DataPlace, PART_LEN, PartState};
 use undercroft_format::units::{DiskLength, DiskRange};
 
 use super::Overlay;
@@ -16,8 +17,10 @@ const ZEROS: [u8; PART_LEN as usize] = [0; PART_LEN as usize];
 
 /// What is written goes to the overlay; what it does not have comes from below.
 pub struct OverlayDisk {
-    overlay: Arc<Overlay>,
-    below: Arc<dyn ReadDisk>,
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) below: Arc<dyn ReadDisk>,
+    /// Requests of clients that are being served.
+    pub(super) busy: AtomicUsize,
 }
 
 impl OverlayDisk {
@@ -27,7 +30,11 @@ impl OverlayDisk {
     /// If their sizes differ: whoever opened the overlay compared them.
     pub fn new(overlay: Arc<Overlay>, below: Arc<dyn ReadDisk>) -> Self {
         assert_eq!(overlay.header.size, below.size(), "it is another disk's");
-        Self { overlay, below }
+        Self {
+            overlay,
+            below,
+            busy: AtomicUsize::new(0),
+        }
     }
 
     /// The overlay.
@@ -72,7 +79,7 @@ impl OverlayDisk {
 
     fn read_here(&self, range: DiskRange, out: &mut [u8]) -> io::Result<()> {
         let at = self.overlay.header.data_at(range.start);
-        let got = self.overlay.file.read_at(out, at)?;
+        let got = self.overlay.data.read_at(out, at)?;
         // What was never written up to the file's end is not there.
         out[got..].fill(0);
         Ok(())
@@ -118,10 +125,10 @@ impl OverlayDisk {
     }
 
     /// Writes whole parts of one block.
-    fn write_whole(&self, range: DiskRange, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write_whole(&self, range: DiskRange, bytes: &[u8]) -> io::Result<()> {
         let overlay = &self.overlay;
         let at = overlay.header.data_at(range.start);
-        overlay.file.write_all_at(bytes, at)?;
+        overlay.data.write_all_at(bytes, at)?;
         let parts = parts_of(range);
         overlay.change(range.start / BLOCK_LEN, |state| state.with_data(parts));
         Ok(())
@@ -134,7 +141,7 @@ impl OverlayDisk {
         let state = state.part((part.start % BLOCK_LEN / PART_LEN) as u32);
         if state == PartState::Data {
             let at = overlay.header.data_at(range.start);
-            overlay.file.write_all_at(bytes, at)?;
+            overlay.data.write_all_at(bytes, at)?;
             overlay.change(part.start / BLOCK_LEN, |state| state);
             return Ok(());
         }
@@ -146,7 +153,7 @@ impl OverlayDisk {
     }
 
     /// Calls `work` with the part of `range` in each block, in the block's turn.
-    fn by_block(
+    pub(super) fn by_block(
         &self,
         range: DiskRange,
         mut work: impl FnMut(DiskRange) -> io::Result<()>,
@@ -165,7 +172,7 @@ impl OverlayDisk {
     }
 
     /// Makes zeros of what lies within one block. To be called in the block's turn.
-    fn zero_in_block(&self, range: DiskRange, edges: bool) -> io::Result<()> {
+    pub(super) fn zero_in_block(&self, range: DiskRange, edges: bool) -> io::Result<()> {
         let whole_end = match range.end == self.end() {
             true => range.end,
             false => range.end / PART_LEN * PART_LEN,
@@ -181,13 +188,13 @@ impl OverlayDisk {
         let block = whole.start / BLOCK_LEN;
         let parts = parts_of(whole);
         let before = overlay.states(whole)[0];
-        overlay.change(block, |state| state.with_zeros(parts));
-        if before.here & !before.zeros & parts != 0 {
-            // The map says zeros whatever lies there.
-            overlay
-                .file
-                .punch(overlay.header.data_at(whole.start), whole.len())?;
+        // Without it the map would say zeros all the same; but what lies elsewhere is read without the map later.
+        let is_elsewhere = overlay.header.data == DataPlace::Elsewhere;
+        if is_elsewhere || before.here & !before.zeros & parts != 0 {
+            let at = overlay.header.data_at(whole.start);
+            overlay.data.punch(at, whole.len())?;
         }
+        overlay.change(block, |state| state.with_zeros(parts));
         Ok(())
     }
 
@@ -205,6 +212,22 @@ impl OverlayDisk {
             true => Ok(()),
             false => self.write_in_block(range, &vec![0; range.len() as usize]),
         }
+    }
+}
+
+/// A request that is being served.
+struct Busy<'a>(&'a AtomicUsize);
+
+impl<'a> Busy<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -230,6 +253,7 @@ impl ReadDisk for OverlayDisk {
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let range = self.check(offset, out.len() as u64)?;
+        let _busy = Busy::new(&self.busy);
         self.runs(range, &mut |run, state| {
             let from = (run.start - offset) as usize;
             self.read_run(run, state, &mut out[from..from + run.len() as usize])
@@ -269,6 +293,7 @@ impl ReadDisk for OverlayDisk {
 impl WriteDisk for OverlayDisk {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let range = self.check(offset, bytes.len() as u64)?;
+        let _busy = Busy::new(&self.busy);
         self.by_block(range, |part| {
             let from = (part.start - offset) as usize;
             self.write_in_block(part, &bytes[from..from + part.len() as usize])

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use undercroft_format::codec::DecodeError;
-use undercroft_format::overlay::Header;
+use undercroft_format::overlay::{DataPlace, Header};
 
 use super::{Overlay, OverlayError};
 use crate::io::{BlockFile, OsFile};
@@ -22,17 +22,22 @@ pub struct OverlayFile {
 }
 
 impl OverlayFile {
-    /// Opens the overlay at `path`, or makes one as `wanted` says, whose id is to be a fresh one.
+    /// Opens the overlay at `path`, or makes one as `wanted` says, whose id is to be a fresh one. `data` is where its data
+    /// are, if that is elsewhere.
     ///
     /// # Errors
     /// [`OverlayError`]; [`OverlayError::OtherDisk`] if it is there and lies over something else.
-    pub fn open_or_create(path: &Path, wanted: &Header) -> Result<Self, OverlayError> {
+    pub fn open_or_create(
+        path: &Path,
+        data: Option<Arc<dyn BlockFile>>,
+        wanted: &Header,
+    ) -> Result<Self, OverlayError> {
         if let Err(source) = std::fs::symlink_metadata(path)
             && source.kind() == io::ErrorKind::NotFound
         {
             create(path, wanted)?;
         }
-        let found = Self::open(path)?;
+        let found = Self::open_with(path, data)?;
         check(path, found.overlay.header(), wanted)?;
         Ok(found)
     }
@@ -42,6 +47,10 @@ impl OverlayFile {
     /// # Errors
     /// [`OverlayError`].
     pub fn open(path: &Path) -> Result<Self, OverlayError> {
+        Self::open_with(path, None)
+    }
+
+    fn open_with(path: &Path, data: Option<Arc<dyn BlockFile>>) -> Result<Self, OverlayError> {
         let shown = || path.display().to_string();
         let failed = |what| {
             move |source| OverlayError::Io {
@@ -62,7 +71,7 @@ impl OverlayFile {
         let file = OsFile::open_write(path, false).map_err(failed("opening"))?;
         let file: Arc<dyn BlockFile> = Arc::new(file);
         let header = header_of(&*file, path)?;
-        let overlay = Overlay::open(file, header).map_err(failed("reading"))?;
+        let overlay = Overlay::open(file, data, header).map_err(failed("reading"))?;
         Ok(Self {
             overlay: Arc::new(overlay),
             path: path.to_owned(),
@@ -141,7 +150,16 @@ fn create(path: &Path, header: &Header) -> Result<(), OverlayError> {
 }
 
 fn check(path: &Path, found: &Header, wanted: &Header) -> Result<(), OverlayError> {
+    let place = |header: &Header| match header.data {
+        DataPlace::Here => "in it",
+        DataPlace::Elsewhere => "in a restored disk",
+    };
     let pairs = [
+        (
+            "data's place",
+            place(found).to_owned(),
+            place(wanted).to_owned(),
+        ),
         (
             "repository",
             found.repository.to_string(),

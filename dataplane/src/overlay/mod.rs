@@ -7,10 +7,12 @@
 //!
 //! - [`mod@file`]: made, locked, opened; `map`: which parts are here
 //! - [`disk`]: the overlay over a disk, to be exported; [`delta`]: what was written, to be backed up
+//! - [`fill`]: an overlay whose data are the disk that is being restored
 
 pub mod delta;
 pub mod disk;
 pub mod file;
+pub mod fill;
 mod map;
 
 use std::io;
@@ -75,6 +77,8 @@ pub enum OverlayError {
 pub struct Overlay {
     header: Header,
     file: Arc<dyn BlockFile>,
+    /// Where the data are: the same file, or one of their own.
+    data: Arc<dyn BlockFile>,
     map: RwLock<Map>,
     turns: Vec<Mutex<()>>,
     /// True if a write ended after the last flush began.
@@ -91,7 +95,7 @@ impl Overlay {
         file.set_len(header.file_len())?;
         file.write_all_at(&header.encode(), 0)?;
         file.sync()?;
-        Ok(Self::new(file, header, Map::default()))
+        Ok(Self::new(file, None, header, Map::default()))
     }
 
     /// Reads the header.
@@ -105,11 +109,15 @@ impl Overlay {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Reads the map of an overlay whose header was read.
+    /// Reads the map of an overlay whose header was read. `data` is where its data are, if that is elsewhere.
     ///
     /// # Errors
     /// What the system says.
-    pub fn open(file: Arc<dyn BlockFile>, header: Header) -> io::Result<Self> {
+    pub fn open(
+        file: Arc<dyn BlockFile>,
+        data: Option<Arc<dyn BlockFile>>,
+        header: Header,
+    ) -> io::Result<Self> {
         let mut map = Map::default();
         let end = header.entry_at(header.blocks());
         let mut at = HEADER_LEN as u64;
@@ -126,12 +134,18 @@ impl Overlay {
             }
             at = HEADER_LEN as u64 + last * PAGE_LEN;
         }
-        Ok(Self::new(file, header, map))
+        Ok(Self::new(file, data, header, map))
     }
 
-    fn new(file: Arc<dyn BlockFile>, header: Header, map: Map) -> Self {
+    fn new(
+        file: Arc<dyn BlockFile>,
+        data: Option<Arc<dyn BlockFile>>,
+        header: Header,
+        map: Map,
+    ) -> Self {
         Self {
             header,
+            data: data.unwrap_or_else(|| file.clone()),
             file,
             map: RwLock::new(map),
             turns: (0..TURNS).map(|_| Mutex::default()).collect(),
@@ -217,7 +231,7 @@ impl Overlay {
 
     fn write_entries(&self, dirty: &[map::Dirty]) -> io::Result<()> {
         // What these entries name was written before they were taken.
-        self.file.sync()?;
+        self.data.sync()?;
         if dirty.is_empty() {
             return Ok(());
         }
