@@ -102,7 +102,7 @@ pub struct Args {
     #[arg(long, value_name = "SNAPSHOT")]
     vhd_since: Option<SnapshotSpec>,
     /// Export the disk while it is restored
-    #[arg(long, requires_all = ["nbd", "to"], conflicts_with_all = ["in_place", "format", "vhd_since", "allow_damage", "xva"])]
+    #[arg(long, requires_all = ["nbd", "to"], conflicts_with_all = ["in_place", "format", "vhd_since", "allow_damage", "xva", "dry_run", "verify"])]
     live: bool,
     /// With --live, where to listen: an address of this machine, see `undercroft export`, or unix:PATH
     #[arg(long, value_name = "ADDR|unix:PATH", value_parser = parse_listen, requires = "live")]
