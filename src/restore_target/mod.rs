@@ -1,34 +1,35 @@
 //! Where restored disks go: checks before anything is written, and files that appear only when complete.
 
+mod export;
+mod files;
+mod finish;
+
 use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use undercroft_dataplane::ingest::source::Reads;
 use undercroft_dataplane::io::{BlockFile, OsFile};
 use undercroft_dataplane::nbd::NbdFile;
-use undercroft_dataplane::restore::write::Plain;
-use undercroft_dataplane::restore::{Target, TargetContent};
+use undercroft_dataplane::restore::Target;
 use undercroft_format::nbd::uri::NbdUri;
-use undercroft_format::reason::Reason;
 use undercroft_format::snapshot::DiskManifest;
 pub use undercroft_format::wire::task::Overwrite;
 
+use self::files::{
+    Appended, compared_target, in_place_target, new_file_target, stdout, stdout_target,
+    stream_target,
+};
+use self::finish::{Finish, exists, new_file};
 use crate::backup_job::{RESTORED_SUFFIX, is_inside};
 use crate::failure::{Problem, quote};
-use crate::nbd_source::{self, shown_source};
 use crate::restore_image::ImageLayout;
 use crate::runner::Runner;
 use crate::units::Size;
 
-/// Ends the name of a file that is not complete.
-const PARTIAL_SUFFIX: &str = ".undercroft-partial";
 /// Bytes written at once to what takes an image: a VHD's bitmaps are small, and a pipe's reader wants no small pieces.
 const STREAM_BUFFER_LEN: usize = 1 << 20;
 /// Longest name of a file, in bytes: NAME_MAX of limits.h.
@@ -402,73 +403,6 @@ impl<'a> Plan<'a> {
         Ok((Box::new(Appended { file, len: 0 }), finish))
     }
 
-    fn export(&self, uri: &str) -> anyhow::Result<&Arc<NbdFile>> {
-        if let Some(file) = self.export.get() {
-            return Ok(file);
-        }
-        let file = nbd_source::open_target(uri)?;
-        Ok(self.export.get_or_init(|| file))
-    }
-
-    fn check_export(&self, uri: &str, disk: &DiskManifest) -> anyhow::Result<()> {
-        let name = shown_source(Path::new(uri));
-        if self.format != Format::Raw {
-            return Err(Problem::usage(format!(
-                "the target {name} is an NBD export: {} is written to a file",
-                self.format.article()
-            ))
-            .hint(format!(
-                "leave out --format {}: the server knows how to store the disk",
-                self.format.name()
-            ))
-            .into());
-        }
-        let file = self.export(uri)?;
-        if file.size() < disk.size.get() {
-            return Err(Problem::new(format!(
-                "the NBD export {name} is smaller than disk {}: {} against {} ({} bytes are missing)",
-                disk.label,
-                Size(file.size()),
-                Size(disk.size.get()),
-                disk.size.get() - file.size(),
-            ))
-            .hint(format!("export at least {} bytes", disk.size))
-            .into());
-        }
-        if self.overwrite != Overwrite::Never {
-            return Ok(());
-        }
-        let asking = || format!("asking the target {name} for its holes");
-        match file.next_data(0, file.size()).with_context(asking)? {
-            None => Ok(()),
-            Some(data) => Err(Problem::new(format!(
-                "the NBD export {name} may hold data, from byte {} on",
-                data.start
-            ))
-            .hint("overwrite it: --force; or write only what differs: --in-place")
-            .into()),
-        }
-    }
-
-    fn export_target(&self, uri: &str) -> anyhow::Result<OpenTarget> {
-        let file = self.export(uri)?.clone();
-        file.forget_holes();
-        let mut finish = Finish::plain(shown_source(Path::new(uri)), Some(file.clone()));
-        finish.export = Some(file.clone());
-        Ok(OpenTarget {
-            target: Target::Disk {
-                file: file.clone(),
-                content: match self.overwrite {
-                    Overwrite::InPlace { .. } => TargetContent::Similar,
-                    // What the server says of holes is no reason to leave them to it.
-                    Overwrite::Never | Overwrite::Force => TargetContent::Unknown,
-                },
-                reads: Some(file),
-            },
-            finish,
-        })
-    }
-
     fn open_image(&self, disk: &DiskManifest, layout: ImageLayout) -> anyhow::Result<OpenTarget> {
         let (stream, finish) = self.open_in_order(self.path_of(disk)?)?;
         let stream = BufWriter::with_capacity(STREAM_BUFFER_LEN, stream);
@@ -542,49 +476,6 @@ impl<'a> Plan<'a> {
         }
         Ok(directory.join(name))
     }
-
-    fn device_target(&self, path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
-        // Without O_CREAT this asks a block device whether anyone uses it: a mounted one is (open(2)).
-        let claim = OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_EXCL)
-            .open(&path)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::ResourceBusy => anyhow::Error::new(error).context(
-                    Problem::new(format!("the device {} is in use", path.display()))
-                        .hint("unmount it, or stop what uses it"),
-                ),
-                _ => anyhow::Error::new(error)
-                    .context(format!("opening the device {}", path.display())),
-            })?;
-        let file = open_target(disk, |direct| OsFile::open_write(&path, direct))
-            .with_context(|| format!("opening the device {}", path.display()))?;
-        let content = match self.overwrite {
-            Overwrite::InPlace { .. } => TargetContent::Similar,
-            Overwrite::Never | Overwrite::Force => TargetContent::Unknown,
-        };
-        let file: Arc<dyn BlockFile> = Arc::new(file);
-        Ok(OpenTarget {
-            target: Target::Disk {
-                file: file.clone(),
-                content,
-                reads: None,
-            },
-            finish: Finish {
-                name: path.display().to_string(),
-                file: Some(file),
-                rename: None,
-                claim: Some(claim),
-                export: None,
-            },
-        })
-    }
-}
-
-fn exists(path: &Path) -> anyhow::Error {
-    Problem::new(format!("the target {} exists", path.display()))
-        .hint("overwrite it: --force; or write only what differs: --in-place")
-        .into()
 }
 
 /// A name that leads nowhere yet may be a link: restoring would end where nobody expects it.
@@ -635,273 +526,12 @@ fn is_stream(metadata: &fs::Metadata) -> bool {
     kind.is_fifo() || kind.is_char_device()
 }
 
-/// A file that is written from its start on.
-struct Appended {
-    file: Arc<dyn BlockFile>,
-    len: u64,
-}
-
-impl Write for Appended {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write_all_at(bytes, self.len)?;
-        self.len += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Standard output. Not through `Stdout`, which looks for line ends.
-fn stdout() -> anyhow::Result<OwnedFd> {
-    let stdout = io::stdout().as_fd().try_clone_to_owned();
-    stdout.context("opening standard output")
-}
-
-fn stdout_target() -> anyhow::Result<OpenTarget> {
-    let stdout = stdout()?;
-    Ok(OpenTarget {
-        target: Target::Stream(Box::new(Plain(File::from(stdout)))),
-        finish: Finish::plain("standard output".to_owned(), None),
-    })
-}
-
-fn stream_target(path: PathBuf) -> anyhow::Result<OpenTarget> {
-    let file = OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))?;
-    Ok(OpenTarget {
-        target: Target::Stream(Box::new(Plain(file))),
-        finish: Finish::plain(path.display().to_string(), None),
-    })
-}
-
-/// A target that is read, and not written.
-fn compared_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
-    let file = open_target(disk, |direct| OsFile::open_read(&path, direct))
-        .with_context(|| format!("opening {}", path.display()))?;
-    Ok(OpenTarget {
-        target: Target::Disk {
-            file: Arc::new(file),
-            content: TargetContent::Similar,
-            reads: None,
-        },
-        finish: Finish::plain(path.display().to_string(), None),
-    })
-}
-
-fn in_place_target(path: PathBuf, disk: &DiskManifest) -> anyhow::Result<OpenTarget> {
-    let opening = || format!("opening the target {}", path.display());
-    let file =
-        open_target(disk, |direct| OsFile::open_write(&path, direct)).with_context(opening)?;
-    // The file is going to be the disk: no shorter, no longer.
-    if file.len().with_context(opening)? != disk.size.get() {
-        file.set_len(disk.size.get())
-            .with_context(|| format!("making {} as long as the disk", path.display()))?;
-    }
-    let file: Arc<dyn BlockFile> = Arc::new(file);
-    Ok(OpenTarget {
-        target: Target::Disk {
-            file: file.clone(),
-            content: TargetContent::Similar,
-            reads: None,
-        },
-        finish: Finish::plain(path.display().to_string(), Some(file)),
-    })
-}
-
-fn new_file_target(
-    path: PathBuf,
-    disk: &DiskManifest,
-    overwrite: Overwrite,
-) -> anyhow::Result<OpenTarget> {
-    // A link stays, and what it leads to is replaced.
-    let path = path.canonicalize().unwrap_or(path);
-    let (file, finish) = new_file(path, overwrite, Some(disk))?;
-    let making = || format!("making {} as long as the disk", finish.name);
-    file.set_len(disk.size.get()).with_context(making)?;
-    Ok(OpenTarget {
-        target: Target::Disk {
-            file,
-            content: TargetContent::Zeros,
-            reads: None,
-        },
-        finish,
-    })
-}
-
-/// Opens the target of `disk` past the page cache, if that serves all of it.
-///
-/// Direct and buffered writes side by side in one page spoil each other: the kernel cannot take the page
-/// out of the cache after the direct one, and the next sync fails ("Page cache invalidation failure").
-fn open_target(
-    disk: &DiskManifest,
-    open: impl Fn(bool) -> io::Result<OsFile>,
-) -> io::Result<OsFile> {
-    let file = open(true)?;
-    match is_aligned(disk, file.direct_alignment()) {
-        true => Ok(file),
-        false => open(false),
-    }
-}
-
-/// Whether all extents of `disk` begin and end at multiples of `alignment`.
-fn is_aligned(disk: &DiskManifest, alignment: usize) -> bool {
-    let alignment = alignment as u64;
-    disk.size.get().is_multiple_of(alignment)
-        && u64::from(disk.grid_phase).is_multiple_of(alignment)
-        && (alignment == 1 || !disk.reasons.contains(&Reason::Stream))
-}
-
-/// A file that appears as `path` when it is complete.
-///
-/// What bears its partial name is removed, never followed: others may write to the directory.
-fn new_file(
-    path: PathBuf,
-    overwrite: Overwrite,
-    disk: Option<&DiskManifest>,
-) -> anyhow::Result<(Arc<dyn BlockFile>, Finish)> {
-    let partial = partial_of(&path);
-    let making = || format!("making {}", partial.display());
-    match fs::remove_file(&partial) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error)
-                .with_context(|| format!("removing the left-over {}", partial.display()));
-        }
-        _ => {}
-    }
-    let mut file = OsFile::create_new(&partial, disk.is_some()).with_context(making)?;
-    if disk.is_some_and(|disk| !is_aligned(disk, file.direct_alignment())) {
-        file = OsFile::open_write(&partial, false).with_context(making)?;
-    }
-    let file: Arc<dyn BlockFile> = Arc::new(file);
-    keep_private(&partial, &path).with_context(making)?;
-    let finish = Finish {
-        name: path.display().to_string(),
-        file: Some(file.clone()),
-        rename: Some(Rename {
-            partial,
-            path,
-            replaces: overwrite != Overwrite::Never,
-        }),
-        claim: None,
-        export: None,
-    };
-    Ok((file, finish))
-}
-
-fn partial_of(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    if name.len() + PARTIAL_SUFFIX.len() > FILE_NAME_LEN_MAX {
-        let hash = blake3::hash(name.as_bytes()).to_hex();
-        name = hash[..16].into();
-    }
-    name.push(PARTIAL_SUFFIX);
-    path.with_file_name(name)
-}
-
-/// A file that replaces another is as that was; else it stays its owner's alone, as [`OsFile`] makes it.
-fn keep_private(partial: &Path, path: &Path) -> io::Result<()> {
-    let Ok(old) = fs::metadata(path) else {
-        return Ok(());
-    };
-    // Only root may give files away.
-    let _ = chown(partial, Some(old.uid()), Some(old.gid()));
-    fs::set_permissions(partial, old.permissions())
-}
-
-/// What remains to be done when a target is complete. Dropped before, it removes what is not complete.
-pub struct Finish {
-    name: String,
-    file: Option<Arc<dyn BlockFile>>,
-    rename: Option<Rename>,
-    /// Keeps others off a device.
-    claim: Option<File>,
-    /// The file, if it is an export.
-    export: Option<Arc<NbdFile>>,
-}
-
-struct Rename {
-    partial: PathBuf,
-    path: PathBuf,
-    replaces: bool,
-}
-
-impl Finish {
-    fn plain(name: String, file: Option<Arc<dyn BlockFile>>) -> Self {
-        Self {
-            name,
-            file,
-            rename: None,
-            claim: None,
-            export: None,
-        }
-    }
-
-    /// The target, for people.
-    pub fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    /// What was written, to be compared, once it is where it belongs and not only in memory.
-    pub fn written(&self) -> anyhow::Result<Target> {
-        let Some(file) = &self.file else {
-            return Err(not_read_back(&self.name));
-        };
-        file.sync()
-            .with_context(|| format!("making {} durable", self.name))?;
-        file.advise_dont_need();
-        if let Some(export) = &self.export {
-            export.forget_holes();
-        }
-        Ok(Target::Disk {
-            file: file.clone(),
-            content: TargetContent::Similar,
-            reads: self.export.clone().map(|export| export as Arc<dyn Reads>),
-        })
-    }
-
-    /// Makes what was written durable, and gives a new file its name.
-    pub fn publish(mut self) -> anyhow::Result<()> {
-        if let Some(file) = &self.file {
-            file.sync()
-                .with_context(|| format!("making {} durable", self.name))?;
-        }
-        let Some(rename) = &self.rename else {
-            return Ok(());
-        };
-        // Somebody may have made it meanwhile.
-        if !rename.replaces && rename.path.symlink_metadata().is_ok() {
-            return Err(exists(&rename.path));
-        }
-        fs::rename(&rename.partial, &rename.path)
-            .and_then(|()| match rename.path.parent() {
-                Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
-                Some(parent) => File::open(parent)?.sync_all(),
-                None => Ok(()),
-            })
-            .with_context(|| format!("renaming the complete file to {}", rename.path.display()))?;
-        self.rename = None;
-        Ok(())
-    }
-}
-
-impl Drop for Finish {
-    fn drop(&mut self) {
-        drop(self.claim.take());
-        if let Some(rename) = &self.rename {
-            let _ = fs::remove_file(&rename.partial);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use undercroft_format::snapshot::{DiskFigures, ReadMode};
     use undercroft_format::units::{DiskLength, SegmentSize};
 
+    use super::finish::partial_of;
     use super::*;
 
     fn disk(label: &str) -> DiskManifest {
