@@ -1,7 +1,6 @@
 //! The disks of a snapshot as those see them who read files: partitions, and what they hold.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use undercroft_dataplane::disk::ReadDisk;
@@ -33,24 +32,7 @@ pub struct OpenedDisk {
     /// The partition that was named.
     pub wanted: Option<PartitionNumber>,
     _view: View,
-    _last_read: LastRead,
 }
-
-/// Held by whoever reads ahead. Dropped after the view, it waits for them, for a while: a repository must not be closed
-/// by another thread while the process ends.
-struct LastRead(Arc<()>);
-
-impl Drop for LastRead {
-    fn drop(&mut self) {
-        let mut left = LAST_READ_PATIENCE_MS;
-        while Arc::strong_count(&self.0) > 1 && left > 0 {
-            std::thread::sleep(Duration::from_millis(1));
-            left -= 1;
-        }
-    }
-}
-
-const LAST_READ_PATIENCE_MS: u32 = 5000;
 
 /// Opens the snapshot that `spec` names, to read of its disks.
 pub fn open_snapshot(settings: &Settings, spec: &FileSpec) -> anyhow::Result<PinnedRead> {
@@ -80,14 +62,7 @@ impl OpenedDisk {
         let manifest = stored.snapshot.disks[place].clone();
         let label = manifest.label.clone();
         let view = View::new(ViewOptions::default())?;
-        let last_read = LastRead(Arc::default());
-        let disk = DiskView::new(
-            &view,
-            read.repository.clone(),
-            stored.id,
-            manifest,
-            Some(last_read.0.clone()),
-        )?;
+        let disk = DiskView::new(&view, read.repository.clone(), stored.id, manifest, None)?;
         let disk: Arc<dyn ReadDisk> = Arc::new(disk);
         let table = partitions::list(&*disk).map_err(|error| {
             anyhow::Error::new(error).context(format!(
@@ -104,7 +79,6 @@ impl OpenedDisk {
             table,
             wanted: None,
             _view: view,
-            _last_read: last_read,
         })
     }
 

@@ -20,6 +20,7 @@ mod read_ahead;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use undercroft_format::id::SnapshotId;
@@ -31,6 +32,7 @@ use self::cache::Cache;
 use self::fetcher::Fetcher;
 use self::queue::Queue;
 use self::read_ahead::Sequential;
+use crate::clock::Stopwatch;
 use crate::io::BufferPool;
 use crate::repository::error::RepositoryError;
 use crate::repository::local_records::FETCH_LEN_MAX;
@@ -42,6 +44,9 @@ pub const CACHE_LEN_DEFAULT: u64 = 128 << 20;
 /// Bytes of fetched records that have not been decoded yet, of all threads together: one batch of the worst case, and
 /// as much again for usual ones. What no record comes to is never touched.
 const FETCHED_LEN_MAX: usize = 2 * FETCH_LEN_MAX;
+
+/// How long the last reads may take: a repository that is gone does not answer them.
+const LAST_READ_MAX: Duration = Duration::from_secs(5);
 
 /// How long a read waits for a repository that let another wait in vain.
 const PATIENCE_IN_SILENCE: Duration = Duration::from_millis(500);
@@ -69,9 +74,11 @@ impl Default for ViewOptions {
     }
 }
 
-/// What all readers of a process share. The threads end after it was dropped, each after what it is at.
+/// What all readers of a process share. Dropping it ends the threads, each after what it is at, and waits for them, but
+/// not for ever: a repository must not be closed by one of them while the process ends.
 pub struct View {
     shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// The parts of a [`View`] that threads and disks hold.
@@ -112,7 +119,8 @@ impl View {
     /// The system starts no more of them.
     pub fn new(options: ViewOptions) -> std::io::Result<Self> {
         let cache_len = options.cache_len.max(CACHE_LEN_MIN);
-        let view = Self {
+        let mut view = Self {
+            threads: Vec::new(),
             shared: Arc::new(Shared {
                 cache: Cache::new(cache_len),
                 queue: Queue::default(),
@@ -124,9 +132,10 @@ impl View {
         };
         for _ in 0..options.threads.max(1) {
             let fetcher = Fetcher::new(view.shared.clone());
-            std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name("view-fetch".into())
                 .spawn(move || fetcher.run())?;
+            view.threads.push(thread);
         }
         Ok(view)
     }
@@ -145,6 +154,11 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         self.shared.queue.close();
+        let waited = Stopwatch::start();
+        while waited.elapsed() < LAST_READ_MAX && !self.threads.iter().all(JoinHandle::is_finished)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
