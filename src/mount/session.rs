@@ -52,7 +52,12 @@ pub fn check(mountpoint: &Path) -> anyhow::Result<()> {
                 format!("make it: mkdir -p {shown}"),
             );
         }
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOTCONN | libc::ECONNABORTED)
+            ) =>
+        {
             return problem(
                 format!("at {shown} there is a mount whose program has died"),
                 format!("unmount it: umount {shown}, or fusermount3 -u {shown}"),
@@ -113,11 +118,7 @@ impl<'a> Mount<'a> {
 
     /// Serves until it is unmounted, or `progress` says to stop; then it unmounts.
     pub fn serve(self, progress: &Progress) -> anyhow::Result<()> {
-        let mountpoint = self.mountpoint.to_owned();
-        // It asks the mount, which may be busy listing.
-        let _ = std::thread::Builder::new()
-            .name("mount-ahead".into())
-            .spawn(move || read_further_ahead(&mountpoint));
+        read_further_ahead(self.mountpoint);
         while !progress.is_stopping() && !self.has_ended() {
             std::thread::sleep(TICK);
             self.state.tidy(false);
@@ -172,15 +173,22 @@ impl<'a> Mount<'a> {
 }
 
 /// Has the kernel read further ahead. Only root may, and others do without.
+///
+/// Nothing may ask the mount itself: were this process killed meanwhile, the kernel would wait for its answer, and the
+/// process for the kernel.
 fn read_further_ahead(mountpoint: &Path) {
-    let Ok(found) = rustix::fs::stat(mountpoint) else {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // proc_pid_mountinfo(5): the third field is the device, the fifth the mountpoint; the last line is the latest.
+    let device = mounts.lines().rev().find_map(|line| {
+        let mut fields = line.split(' ').skip(2);
+        let device = fields.next()?;
+        let at = fields.nth(1)?;
+        (Path::new(at) == mountpoint).then_some(device)
+    });
+    let Some(device) = device else {
         return;
     };
-    let (major, minor) = (
-        rustix::fs::major(found.st_dev),
-        rustix::fs::minor(found.st_dev),
-    );
-    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&file, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(
             file,
