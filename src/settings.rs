@@ -238,6 +238,14 @@ impl Settings {
         }
     }
 
+    /// The same for a process that is going to leave its directory.
+    pub fn with_absolute_root(mut self) -> anyhow::Result<Self> {
+        if let Some(Location::Local(root)) = &mut self.repo {
+            *root = std::path::absolute(&*root).context("finding the repository's directory")?;
+        }
+        Ok(self)
+    }
+
     /// What drives the disks.
     pub fn engine(&self) -> anyhow::Result<Arc<dyn Engine>> {
         choose(self.engine).map_err(|error| {

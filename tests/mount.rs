@@ -89,8 +89,11 @@ fn assert_same(path: &Path, expected: &[u8]) {
 fn snapshots_are_files() {
     for encrypted in [false, true] {
         let mut story = Story::new(encrypted);
-        // Encrypted ones are in clear if nobody has the key.
-        let mounted = story.mount(&[]);
+        // Encrypted ones are in clear if nobody has the key. A path that begins here is the same for who leaves it.
+        let mut relative = undercroft(Path::new("repo"));
+        relative.env("UNDERCROFT_PASSPHRASE", "horse");
+        relative.current_dir(story.dir.path());
+        let mounted = Mounted::start(&mut relative, &story.path("mnt"), &[]);
         let times = mounted.times("vm");
         assert_eq!(times.len(), 2);
         for (time, content) in times.iter().zip([&story.old, &story.image.bytes]) {
@@ -502,6 +505,26 @@ fn signals_unmount() {
     succeed(Command::new("kill").arg(mounted.process.to_string()));
     mounted.wait();
     assert!(!mounted.is_mounted());
+}
+
+#[test]
+fn a_mount_whose_process_was_killed_is_unmounted_and_made_anew() {
+    let story = Story::new(false);
+    for _ in 0..5 {
+        let mounted = story.mount(&[]);
+        assert_same(&mounted.latest("vm", "root.raw"), &story.image.bytes);
+        let killed = Command::new("kill")
+            .args(["-9", &mounted.process.to_string()])
+            .status();
+        assert!(killed.expect("kill is there").success());
+        mounted.wait();
+        let error = std::fs::read(mounted.latest("vm", "root.raw")).expect_err("nobody serves it");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+        let mut again = story.undercroft();
+        let text = fail_with(again.arg("mount").arg(&mounted.at), 1);
+        assert!(text.contains("umount"), "{text}");
+        mounted.unmount();
+    }
 }
 
 #[test]

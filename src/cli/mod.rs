@@ -96,7 +96,7 @@ impl Cli {
             Command::Diff(args) => diff::run(&settings, args),
             Command::Restore(args) => restore::run(&settings, args),
             Command::Export(args) => export::run(&settings, args),
-            Command::Mount(args) => mount::run(&settings, args),
+            Command::Mount(args) => mount::run(&settings.with_absolute_root()?, args),
             Command::Ls(args) => ls::run(&settings, args),
             Command::Cp(args) => cp::run(&settings, args),
             Command::TestRestore(args) => test_restore::run(&settings, args),
