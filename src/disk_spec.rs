@@ -19,7 +19,11 @@ impl FromStr for DiskSpec {
 
     /// What can be read as a time is one: `VM@2026-11-22T03:00` names no disk `00`.
     fn from_str(text: &str) -> Result<Self, SelectError> {
-        let whole = text.parse();
+        let whole = match text.starts_with(':') {
+            // No snapshot at all before a disk.
+            true => "".parse(),
+            false => text.parse(),
+        };
         // An id has no colon in it.
         if let Ok(snapshot) = &whole
             && (text.contains('@') || !text.contains(':'))

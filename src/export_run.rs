@@ -23,6 +23,7 @@ use crate::daemon;
 use crate::disk_spec::DiskSpec;
 use crate::failure::{Outcome, Problem, quote, warn};
 use crate::live_restore::{Filler, Live, remove_state};
+use crate::logging;
 use crate::overlay_source::open_overlay;
 use crate::settings::{Key, Settings};
 use crate::units::Size;
@@ -130,6 +131,8 @@ pub fn run(settings: &Settings, request: Request) -> anyhow::Result<Outcome> {
         tls,
     })
     .map_err(explain)?;
+    // A guest that is refused asks again and again.
+    logging::limit_floods();
     tell(settings, snapshot, &disks, overlay.is_some(), &server)?;
     let filler = match (written, request.live) {
         (Some(disk), Some(live)) => Some(Filler::start(disk, move || say_restored(json, &live))?),

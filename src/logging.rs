@@ -69,9 +69,10 @@ fn is_misspelt(filter: &str) -> bool {
 }
 
 fn by_verbosity(verbose: u8) -> EnvFilter {
-    // RocksDB logs what it returns as errors, too, and there it comes with what to do about it.
+    // RocksDB logs what it returns as errors, too, and there it comes with what to do about it. fatfs tells of every
+    // image that not Windows made.
     EnvFilter::new(match verbose {
-        0 => "warn,rocksdb=off",
+        0 => "warn,rocksdb=off,fatfs=off",
         1 => "info",
         2 => "debug",
         _ => "trace",

@@ -89,7 +89,17 @@ pub fn parent_of(headers: &[Header]) -> anyhow::Result<Option<SnapshotSpec>> {
 /// Opens an overlay as what changed.
 pub fn open_changes(path: &Path) -> anyhow::Result<Source> {
     let file = OverlayFile::open(path).map_err(explain)?;
-    tell_torn(&file.overlay, path);
+    // No power failure tears a slot, which lies in one sector: something that was flushed may be lost.
+    let torn = file.overlay.torn();
+    if torn > 0 {
+        return Err(Problem::new(format!(
+            "the overlay {} is damaged: {torn} entries of its map are torn, and what they named may be lost",
+            path.display()
+        ))
+        .hint("look at what is left: undercroft export SNAPSHOT:DISK --overlay FILE --nbd unix:PATH")
+        .hint("to keep that as it is: back up the export itself, as --disk LABEL=nbd+unix:///?socket=PATH")
+        .into());
+    }
     Ok(Source::Delta(Box::new(OverlayDelta::new(file))))
 }
 
@@ -125,6 +135,9 @@ fn explain(error: OverlayError) -> anyhow::Error {
     let hint = match &error {
         OverlayError::InUse { .. } => {
             "stop the export that writes to it, then try again".to_owned()
+        }
+        OverlayError::CutShort { .. } => {
+            "take a whole copy of it: cp --sparse=always keeps its length".to_owned()
         }
         OverlayError::Header { .. } => "name another file: one that is missing is made".to_owned(),
         OverlayError::OtherDisk {

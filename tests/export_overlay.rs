@@ -116,6 +116,19 @@ fn what_was_flushed_survives_a_killed_exporter_and_becomes_a_snapshot() {
         story.dir.path(),
     );
     succeed(undercroft(&story.repo).args(["verify", "--deep"]));
+    // What an interrupted copy lacks would read as zeros.
+    let short = story.path("short");
+    std::fs::copy(&overlay, &short).expect("a copy");
+    let file = std::fs::File::options().write(true).open(&short);
+    file.and_then(|file| file.set_len(20 << 20))
+        .expect("it can be cut");
+    let said = fail_with(
+        undercroft(&story.repo)
+            .args(["backup", "--vm", "web", "--overlay"])
+            .arg(&short),
+        1,
+    );
+    assert!(said.contains("cut short"), "{said}");
     // The newest snapshot is another one now.
     let said = fail_with(&mut story.command(&overlay), 1);
     assert!(

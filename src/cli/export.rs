@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use undercroft_dataplane::nbd::export::Listen;
-use undercroft_dataplane::view::CACHE_LEN_DEFAULT;
 use undercroft_format::nbd::wire::PORT;
 
 use crate::disk_spec::DiskSpec;
@@ -58,7 +57,7 @@ pub struct Args {
     #[arg(long, requires = "overlay")]
     discard: bool,
     /// Decoded data kept in memory
-    #[arg(long, value_name = "SIZE", default_value_t = CACHE_LEN_DEFAULT, value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_size)]
     cache_size: u64,
 }
 

@@ -34,10 +34,24 @@ pub struct Mount<'a> {
     session: ManuallyDrop<BackgroundSession>,
 }
 
+/// Whether the program behind a mount has died.
+fn is_dead(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED)
+    )
+}
+
 /// Checks that something can be mounted at `mountpoint`.
 pub fn check(mountpoint: &Path) -> anyhow::Result<()> {
     let shown = mountpoint.display();
     let problem = |text: String, hint: String| Err(Problem::new(text).hint(hint).into());
+    let dead = || {
+        problem(
+            format!("at {shown} there is a mount whose program has died"),
+            format!("unmount it: umount {shown}, or fusermount3 -u {shown}"),
+        )
+    };
     match std::fs::metadata(mountpoint) {
         Ok(found) if !found.is_dir() => {
             return problem(
@@ -52,21 +66,14 @@ pub fn check(mountpoint: &Path) -> anyhow::Result<()> {
                 format!("make it: mkdir -p {shown}"),
             );
         }
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::ENOTCONN | libc::ECONNABORTED)
-            ) =>
-        {
-            return problem(
-                format!("at {shown} there is a mount whose program has died"),
-                format!("unmount it: umount {shown}, or fusermount3 -u {shown}"),
-            );
-        }
+        Err(error) if is_dead(&error) => return dead(),
         Err(error) => return Err(error).with_context(|| format!("looking at {shown}")),
     }
-    let mut entries =
-        std::fs::read_dir(mountpoint).with_context(|| format!("looking into {shown}"))?;
+    let entries = std::fs::read_dir(mountpoint);
+    if entries.as_ref().is_err_and(is_dead) {
+        return dead();
+    }
+    let mut entries = entries.with_context(|| format!("looking into {shown}"))?;
     if entries.next().is_some() {
         return problem(
             format!("the mountpoint {shown} is not empty: what is in it would be hidden"),

@@ -71,6 +71,15 @@ impl OverlayFile {
         let file = OsFile::open_write(path, false).map_err(failed("opening"))?;
         let file: Arc<dyn BlockFile> = Arc::new(file);
         let header = header_of(&*file, path)?;
+        let (len, expected) = (file.len().map_err(failed("reading"))?, header.file_len());
+        // What is missing would read as zeros where something else was flushed.
+        if len < expected {
+            return Err(OverlayError::CutShort {
+                path: shown(),
+                len,
+                expected,
+            });
+        }
         let overlay = Overlay::open(file, data, header).map_err(failed("reading"))?;
         Ok(Self {
             overlay: Arc::new(overlay),

@@ -58,6 +58,16 @@ pub enum OverlayError {
         /// What is wrong.
         source: DecodeError,
     },
+    /// A copy that broke off, or a file system that lost its end.
+    #[error("the overlay {path} is cut short: it has {len} bytes, where {expected} are expected")]
+    CutShort {
+        /// Its file.
+        path: String,
+        /// Its length.
+        len: u64,
+        /// What its header asks for.
+        expected: u64,
+    },
     /// It lies over something else.
     #[error("the overlay {path} lies over another disk: its {what} is {found}, not {wanted}")]
     OtherDisk {
