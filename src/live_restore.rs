@@ -139,6 +139,8 @@ fn fill(disk: &OverlayDisk, stopping: &AtomicBool, done: impl FnOnce()) -> anyho
                 format!("{bytes} bytes could not be restored yet, and are tried again: {problem}");
             warn(text);
         } else if filled.missing.is_empty() && !is_stopping() {
+            // From now on the target alone is the disk.
+            disk.settle_zeros().context("making zeros in the target")?;
             done();
             return Ok(true);
         }

@@ -97,6 +97,35 @@ fn what_clients_flush_is_in_the_restored_disk_after_crashes() {
     assert!(!story.path("target.raw.live").exists());
 }
 
+/// Zeros that were flushed, and a write over them that was not: the crash takes the write back, from the target, too.
+#[test]
+fn what_a_crash_takes_back_is_not_in_the_restored_disk() {
+    let mut story = story();
+    let target = story.path("target.raw");
+    let mut exporter = Exporter::start(&mut story.restore(&target));
+    assert_eq!(exporter.next_said()["event"], "restored");
+    story.python(
+        exporter.uri(),
+        "h.zero(1 << 20, 1 << 20)\nh.flush()\nh.pwrite(b'w' * 65536, 1 << 20)\n",
+    );
+    exporter.kill();
+    story.image.bytes[1 << 20..2 << 20].fill(0);
+    let mut exporter = Exporter::start(&mut story.restore(&target));
+    story.python(
+        exporter.uri(),
+        "assert h.pread(65536, 1 << 20) == bytes(65536)\n",
+    );
+    assert_eq!(exporter.next_said()["event"], "restored");
+    let (code, _) = exporter.terminate();
+    assert_eq!(code, Some(0));
+    let restored = std::fs::read(&target).expect("the disk");
+    let differs = restored
+        .iter()
+        .zip(&story.image.bytes)
+        .position(|(a, b)| a != b);
+    assert_eq!((restored.len(), differs), (LEN, None));
+}
+
 #[test]
 fn what_is_damaged_is_told_and_the_rest_is_restored() {
     let story = story();

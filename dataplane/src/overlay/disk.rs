@@ -54,7 +54,7 @@ impl OverlayDisk {
     }
 
     /// Tells `found` of the runs of parts in `range` that are at one place.
-    fn runs(
+    pub(super) fn runs(
         &self,
         range: DiskRange,
         found: &mut dyn FnMut(DiskRange, PartState) -> io::Result<()>,

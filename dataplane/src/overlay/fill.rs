@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use undercroft_format::overlay::{BLOCK_LEN, BlockState, PART_LEN, PARTS};
+use undercroft_format::overlay::{BLOCK_LEN, BlockState, DataPlace, PART_LEN, PARTS, PartState};
 use undercroft_format::units::DiskRange;
 
 use super::disk::OverlayDisk;
@@ -84,6 +84,33 @@ impl OverlayDisk {
         }
         self.overlay.flush()?;
         Ok(filled)
+    }
+
+    /// Makes zeros in the final place of what the map calls zeros whatever lies there: what was there before the restore,
+    /// or what was written and lost its entry in a crash. Until then the final place is the disk only together with the map.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn settle_zeros(&self) -> io::Result<()> {
+        let (overlay, size) = (&self.overlay, self.size().get());
+        if overlay.header.data == DataPlace::Here {
+            return Ok(());
+        }
+        let first = overlay.header.data_at(0);
+        let mut at = 0;
+        while at < size
+            && let Some(data) = overlay.data.next_data(first + at, first + size)?
+        {
+            let (start, end) = (data.start - first, (data.end - first).min(size));
+            self.by_block(DiskRange::new(start, end), |range| {
+                self.runs(range, &mut |run, state| match state {
+                    PartState::Zeros => overlay.data.punch(first + run.start, run.len()),
+                    _ => Ok(()),
+                })
+            })?;
+            at = end;
+        }
+        overlay.data.sync()
     }
 
     fn fill_blocks(
