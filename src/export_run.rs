@@ -219,6 +219,24 @@ fn choose(read: &PinnedRead, request: &Request) -> anyhow::Result<Vec<DiskManife
     if disks.is_empty() {
         return Err(Problem::new("the snapshot has no disks: there is nothing to export").into());
     }
+    if request.live.is_some() && disks.len() > 1 {
+        return Err(Problem::usage(format!(
+            "--live restores one disk, and the snapshot has {} ({})",
+            disks.len(),
+            labels()
+        ))
+        .hint("choose one: --disk LABEL")
+        .into());
+    }
+    if request.overlay.is_some() && disks.len() > 1 {
+        return Err(Problem::usage(format!(
+            "an overlay is of one disk, and the snapshot has {} ({})",
+            disks.len(),
+            labels()
+        ))
+        .hint(format!("name one, as in {}:DISK", request.spec))
+        .into());
+    }
     if request.name.is_some() && disks.len() > 1 {
         return Err(
             Problem::usage("--name is for one disk, and the snapshot has several")
